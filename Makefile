@@ -1,0 +1,78 @@
+# Targets that people, hooks and CI share. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+# Where torch comes from: pypi (pip's own default), cpu, or a CUDA tag such as cu130. The last choice is kept.
+TORCH ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),pypi)
+STAMP := $(VENV)/.installed-$(TORCH)
+TORCH_PIN = $(shell grep -E '^torch==' requirements.lock)
+TORCH_INDEX := $(if $(filter pypi,$(TORCH)),,--index-url https://download.pytorch.org/whl/$(TORCH))
+PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+# Stages call `python`; it must be the one of the virtual environment.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help setup repro small test lint format lock bench ui clean
+
+help: ## list these targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 15
+	@echo "  TORCH=pypi|cpu|cu130 chooses where setup takes torch from (now: $(TORCH))"
+
+setup: $(STAMP) ## create .venv from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later on PATH: install one" >&2; exit 1; }
+	@echo "Setting up $(VENV): torch from $(TORCH), the rest from requirements.lock (some minutes)"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	test -e $@ || ! ls $(VENV)/.installed-* 2>/dev/null || $(PIP) uninstall --quiet --yes torch
+	rm -f $(VENV)/.installed-*
+	$(PIP) install --quiet $(TORCH_INDEX) "$(TORCH_PIN)"
+	$(PIP) install --quiet --requirement requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+repro: setup ## run the pipeline, then print its summary and where to look next
+	dvc repro
+	@kvguard summary
+
+small: setup ## run a small pipeline on the last commit, in a fresh clone under build/small
+	rm -rf build/small && git clone --quiet . build/small
+	cd build/small && dvc exp run --set-param sample.n=24 --set-param generate.preset=small && kvguard summary
+
+test: setup ## run the tests
+	python -m pytest
+
+lint: setup ## check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: setup ## mend style
+	ruff check --fix .
+	ruff format .
+
+lock: ## pin the newest allowed versions in requirements.lock, torch as it is
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet $(TORCH_INDEX) "$(or $(TORCH_PIN),torch)" setuptools
+	build/lock/bin/python -m pip install --quiet --no-build-isolation "$(or $(TORCH_PIN),torch)" ".[dev]"
+	build/lock/bin/python -m pip check
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude kvguard \
+		| grep -vE '^(nvidia-(cu|nvjitlink|nvshmem|nvtx)|cuda-|triton==)' \
+		| sed -E -e 's/^([^+]+)\+.*/\1/' \
+			-e 's/^(nvidia-nccl.*)/\1 ; platform_system == "Linux" and platform_machine == "x86_64"/' \
+		> build/requirements.lock
+	mv build/requirements.lock requirements.lock && rm -rf build/lock
+
+bench: setup ## timed comparisons with kvpress, one sequence at a time
+	for file in benchmarks/*.py; do python "$$file"; done
+
+ui: setup ## open the tracked runs at http://127.0.0.1:5000
+	mlflow ui
+
+clean: ## remove .venv and every cache; data, runs and models stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

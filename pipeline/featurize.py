@@ -1,0 +1,35 @@
+"""Turn the signals of every token into features and hazard labels."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.model_option
+@edge.params_option
+@edge.one_line_errors
+def main(model: str, params_path: Path) -> None:  # noqa: D103
+    from kvguard import layout, tracking
+    from kvguard.config import load_params
+    from kvguard.features import featurize, thinking_mask
+    from kvguard.models.registry import load_model
+
+    params = load_params(params_path)
+    spec = params.spec(model)
+    source, out = layout.traces(model), layout.features(model)
+    settings = {"featurize": params.featurize.model_dump(), "model": spec.model_dump()}
+    with tracking.run("featurize", model=model, params=settings, inputs=[source]) as run:
+        run.log_table(f"traces-{model}", source)
+        mask = thinking_mask(load_model(model, spec, "cpu").tokenizer, params.featurize.thinking_words)
+        metrics = featurize(layout.generated(model), params.featurize, spec.max_new_tokens, mask, out)
+        run.log_metrics(metrics)
+        run.log_table(f"features-{model}", out, context="output")
+        run.log_outputs([out])
+    click.echo(f"{out}: {metrics['n_tokens']} tokens, {metrics['label_share']:.1%} labelled")
+
+
+if __name__ == "__main__":
+    main()

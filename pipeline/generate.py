@@ -1,0 +1,39 @@
+"""Answer every prompt under every condition, keeping the parts that earlier runs finished."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.model_option
+@edge.params_option
+@edge.one_line_errors
+def main(model: str, params_path: Path) -> None:  # noqa: D103
+    from kvguard import layout, tracking
+    from kvguard.config import load_params
+    from kvguard.commands.plan import plan_sweep
+    from kvguard.generation.sweep import run_sweep
+    from kvguard.report.tables import outcomes, overall
+    from kvguard.traces import read_table
+
+    params = load_params(params_path)
+    source, out = layout.prompts(model), layout.generated(model)
+    sweep = plan_sweep(params, model, read_table("prompts", source))
+    settings = {"model": params.spec(model).model_dump(), "generate": params.generate.model_dump()}
+    settings |= {"conditions": len(sweep.conditions), "catastrophes": params.catastrophes.model_dump()}
+    with tracking.run("generate", model=model, params=settings, inputs=[source]) as run:
+        run.log_table(f"prompts-{model}", source)
+        result = run_sweep(sweep, out)
+        traces = read_table("traces", result.traces)
+        run.log_metrics({"parts": {"made": result.n_made, "kept": result.n_kept}, **overall(traces)})
+        run.log_metrics({f"{c}.{r:g}": row for (c, r), row in outcomes(traces).to_dict("index").items()})
+        run.log_table(f"traces-{model}", result.traces, context="output")
+        run.log_outputs([out])
+    click.echo(f"{out}: {len(traces)} traces; {result.n_made} parts made, {result.n_kept} kept")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Check the tables against the plan and against each other."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.model_option
+@edge.params_option
+@edge.one_line_errors
+def main(model: str, params_path: Path) -> None:  # noqa: D103
+    from kvguard import layout, tracking
+    from kvguard.compressors import conditions
+    from kvguard.config import load_params
+    from kvguard.errors import KvguardError
+    from kvguard.models.registry import load_model
+    from kvguard.validation import Plan, snapkv_windows, validate
+
+    params = load_params(params_path)
+    spec = params.spec(model)
+    prompts, features = layout.prompts(model), layout.features(model)
+    out, metrics = layout.validation_report(model), layout.metrics("validate", model)
+    inputs = [prompts, layout.traces(model), features]
+    settings = {"validate": params.validation.model_dump(), "model": spec.model_dump()}
+    with tracking.run("validate", model=model, params=settings, inputs=inputs) as run:
+        plan = Plan(
+            conditions=conditions(params.presets[params.generate.preset]),
+            max_new_tokens=spec.max_new_tokens,
+            vocab_size=load_model(model, spec, "cpu").model.config.get_text_config().vocab_size,
+            snapkv_windows=snapkv_windows(params.compressors),
+        )
+        report = validate(prompts, layout.generated(model), features, plan, params.validation)
+        layout.write_text(out, report.markdown)
+        layout.write_json(metrics, report.metrics)
+        run.log_metrics(report.metrics)
+        run.log_artifact(out)
+        run.log_outputs([out, metrics])
+        if not report.ok:
+            raise KvguardError(f"{model}: the data break a tolerance of params.yaml, validate: read {out}")
+    click.echo(f"{out}: {report.metrics['n_traces']} traces agree with their plan")
+
+
+if __name__ == "__main__":
+    main()

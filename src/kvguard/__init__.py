@@ -1,0 +1,1 @@
+"""Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""

@@ -1,0 +1,46 @@
+"""What the shell commands and the stage scripts share: options, and errors of one line."""
+
+import errno
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvguard.errors import KvguardError
+
+# What the user can mend outside the program; any other OSError is a bug and keeps its traceback.
+_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+params_option = click.option(
+    "--params",
+    "params_path",
+    type=click.Path(path_type=Path),
+    default="params.yaml",
+    show_default=True,
+    help="The settings.",
+)
+model_option = click.option("--model", required=True, help="A name from models in the settings.")
+protocol_option = click.option(
+    "--protocol", type=click.Choice(["v1", "v2"]), default="v2", show_default=True, help="How it is evaluated."
+)
+
+
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Make ``command`` print a failure the user can mend as one line on stderr, and exit with 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KvguardError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno not in _OUTSIDE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror}: free some space, or make it writable"
+            raise click.ClickException(message) from error
+
+    return wrapper

@@ -1,0 +1,66 @@
+"""The embedded reference models."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.group()
+def reference() -> None:
+    """Make the embedded reference models again."""
+
+
+@reference.command()
+@click.option("--architecture", type=click.Choice(["qwen2", "llama"]), required=True)
+@click.option(
+    "--gsm8k",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help="GSM8K's train.jsonl, read as running text.",
+)
+@click.option(
+    "--run-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Checkpoints; an existing one is resumed. runs/reference-ARCHITECTURE by default.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where weights and tokenizer go; RUN_FOLDER/export by default.",
+)
+@click.option("--total-tokens", type=click.IntRange(min=1), help="The token budget.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
+@edge.one_line_errors
+def train(
+    architecture: str,
+    gsm8k: Path,
+    run_folder: Path | None,
+    out: Path | None,
+    total_tokens: int | None,
+    seed: int,
+    compiled: bool,
+) -> None:
+    """Train a reference model, on a GPU if there is one, and export it; resumes, logs to MLflow."""
+    import dataclasses
+    import logging
+
+    from kvguard import tracking
+    from kvguard.models.reference.train import TrainSettings, export
+    from kvguard.models.reference.train import train as train_model
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    folder = run_folder or Path("runs") / f"reference-{architecture}"
+    settings = TrainSettings(
+        architecture=architecture, gsm8k=gsm8k, run_folder=folder, seed=seed, compile=compiled
+    )
+    if total_tokens is not None:
+        settings = dataclasses.replace(settings, total_tokens=total_tokens)
+    out = out or folder / "export"
+    with tracking.run("reference", model=architecture, params=dataclasses.asdict(settings)) as run:
+        train_model(settings, run.log_metrics)
+        step = export(settings, out)
+        run.log_outputs([out])
+    click.echo(f"{out}: weights and tokenizer at step {step}")

@@ -1,0 +1,35 @@
+"""A sweep outside the pipeline, into a folder of one's choice."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command()
+@edge.model_option
+@click.option("--preset", help="A name from presets in the settings; that of generate by default.")
+@click.option("-n", "n", type=click.IntRange(min=1), help="Prompts; as many as the settings say by default.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder.")
+@edge.params_option
+@edge.one_line_errors
+def sweep(model: str, preset: str | None, n: int | None, out: Path, params_path: Path) -> None:
+    """Generate the traces of a preset; started again, it keeps what is finished."""
+    from kvguard.commands.plan import draw_prompts, plan_sweep
+    from kvguard.config import check_known, load_params
+    from kvguard.generation.sweep import run_sweep
+    from kvguard.report.tables import outcomes
+    from kvguard.report.terminal import condition_table
+    from kvguard.traces import read_table, write_table
+
+    params = load_params(params_path)
+    if preset is not None:
+        check_known("--preset", preset, params.presets)
+    chosen = params.presets[preset or params.generate.preset]
+    prompts = draw_prompts(params, model, n)
+    plan = plan_sweep(params, model, prompts, chosen)
+    write_table("prompts", prompts, out / "prompts.parquet")
+    result = run_sweep(plan, out)
+    click.echo(condition_table(outcomes(read_table("traces", result.traces))))
+    click.echo(f"\n{out}: {result.n_made} parts made, {result.n_kept} kept")

@@ -1,0 +1,307 @@
+"""params.yaml as frozen, typed objects that refuse what they do not know."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kvguard.errors import KvguardError
+
+NO_COMPRESSION = "none"
+
+Text = Annotated[str, Field(strict=True, min_length=1)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Positive = Annotated[float, Field(strict=True, gt=0)]
+Ratio = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Protocol = Literal["v1", "v2"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Section):
+    """Where a model comes from and how it is asked."""
+
+    source: Text
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    task: Text
+    task_source: Text | None = None
+    n_shots: Natural = 3
+    max_new_tokens: Count = 256
+
+
+class SampleParams(_Section):
+    """How many prompts each model is asked."""
+
+    n: Count
+
+
+class Preset(_Section):
+    """Which conditions a sweep covers: names crossed with ``ratios``, or ``name@ratio`` entries.
+
+    The uncompressed baseline is always one of them.
+    """
+
+    compressors: tuple[Text, ...]
+    ratios: tuple[Ratio, ...] = ()
+
+    @field_validator("compressors")
+    @classmethod
+    def _entries_parse(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        names = [_parse_entry(entry)[0] for entry in entries]
+        return entries if NO_COMPRESSION in names else (NO_COMPRESSION, *entries)
+
+    @model_validator(mode="after")
+    def _plain_names_have_ratios(self) -> "Preset":
+        for entry in self.compressors:
+            if "@" not in entry and entry != NO_COMPRESSION and not self.ratios:
+                raise ValueError(f"{entry!r} has no ratio: list some under ratios, or write {entry}@0.5")
+        return self
+
+    def pairs(self) -> list[tuple[str, float]]:
+        """Return each (compressor, ratio) once, in order, after the uncompressed baseline."""
+        pairs = [(NO_COMPRESSION, 0.0)]
+        for entry in self.compressors:
+            name, ratio = _parse_entry(entry)
+            if name != NO_COMPRESSION:
+                pairs += [(name, r) for r in (self.ratios if ratio is None else (ratio,))]
+        return list(dict.fromkeys(pairs))
+
+
+class CompressorSpec(_Section):
+    """A kvpress press by class name, and the arguments it is built with (all but the ratio)."""
+
+    press: Text
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_params(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or isinstance(data.get("params"), dict):
+            return data
+        if "compression_ratio" in data:
+            raise ValueError("compression_ratio comes from the preset: remove it here")
+        return {
+            **({"press": data["press"]} if "press" in data else {}),
+            "params": {key: value for key, value in data.items() if key != "press"},
+        }
+
+
+class GenerateParams(_Section):
+    """How the sweep is cut into parts and batches."""
+
+    preset: Text
+    prompts_per_part: Count = 100
+    batch_size: Count | Literal["auto"] = "auto"
+    workers: Count | Literal["auto"] = "auto"
+    workers: Count | Literal["auto"] = "auto"
+
+
+class CatastropheParams(_Section):
+    """When a trace counts as looping, as endless, as having forgotten its question."""
+
+    loop_window: Count = 20
+    loop_repeats: Annotated[int, Field(strict=True, ge=2)] = 3
+    nontermination_onset: Share = 0.75
+    amnesia_threshold: Share = 0.5
+
+
+class FeaturizeParams(_Section):
+    """How signals become feature rows and labels."""
+
+    horizon: Count = 32
+    window: Count = 8
+    thinking_words: tuple[Text, ...] = ()
+
+
+class ValidateParams(_Section):
+    """What the data checks tolerate."""
+
+    max_snapkv_inside_window: Share = 0.0
+
+
+class SplitParams(_Section):
+    """Shares of the prompts that train, tune and test."""
+
+    train: Share
+    tune: Share
+    test: Share
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "SplitParams":
+        total = self.train + self.tune + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + tune + test = {total:g}: the shares must sum to 1")
+        if not min(self.train, self.tune, self.test):
+            raise ValueError("a share of 0 leaves a part empty: give each part some prompts")
+        return self
+
+
+class XgboostParams(_Section):
+    """Settings of the hazard model, under XGBoost's own names."""
+
+    n_estimators: Count = 300
+    max_depth: Count = 6
+    learning_rate: Positive = 0.1
+    subsample: Share = 0.8
+    colsample_bytree: Share = 0.8
+    min_child_weight: Annotated[float, Field(strict=True, ge=0)] = 5
+    early_stopping_rounds: Count = 20
+    max_bin: Annotated[int, Field(strict=True, ge=2)] = 128
+
+
+class TrainParams(_Section):
+    """How the hazard model is trained."""
+
+    split: SplitParams
+    exclude_features: tuple[Text, ...] = ()
+    xgboost: XgboostParams = XgboostParams()
+
+
+class ControllerParams(_Section):
+    """An operating point: thresholds on the hazard, and hysteresis in tokens."""
+
+    tau_low: Share
+    tau_high: Share
+    k_escalate: Count
+    j_deescalate: Count
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> "ControllerParams":
+        if self.tau_low > self.tau_high:
+            raise ValueError(f"tau_low {self.tau_low:g} is above tau_high {self.tau_high:g}: swap them")
+        return self
+
+
+class Params(_Section):
+    """All of params.yaml. The key ``validate`` is the attribute ``validation``."""
+
+    model: Text
+    transfer_to: Text
+    seed: Natural
+    protocols: tuple[Protocol, ...] = Field(min_length=1)
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    models: dict[str, ModelSpec]
+    sample: SampleParams
+    presets: dict[str, Preset]
+    compressors: dict[str, CompressorSpec]
+    generate: GenerateParams
+    catastrophes: CatastropheParams
+    featurize: FeaturizeParams
+    validation: ValidateParams = Field(alias="validate")
+    train: TrainParams
+    evaluate: ControllerParams
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> "Params":
+        from kvguard.tasks import TASK_NAMES
+
+        check_known("model", self.model, self.models)
+        check_known("transfer_to", self.transfer_to, self.models)
+        check_known("generate.preset", self.generate.preset, self.presets)
+        if self.model == self.transfer_to:
+            raise KvguardError(f"transfer_to: {self.transfer_to!r} is also the model: name another of models")
+        if len(set(self.protocols)) < len(self.protocols):
+            raise KvguardError(f"protocols: {list(self.protocols)} names one twice: keep each once")
+        for name, spec in self.models.items():
+            check_known(f"models.{name}.task", spec.task, TASK_NAMES)
+        if NO_COMPRESSION in self.compressors:
+            raise KvguardError(f"compressors.{NO_COMPRESSION}: the name of the baseline is taken: rename it")
+        for name, preset in self.presets.items():
+            for compressor, _ in preset.pairs()[1:]:
+                check_known(f"presets.{name}.compressors", compressor, self.compressors)
+        return self
+
+    def spec(self, model: str) -> ModelSpec:
+        """Return the spec of the model called ``model``."""
+        check_known("model", model, self.models)
+        return self.models[model]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read ``path`` and check every key, value and name in it.
+
+    Raises
+    ------
+    KvguardError
+        One line: the file, the key, the value, and what would mend it.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KvguardError(f"{path}: no such file: run in the repository, or pass --params") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvguardError(f"{path}: cannot be read ({error}): restore it with git") from None
+    except yaml.YAMLError as error:
+        raise KvguardError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise KvguardError(f"{path}: holds no settings: restore it with `git checkout {path}`")
+    try:
+        return Params.model_validate(data)
+    except ValidationError as error:
+        raise KvguardError(f"{path}: {_first_mistake(error)}") from None
+    except KvguardError as error:
+        raise KvguardError(f"{path}: {error}") from None
+
+
+def check_known(key: str, name: str, known: Iterable[str]) -> None:
+    """Raise a one-line error naming ``key``, the nearest name and all names unless ``name`` is known."""
+    names = list(known)
+    if name not in names:
+        raise KvguardError(f"{key}: unknown name {name!r}{_did_you_mean(name, names)}; {_listed(names)}")
+
+
+def _parse_entry(entry: str) -> tuple[str, float | None]:
+    name, at, text = entry.partition("@")
+    if not at:
+        return name, None
+    try:
+        ratio = float(text)
+    except ValueError:
+        raise ValueError(f"{entry!r} is not name@ratio, as in snapkv@0.5") from None
+    if not 0 <= ratio < 1:
+        raise ValueError(f"{entry!r}: the ratio is the share removed: it must lie in [0, 1)")
+    return name, ratio
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistake = error.errors()[0]
+    location = tuple(str(part) for part in mistake["loc"])
+    key = ".".join(location)
+    if mistake["type"] == "extra_forbidden":
+        names = _fields_beside(location)
+        return f"unknown key {key!r}{_did_you_mean(location[-1], names)}; {_listed(names)}"
+    if mistake["type"] == "missing":
+        return f"missing key {key!r}: add it"
+    message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {mistake['input']!r} does not fit: {message[0].lower()}{message[1:]}"
+
+
+def _fields_beside(location: tuple[str, ...]) -> list[str]:
+    """Return the keys allowed where the key at ``location`` was found."""
+    kind: Any = Params
+    for part in location[:-1]:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = next(
+                f.annotation for name, f in kind.model_fields.items() if (f.alias or name) == part
+            )
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _listed(names: list[str]) -> str:
+    return f"known: {', '.join(names)}" if names else "none are known here"

@@ -1,0 +1,288 @@
+"""The features of a token, from one definition that serves whole tables and live decoding.
+
+:func:`_compute` is the definition. It sees a token's signals and the last 8 values of the rolled series;
+:func:`featurize_tokens` takes those from a table, :class:`FeatureState` from what it was fed so far. The
+operations and their order are the same, so the features are equal bit for bit.
+
+Rolling statistics run over the tokens t-7 .. t, and at t < 7 over the tokens so far; the standard deviation
+is the population's. ``delta_h`` is 0 at t = 0, where ``delta_h_valid`` is 0, and enters its rolling statistics
+as 0 there. Every feature but v1's ``token_position_v1`` (t / trace length) is causal.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kvguard.config import FeaturizeParams
+from kvguard.errors import KvguardError
+from kvguard.hazard.labels import hazard_labels
+from kvguard.repetition import Ints, RepeatCounter, repeat_counts
+from kvguard.schemas import FEATURES, ROLLED, SIGNALS, TABLES
+from kvguard.traces import open_table, read_table, token_paths
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+WINDOW = 8  # tokens of a rolling statistic: part of the features' names
+REPEAT_WINDOW = 20  # tokens of the window that rep_count counts
+_N_SIGNALS = len(SIGNALS) - 1  # all but rank_of_chosen, which only v1 reads
+_SERIES = (*ROLLED, "rep_count")
+_ROLLED_SIGNALS = [SIGNALS.index(name) for name in ROLLED[:-1]]
+_ROW = {name: row for row, name in enumerate(FEATURES)}
+_MEANS = slice(_ROW["entropy_mean_8"], _ROW["delta_h_mean_8"] + 1, 2)
+_STDS = slice(_ROW["entropy_std_8"], _ROW["delta_h_std_8"] + 1, 2)
+_CHUNK = 1 << 14  # tokens whose windows are gathered together: they stay in the CPU's cache
+_NO_ONSET = -1
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer."""
+
+    def __len__(self) -> int: ...
+
+    def batch_decode(self, sequences: list[list[int]]) -> list[str]: ...
+
+
+def feature_columns(protocol: Literal["v1", "v2"]) -> list[str]:
+    """Return the model's features in order: 40 for v2; v1 has its own token_position and rank_of_chosen."""
+    if protocol == "v2":
+        return list(FEATURES)
+    own_position = ["token_position_v1" if name == "token_position" else name for name in FEATURES]
+    return [*own_position, "rank_of_chosen"]
+
+
+def thinking_mask(tokenizer: Tokenizer, words: Iterable[str]) -> Bools:
+    """Return for every token id whether its text, without surrounding space and case, is one of ``words``. [V]"""
+    wanted = {word.lower() for word in words}
+    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    return np.array([text.strip().lower() in wanted for text in texts], dtype=bool)
+
+
+def _look_up(mask: Bools, token_ids: NDArray[Any]) -> Bools:
+    """Return ``mask[token_ids]``; ids past its end (a padded vocabulary's) are no words. [R]"""
+    return np.append(mask, False)[np.minimum(token_ids, len(mask))]
+
+
+def _compute(
+    signals: Floats, windows: Floats, t: Ints, thinking: Bools, ratio: Floats, max_new_tokens: int, out: Floats
+) -> None:
+    """Write the features of R tokens to ``out``; the one definition.
+
+    Parameters
+    ----------
+    signals
+        Rows of ``SIGNALS``, rank_of_chosen aside. [25, R]
+    windows
+        The last values of each series in ``_SERIES``, newest first, 0 before the trace began. [8, 5, R]
+    t, thinking, ratio
+        Token index, whether the token is a thinking word, compression ratio. [R]
+    out
+        Rows of ``FEATURES``. [40, R]
+    """
+    rolled = windows[:, : len(ROLLED)]
+    count = np.minimum(t + 1, WINDOW).astype(np.float32)
+    mean = rolled[0].copy()
+    for back in range(1, WINDOW):
+        mean += rolled[back]
+    mean /= count
+    squares = np.zeros_like(mean)
+    for back in range(WINDOW):
+        deviation = rolled[back] - mean
+        deviation *= t >= back
+        deviation *= deviation
+        squares += deviation
+    squares /= count
+    out[:_N_SIGNALS] = signals
+    out[_ROW["delta_h"]] = windows[0, _SERIES.index("delta_h")]
+    out[_ROW["delta_h_valid"]] = t > 0
+    out[_ROW["rep_count"]] = windows[0, -1]
+    out[_ROW["is_thinking_token"]] = thinking
+    out[_MEANS] = mean
+    out[_STDS] = np.sqrt(squares)
+    out[_ROW["rep_count_sum_8"]] = windows[:, -1].sum(axis=0)
+    out[_ROW["token_position"]] = t.astype(np.float32) / np.float32(max_new_tokens)
+    out[_ROW["compression_ratio"]] = ratio
+
+
+class FeatureState:
+    """Features token by token for many rows at once; every row has its own clock.
+
+    Parameters
+    ----------
+    ratios
+        Compression ratio of each row. [B]
+    mask
+        See :func:`thinking_mask`. [V]
+    """
+
+    def __init__(self, ratios: NDArray[Any], mask: Bools, max_new_tokens: int) -> None:
+        n_rows = len(ratios)
+        self._ratios = np.asarray(ratios, dtype=np.float32)
+        self._mask = mask
+        self._max_new_tokens = max_new_tokens
+        self._t = np.zeros(n_rows, dtype=np.int64)
+        self._windows = np.zeros((WINDOW, len(_SERIES), n_rows), dtype=np.float32)
+        self._repeats = RepeatCounter(n_rows, REPEAT_WINDOW, max_new_tokens)
+
+    def update(
+        self, signals: Floats, token_ids: NDArray[Any], rows: Ints | slice = slice(None)
+    ) -> Floats:
+        """Take the next token of each of ``rows`` and return its features.
+
+        Parameters
+        ----------
+        signals
+            In the order of ``SIGNALS``; rank_of_chosen may be left out. [R, 25 or 26]
+        token_ids
+            [R]
+        rows
+            Which rows these are, all by default.
+
+        Returns
+        -------
+        Floats
+            In the order of ``FEATURES``. [R, 40]
+        """
+        columns = np.ascontiguousarray(signals[:, :_N_SIGNALS].T)
+        t = self._t[rows]
+        windows = self._windows[:, :, rows]
+        newest = np.empty((len(_SERIES), len(t)), dtype=np.float32)
+        newest[:3] = columns[_ROLLED_SIGNALS]
+        newest[3] = np.where(t > 0, newest[0] - windows[0, 0], np.float32(0))
+        newest[4] = self._repeats.update(token_ids, rows)
+        windows = np.concatenate([newest[None], windows[:-1]])
+        out = np.empty((len(FEATURES), len(t)), dtype=np.float32)
+        thinking = _look_up(self._mask, token_ids)
+        _compute(columns, windows, t, thinking, self._ratios[rows], self._max_new_tokens, out)
+        self._windows[:, :, rows] = windows
+        self._t[rows] = t + 1
+        return np.ascontiguousarray(out.T)
+
+
+def featurize_tokens(
+    tokens: pd.DataFrame, traces: pd.DataFrame, params: FeaturizeParams, max_new_tokens: int, mask: Bools
+) -> pd.DataFrame:
+    """Return the features table of a tokens table.
+
+    Parameters
+    ----------
+    tokens
+        A tokens table ordered by (trace_id, t), each trace whole.
+    traces
+        Needs trace_id, ratio and onset (null = none) of at least these traces.
+    mask
+        See :func:`thinking_mask`. [V]
+
+    Raises
+    ------
+    KvguardError
+        A trace is not in ``traces``, or its tokens are not numbered 0, 1, 2, ...
+    """
+    trace_id = tokens["trace_id"].to_numpy()
+    t = tokens["t"].to_numpy().astype(np.int64)
+    starts = np.flatnonzero(np.diff(trace_id, prepend=-1))
+    lengths = np.diff(starts, append=len(trace_id))
+    _check_order(trace_id, t, np.arange(len(t)) - np.repeat(starts, lengths))
+    ratio, onset = _trace_columns(traces, trace_id[starts])
+    ratio, onset = np.repeat(ratio, lengths), np.repeat(onset, lengths)
+
+    signals = [tokens[name].to_numpy() for name in SIGNALS[:-1]]
+    series = np.zeros((len(_SERIES), WINDOW + len(t)), dtype=np.float32)  # WINDOW zeros before the first token
+    now = series[:, WINDOW:]
+    for row, name in enumerate(ROLLED[:-1]):
+        now[row] = tokens[name].to_numpy()
+    np.subtract(now[0, 1:], now[0, :-1], out=now[3, 1:])
+    now[3, starts] = 0
+    now[4] = repeat_counts(tokens["token_id"].to_numpy(), lengths, REPEAT_WINDOW)
+    thinking = _look_up(mask, tokens["token_id"].to_numpy())
+
+    out = np.empty((len(FEATURES), len(t)), dtype=np.float32)
+    for begin in range(0, len(t), _CHUNK):
+        chunk = slice(begin, min(begin + _CHUNK, len(t)))
+        _compute(
+            np.stack([column[chunk] for column in signals]),
+            _gather_windows(series, t[chunk], begin),
+            t[chunk],
+            thinking[chunk],
+            ratio[chunk],
+            max_new_tokens,
+            out[:, chunk],
+        )
+    label, pre_onset = hazard_labels(t, onset, params.horizon)
+    columns = {
+        "trace_id": trace_id,
+        "t": tokens["t"].to_numpy(),
+        **dict(zip(FEATURES, out, strict=True)),
+        "rank_of_chosen": tokens["rank_of_chosen"].to_numpy(),
+        "token_position_v1": (t / np.repeat(lengths, lengths)).astype(np.float32),
+        "label": label,
+        "pre_onset": pre_onset,
+    }
+    return pd.DataFrame({name: columns[name] for name in TABLES["features"].columns}, copy=False)
+
+
+def _gather_windows(series: Floats, t: Ints, begin: int) -> Floats:
+    """Return the last values of the tokens from ``begin`` on, newest first, 0 before their trace. [8, 5, R]"""
+    windows = np.empty((WINDOW, len(series), len(t)), dtype=np.float32)
+    for back in range(WINDOW):
+        stop = WINDOW + begin - back + len(t)
+        np.multiply(series[:, stop - len(t) : stop], t >= back, out=windows[back])
+    return windows
+
+
+def _check_order(trace_id: NDArray[Any], t: Ints, expected: Ints) -> None:
+    wrong = (t != expected) | (np.diff(trace_id, prepend=trace_id[:1]) < 0)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise KvguardError(
+            f"tokens table: column t, row {row}: trace {trace_id[row]} has t = {t[row]} where {expected[row]} is due; "
+            "make it again with `dvc repro generate`"
+        )
+
+
+def _trace_columns(traces: pd.DataFrame, wanted: NDArray[Any]) -> tuple[Floats, Ints]:
+    """Return ratio and onset (``_NO_ONSET`` for none) of the traces ``wanted``. [T], [T]"""
+    rows = pd.Index(traces["trace_id"]).get_indexer(wanted)
+    if (rows < 0).any():
+        stray = wanted[int(np.argmax(rows < 0))]
+        raise KvguardError(f"tokens table: trace {stray} is not in the traces table; run `dvc repro generate`")
+    onset = traces["onset"].fillna(_NO_ONSET).to_numpy(dtype=np.int64)
+    return traces["ratio"].to_numpy(dtype=np.float32)[rows], onset[rows]
+
+
+def featurize(
+    generate_dir: Path, params: FeaturizeParams, max_new_tokens: int, mask: Bools, out_path: Path
+) -> dict[str, float]:
+    """Write the features table of a generated dataset, one part after another so that memory stays low.
+
+    Rows are ordered part by part, and by (trace_id, t) inside a part.
+
+    Returns
+    -------
+    dict
+        n_tokens, n_traces, and the shares of tokens that are labelled and that stand before the onset.
+    """
+    if params.window != WINDOW:
+        raise KvguardError(f"featurize.window is {params.window}: the features are defined over {WINDOW}; set {WINDOW}")
+    traces = read_table("traces", Path(generate_dir) / "traces.parquet", ["trace_id", "ratio", "onset"])
+    totals = {"n_tokens": 0, "n_traces": 0, "label": 0, "pre_onset": 0}
+    with open_table("features", out_path) as writer:
+        for path in token_paths(generate_dir):
+            tokens = read_table("tokens", path).sort_values(["trace_id", "t"], kind="stable", ignore_index=True)
+            features = featurize_tokens(tokens, traces, params, max_new_tokens, mask)
+            writer.write(features)
+            totals["n_tokens"] += len(features)
+            totals["n_traces"] += features["trace_id"].nunique()
+            totals["label"] += int(features["label"].sum())
+            totals["pre_onset"] += int(features["pre_onset"].sum())
+    n_tokens = max(totals["n_tokens"], 1)
+    return {
+        "n_tokens": totals["n_tokens"],
+        "n_traces": totals["n_traces"],
+        "label_share": totals["label"] / n_tokens,
+        "pre_onset_share": totals["pre_onset"] / n_tokens,
+    }

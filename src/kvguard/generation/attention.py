@@ -1,0 +1,67 @@
+"""Grouped attention for one-token steps over a ragged cache, registered with transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import kvpress  # noqa: F401  (wraps every attention function registered so far: ours must come after)
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from kvguard.generation.cache import RaggedCache
+
+NAME = "kvguard_grouped"
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    *,
+    ragged: RaggedCache,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend with one query token per row, the query heads of a group sharing their KV head.
+
+    A group's heads stand where a kernel expects query positions, so keys and values are never repeated.
+
+    Parameters
+    ----------
+    query : Tensor
+        [B, Hq, 1, D].
+    key, value : Tensor
+        [B, Hkv, S, D], views into the cache.
+    ragged : RaggedCache
+        The cache of the step; its layers carry the masks.
+
+    Returns
+    -------
+    tuple
+        Attention output [B, 1, Hq, D], and None for the weights.
+    """
+    batch, q_heads, _, dim = query.shape
+    grouped = query.view(batch, key.shape[1], q_heads // key.shape[1], dim)  # [B, Hkv, G, D]
+    mask = ragged.layers[module.layer_idx].mask  # type: ignore[index]
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, 1, q_heads, dim), None
+
+
+AttentionInterface.register(NAME, grouped_attention)
+
+
+@contextmanager
+def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run a model under another attention implementation, and put the old one back."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,122 @@
+"""Making the parts of one block of prompts: prefill once, decode each part, store it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kvguard.catastrophes import NO_ONSET, TraceTokens, onsets
+from kvguard.compressors import Condition, attention_for
+from kvguard.errors import KvguardError
+from kvguard.generation.decode import Generated, Row, decode
+from kvguard.generation.parts import Part, trace_id
+from kvguard.generation.plan import Sweep, Tally
+from kvguard.generation.prefill import prefill
+from kvguard.models.registry import LoadedModel
+from kvguard.tasks.answers import is_correct, parse_answer
+from kvguard.traces import SIGNALS, conform, write_table
+
+Report = Callable[[Tally], None]
+
+
+def generate_parts(
+    sweep: Sweep, loaded: LoadedModel, parts: Sequence[Part], out: Path, batch_size: int, report: Report
+) -> None:
+    """Make parts that share a block and an attention implementation: one prefill per prompt serves them all."""
+    first = parts[0]
+    conditions = [condition for part in parts for condition in part.conditions]
+    presses = {condition: sweep.press(condition) for condition in conditions}
+    implementation = attention_for(presses[conditions[0]])
+    block = sweep.prompts.iloc[first.start : first.stop]
+    encoded = [loaded.encode(prompt) for prompt in block["prompt"]]
+    prefilled = [
+        prefill(loaded.model, torch.tensor(ids, device=loaded.model.device), presses, implementation) for ids in encoded
+    ]
+    for part in parts:
+        keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
+        rows = [Row(len(encoded[i]), prefilled[i].logits, prefilled[i].kept[c]) for i, c in keys]
+        generated = _decode(sweep, loaded, rows, batch_size, _judge_rows(sweep, loaded, block, keys, report))
+        raw = pd.DataFrame(
+            {
+                "trace_id": [trace_id(block["prompt_id"].iloc[i], c) for i, c in keys],
+                "prompt_id": [block["prompt_id"].iloc[i] for i, _ in keys],
+                "compressor": part.compressor,
+                "ratio": [c.ratio for _, c in keys],
+                "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
+                "n_kept_tokens": [row.cache.n_kept for row in rows],
+                "token_ids": [generated.token_ids[r, :n] for r, n in enumerate(generated.lengths)],
+                "text": [
+                    loaded.decode(generated.token_ids[r, :n].tolist()) for r, n in enumerate(generated.lengths)
+                ],
+                "stop_reason": np.where(generated.stopped, "eos", "length"),
+            }
+        )
+        tokens = _tokens_frame(raw["trace_id"].to_numpy(), generated)
+        write_table("tokens", conform("tokens", tokens), part.tokens_path(out), part.metadata)
+        write_table("parts", conform("parts", raw), part.path(out), part.metadata)
+
+
+def _decode(
+    sweep: Sweep,
+    loaded: LoadedModel,
+    rows: Sequence[Row],
+    batch_size: int,
+    on_finish: Callable[[int, np.ndarray, bool], None],
+) -> Generated:
+    """Decode, with half the batch after running out of memory."""
+    while True:
+        try:
+            return decode(
+                loaded.model,
+                rows,
+                batch_size=batch_size,
+                max_new_tokens=sweep.spec.max_new_tokens,
+                eos_ids=loaded.eos_ids,
+                on_finish=on_finish,
+            )
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+                raise
+            if batch_size == 1:
+                raise KvguardError(
+                    f"model {sweep.name}: not enough memory for a single row; use a smaller max_new_tokens or dtype"
+                ) from None
+            batch_size = max(1, batch_size // 2)
+        if loaded.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _judge_rows(
+    sweep: Sweep,
+    loaded: LoadedModel,
+    block: pd.DataFrame,
+    keys: Sequence[tuple[int, Condition]],
+    report: Report,
+) -> Callable[[int, np.ndarray, bool], None]:
+    reported: set[int] = set()
+
+    def on_finish(row: int, token_ids: np.ndarray, stopped: bool) -> None:
+        if row in reported:  # decoded again with half the batch
+            return
+        reported.add(row)
+        verdict = is_correct(parse_answer(loaded.decode(token_ids.tolist())), block["answer"].iloc[keys[row][0]])
+        trace = TraceTokens(token_ids, np.array([len(token_ids)]), np.array(["eos" if stopped else "length"]))
+        begun = onsets(trace, sweep.catastrophes, sweep.spec.max_new_tokens)
+        failed = any(onset[0] != NO_ONSET for onset in begun.values())
+        report(Tally(1, int(failed), int(verdict is not None), int(bool(verdict))))
+
+    return on_finish
+
+
+def _tokens_frame(ids: np.ndarray, generated: Generated) -> pd.DataFrame:
+    valid = np.arange(generated.token_ids.shape[1]) < generated.lengths[:, None]  # [R, T]
+    row, t = np.nonzero(valid)
+    frame = pd.DataFrame(generated.signals[valid], columns=list(SIGNALS))
+    frame.insert(0, "trace_id", ids[row])
+    frame.insert(1, "t", t.astype(np.int32))
+    frame.insert(2, "token_id", generated.token_ids[valid])
+    return frame

@@ -1,0 +1,151 @@
+"""One forward pass per prompt serves many conditions.
+
+kvpress compresses a layer after that layer's attention output was computed with the full cache, so the prefill's
+hidden states do not depend on the press: scorers share one pass, and every other press runs in kvpress's own
+context manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from kvpress.utils import compute_n_kept
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from kvguard.compressors import Condition, only_scores, ratio_free
+from kvguard.errors import KvguardError
+from kvguard.generation.attention import attention
+from kvguard.generation.cache import KeptCache
+
+if TYPE_CHECKING:
+    from kvpress import BasePress
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A prompt after its prefill: the last position's logits [V], and what every condition keeps."""
+
+    logits: Tensor
+    kept: dict[Condition, KeptCache]
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """List the model's self-attention modules, layer by layer, ready for a press (it wants ``rotary_emb``)."""
+    decoder = getattr(model.model, "language_model", model.model)
+    modules = [layer.self_attn for layer in decoder.layers]
+    for module in modules:
+        module.rotary_emb = decoder.rotary_emb
+    return modules
+
+
+@torch.inference_mode()
+def prefill(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    presses: Mapping[Condition, BasePress | None],
+    implementation: str,
+) -> Prefill:
+    """Run a prompt once and compress its cache for every condition.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Any causal LM that kvpress supports.
+    input_ids : Tensor
+        [T], the prompt's token ids on the model's device.
+    presses : mapping of Condition to press
+        None stands for no compression.
+    implementation : str
+        Attention implementation of the pass: ``sdpa`` or ``eager``.
+
+    Raises
+    ------
+    KvguardError
+        If a press refuses the prompt.
+    """
+    for press in presses.values():
+        if press is not None:
+            press.post_init_from_model(model)
+    scorers = {c: p for c, p in presses.items() if p is not None and only_scores(p) and p.compression_ratio > 0}
+    with attention(model, implementation), ExitStack() as hooks:
+        selections: list[dict[Condition, Tensor]] = []
+        for module in attention_modules(model):
+            hook = _Selection(scorers, selections)
+            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        cache = DynamicCache(config=model.config)
+        output = _forward(model, input_ids, cache)
+        hooks.close()
+        keys, values = _layers(cache)
+        kept: dict[Condition, KeptCache] = {}
+        for condition, press in presses.items():
+            if condition in scorers:
+                kept[condition] = KeptCache(keys, values, [layer[condition] for layer in selections])
+            elif press is None or getattr(press, "compression_ratio", None) == 0:
+                kept[condition] = KeptCache(keys, values)
+            else:
+                kept[condition] = _through_kvpress(model, input_ids, condition, press)
+    return Prefill(output, kept)
+
+
+class _Selection:
+    """Forward hook of one attention module: which entries each scorer keeps."""
+
+    def __init__(self, scorers: Mapping[Condition, BasePress], into: list[dict[Condition, Tensor]]) -> None:
+        self.scorers, self.into = scorers, into
+
+    def __call__(self, module: nn.Module, _: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor | None]) -> None:
+        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        scores: dict[str, Tensor] = {}
+        selection: dict[Condition, Tensor] = {}
+        for condition, press in self.scorers.items():
+            key = condition.compressor if ratio_free(press) else str(condition)
+            if key not in scores:
+                try:
+                    scores[key] = press.score(
+                        module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs
+                    )[0]
+                except AssertionError as error:
+                    raise KvguardError(f"{condition}: the press refuses this prompt: {error}") from None
+            n_kept = compute_n_kept(layer.keys.shape[2], press.compression_ratio)
+            selection[condition] = scores[key].topk(n_kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
+        self.into.append(selection)
+
+
+def _through_kvpress(
+    model: PreTrainedModel, input_ids: Tensor, condition: Condition, press: BasePress
+) -> KeptCache:
+    cache = DynamicCache(config=model.config)
+    modules = attention_modules(model)
+    try:
+        with press(model):
+            _forward(model, input_ids, cache)
+        keys, values = _layers(cache)
+        dead = [_dead_entries(module, k) for module, k in zip(modules, keys, strict=True)]
+    except AssertionError as error:
+        raise KvguardError(f"{condition}: the press refuses this prompt: {error}") from None
+    finally:
+        for module in modules:  # a head-wise press leaves them behind, and they would mask the next generation
+            module.masked_key_indices = None
+    return KeptCache(keys, values, dead=dead if any(d is not None for d in dead) else None)
+
+
+def _dead_entries(module: nn.Module, keys: Tensor) -> Tensor | None:
+    masked = getattr(module, "masked_key_indices", None)
+    if masked is None:
+        return None
+    dead = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
+    dead[masked[1], masked[2]] = True
+    return dead
+
+
+def _forward(model: PreTrainedModel, input_ids: Tensor, cache: DynamicCache) -> Tensor:
+    return model(input_ids=input_ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+
+
+def _layers(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
+    return [layer.keys[0] for layer in cache.layers], [layer.values[0] for layer in cache.layers]

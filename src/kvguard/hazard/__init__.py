@@ -1,0 +1,1 @@
+"""Labels, splits, training and metrics of the hazard model."""

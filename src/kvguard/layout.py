@@ -1,0 +1,85 @@
+"""Where each stage puts what it makes, and how its small files get there whole."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DATA, METRICS, PLOTS = Path("data"), Path("metrics"), Path("plots")
+
+
+def prompts(model: str) -> Path:
+    """Return the prompts table of ``sample``."""
+    return DATA / "sample" / f"{model}.parquet"
+
+
+def generated(model: str) -> Path:
+    """Return the folder of ``generate``."""
+    return DATA / "generate" / model
+
+
+def traces(model: str) -> Path:
+    """Return the judged traces of ``generate``."""
+    return generated(model) / "traces.parquet"
+
+
+def features(model: str) -> Path:
+    """Return the features table of ``featurize``."""
+    return DATA / "featurize" / model / "features.parquet"
+
+
+def validation_report(model: str) -> Path:
+    """Return the report of ``validate``."""
+    return DATA / "validate" / model / "report.md"
+
+
+def trained(model: str, protocol: str) -> Path:
+    """Return the folder of ``train``."""
+    return DATA / "train" / f"{model}-{protocol}"
+
+
+def evaluated(model: str, protocol: str) -> Path:
+    """Return the summary table of ``evaluate``."""
+    return DATA / "evaluate" / f"{model}-{protocol}" / "summary.parquet"
+
+
+def metrics(stage: str, model: str, protocol: str | None = None) -> Path:
+    """Return the metrics file of a stage."""
+    return METRICS / stage / f"{_joined(model, protocol)}.json"
+
+
+def plots(stage: str, model: str, protocol: str | None = None) -> Path:
+    """Return the folder of a stage's plots."""
+    return PLOTS / stage / _joined(model, protocol)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write ``values`` as JSON; numbers that are not finite become null."""
+    write_text(path, json.dumps(_plain(values), indent=2, allow_nan=False) + "\n")
+
+
+def _joined(model: str, protocol: str | None) -> str:
+    return f"{model}-{protocol}" if protocol else model
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy scalar
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Which models kvguard knows and how they are loaded."""

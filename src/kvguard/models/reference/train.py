@@ -1,0 +1,212 @@
+"""Train a reference model: resumable, on a CPU or a GPU.
+
+The learning rate warms up, stays, and falls linearly to zero over the last part of the token budget;
+so a run can be resumed with another budget as long as the fall has not begun.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from kvguard.models.reference.architectures import WINDOW, build_model, use_training_attention
+from kvguard.models.reference.corpus import Corpus, read_gsm8k_text, tokenizer_texts
+from kvguard.models.reference.evaluate import greedy_scores
+from kvguard.models.reference.tokenizer import train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+OnMetrics = Callable[[dict[str, float], int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """Everything a training run depends on.
+
+    Attributes
+    ----------
+    architecture
+        ``qwen2`` or ``llama``.
+    gsm8k
+        Path of GSM8K's train.jsonl, read as running text.
+    run_folder
+        Where the checkpoint lives; an existing one is resumed.
+    """
+
+    architecture: str
+    gsm8k: Path
+    run_folder: Path
+    seed: int = 0
+    total_tokens: int = 24_000_000
+    rows: int = 8
+    row_length: int = 512
+    optimizer: str = "muon"
+    matrix_lr: float = 5e-3
+    vector_lr: float = 3e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    fall_share: float = 0.35
+    checkpoint_minutes: float = 5.0
+    evaluate_every: int = 300
+    evaluate_prompts: int = 24
+    compile: bool = True
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one optimizer step."""
+        return self.rows * self.row_length
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the token budget."""
+        return self.total_tokens // self.tokens_per_step
+
+
+def learning_rate_share(step: int, settings: TrainSettings) -> float:
+    """Return the share of the peak learning rate used at ``step``."""
+    rise = (step + 1) / settings.warmup_steps
+    fall = (settings.steps - step) / max(1.0, settings.fall_share * settings.steps)
+    return max(0.0, min(1.0, rise, fall))
+
+
+def build_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the reference models; a function of the seed and GSM8K's text alone."""
+    return train_tokenizer(tokenizer_texts(read_gsm8k_text(settings.gsm8k), settings.seed), WINDOW)
+
+
+def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTrainedModel:
+    """Train to the end of the token budget and return the model; resumes from its checkpoint.
+
+    Parameters
+    ----------
+    settings
+        What to train and how.
+    on_metrics
+        Called with metrics and the step, for a tracker.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(settings.seed)
+    tokenizer = build_tokenizer(settings)
+    corpus = Corpus(tokenizer, read_gsm8k_text(settings.gsm8k), settings.seed)
+    with device:
+        model = build_model(settings.architecture, tokenizer)
+        judge = build_model(settings.architecture, tokenizer).eval()
+    use_training_attention(model)
+    optimizers = _optimizers(model, settings)
+    first = _resume(settings, model, optimizers)
+    loss_of = torch.compile(_loss, dynamic=False) if settings.compile else _loss
+
+    saved = started = time.monotonic()
+    recent = 0.0
+    for step in range(first, settings.steps):
+        share = learning_rate_share(step, settings)
+        for optimizer, peak in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+        batch = corpus.batch(step, settings.rows, settings.row_length)
+        ids = torch.from_numpy(batch.ids).to(device)
+        weights = torch.from_numpy(batch.weights).to(device)
+        loss = loss_of(model, ids, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, _ in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        current = float(loss.detach())
+        recent = current if step == first else 0.95 * recent + 0.05 * current
+        done = step + 1
+        if done % 50 == 0:
+            rate = (done - first) * settings.tokens_per_step / (time.monotonic() - started)
+            metrics = {"loss": recent, "tokens_per_second": rate, "tokens": done * settings.tokens_per_step}
+            _report(metrics, done, on_metrics)
+        if done % settings.evaluate_every == 0 or done == settings.steps:
+            judge.load_state_dict(model.state_dict())
+            _report(greedy_scores(judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics)
+        if time.monotonic() - saved > 60 * settings.checkpoint_minutes or done == settings.steps:
+            _save(settings, model, optimizers, done)
+            saved = time.monotonic()
+    judge.load_state_dict(model.state_dict())
+    return judge
+
+
+def export(settings: TrainSettings, folder: Path) -> int:
+    """Write the latest checkpoint as bfloat16 weights with tokenizer; return its step."""
+    state = torch.load(_checkpoint_path(settings), map_location="cpu", weights_only=True)
+    tokenizer = build_tokenizer(settings)
+    model = build_model(settings.architecture, tokenizer)
+    model.load_state_dict(state["model"])
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return int(state["step"])
+
+
+def _loss(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+        logits = model(input_ids=ids, use_cache=False).logits
+    targets, weights = ids[:, 1:].flatten(), weights[:, 1:].flatten()
+    losses = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets, reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def _optimizers(model: PreTrainedModel, settings: TrainSettings) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Return (optimizer, peak learning rate): one for weight matrices, AdamW for the rest."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)
+    if settings.optimizer == "muon":
+        muon = torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+        return [(muon, settings.matrix_lr), (adamw, settings.vector_lr)]
+    dense = torch.optim.AdamW(matrices, betas=(0.9, 0.95), weight_decay=settings.weight_decay)
+    return [(dense, settings.vector_lr), (adamw, settings.vector_lr)]
+
+
+def _report(metrics: dict[str, float], step: int, on_metrics: OnMetrics | None) -> None:
+    logger.info("step %d %s", step, " ".join(f"{name}={value:.4g}" for name, value in metrics.items()))
+    if on_metrics is not None:
+        on_metrics(metrics, step)
+
+
+def _checkpoint_path(settings: TrainSettings) -> Path:
+    return settings.run_folder / "checkpoint.pt"
+
+
+def _save(
+    settings: TrainSettings,
+    model: PreTrainedModel,
+    optimizers: list[tuple[torch.optim.Optimizer, float]],
+    step: int,
+) -> None:
+    path = _checkpoint_path(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers],
+            "step": step,
+        },
+        temporary,
+    )
+    temporary.replace(path)
+
+
+def _resume(
+    settings: TrainSettings,
+    model: PreTrainedModel,
+    optimizers: list[tuple[torch.optim.Optimizer, float]],
+) -> int:
+    """Load the checkpoint, if there is one, and return the step to go on from."""
+    path = _checkpoint_path(settings)
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])

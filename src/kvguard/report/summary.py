@@ -1,0 +1,61 @@
+"""What the last pipeline run found, from its metrics files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kvguard.errors import KvguardError
+from kvguard.report.terminal import table
+
+NEXT = """\
+Where to look next:
+  mlflow ui           every run with its parameters, metrics, tables and models
+  dvc metrics show    the same metrics, by file
+  dvc plots show      the figures, as a page in dvc_plots/
+  kvguard trace       one generation: its tokens, its entropy, its onset"""
+
+
+def summary_text(metrics: Path) -> str:
+    """Lay out one row for each model and protocol that was evaluated.
+
+    Raises
+    ------
+    KvguardError
+        If there are no metrics, or a file of them is not JSON.
+    """
+    found = sorted((metrics / "evaluate").glob("*.json"))
+    if not found:
+        raise KvguardError(f"{metrics}/evaluate holds no metrics: run `make repro` first")
+    rows = []
+    for path in found:
+        train, evaluate = _read(metrics / "train" / path.name), _read(path)
+        name, _, protocol = path.stem.rpartition("-")
+        rows.append([name, protocol, *(_pick(train, key) for key in TRAIN), *(_pick(evaluate, key) for key in EVALUATE)])
+    heads = ["model", "protocol", *TRAIN.values(), *EVALUATE.values()]
+    return f"{table(heads, rows)}\n\n{NEXT}"
+
+
+TRAIN = {"pre_onset.auroc": "AUROC pre-onset", "all.auroc": "AUROC all"}
+EVALUATE = {
+    "overall.accuracy_uncontrolled": "accuracy",
+    "overall.cbr_uncontrolled": "CBR",
+    "overall.cbr_controlled": "CBR guarded",
+    "overall.false_positive_rate": "false positives",
+}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise KvguardError(f"{path}: not JSON ({error}): make it again with `dvc repro`") from None
+
+
+def _pick(values: Any, key: str) -> float | None:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values if isinstance(values, int | float) else None

@@ -1,0 +1,136 @@
+"""GSM8K: grade-school word problems by Cobbe et al. (2021), from a local file or the hub."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from random import Random
+
+from kvguard.errors import KvguardError
+from kvguard.tasks.answers import parse_answer
+from kvguard.tasks.problem import Problem
+
+_CALCULATOR_NOTE = re.compile(r"<<[^>]*>>")
+
+
+def load(source: str | None) -> list[Problem]:
+    """Return every problem of the set: of the JSONL file ``source``, or of the hub's test split."""
+    problems = list(_problems(_hub_rows(), "the hub") if source is None else _problems(_rows(source), source))
+    return list({problem.question: problem for problem in problems}.values())
+
+
+def demonstrations(n: int) -> list[Problem]:
+    """Return the first ``n`` worked examples; they were written for kvguard, none is GSM8K's."""
+    if n > len(_DEMONSTRATIONS):
+        raise KvguardError(
+            f"gsm8k has {len(_DEMONSTRATIONS)} demonstrations, {n} were asked for: lower the number of shots"
+        )
+    return list(_DEMONSTRATIONS[:n])
+
+
+def shuffled(problems: list[Problem], seed: int) -> list[Problem]:
+    """Return the problems in the order of ``seed``."""
+    order = list(problems)
+    Random(f"gsm8k/{seed}").shuffle(order)
+    return order
+
+
+def _rows(source: str) -> list[Mapping[str, str]]:
+    try:
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise KvguardError(
+            f"cannot read gsm8k from {source} ({error}): give a JSONL file of question and answer"
+        ) from error
+
+
+def _hub_rows() -> Iterable[Mapping[str, str]]:
+    import datasets
+
+    try:
+        return datasets.load_dataset("openai/gsm8k", "main", split="test")
+    except Exception as error:  # datasets and its HTTP layer share no base class
+        raise KvguardError(
+            f"cannot load gsm8k from the hub ({type(error).__name__}): connect, or give a local JSONL file"
+        ) from error
+
+
+def _problems(rows: Iterable[Mapping[str, str]], where: str) -> Iterable[Problem]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            question, solution = row["question"], _CALCULATOR_NOTE.sub("", row["answer"])
+        except (KeyError, TypeError) as error:
+            raise KvguardError(
+                f"row {number} of gsm8k in {where} lacks {error}: each row needs question and answer"
+            ) from error
+        answer = parse_answer(solution)
+        if answer is None:
+            raise KvguardError(f"row {number} of gsm8k in {where} has no '#### N': mend that row's answer")
+        yield Problem(question, solution, answer, "gsm8k")
+
+
+def _demonstration(question: str, *steps: str, answer: str) -> Problem:
+    return Problem(question, "\n".join([*steps, f"#### {answer}"]), answer, "gsm8k")
+
+
+_DEMONSTRATIONS = (
+    _demonstration(
+        "A baker fills 4 trays with 12 rolls each and sells 30 of the rolls. How many rolls are left?",
+        "The baker makes 4 * 12 = 48 rolls.",
+        "After the sale 48 - 30 = 18 rolls are left.",
+        answer="18",
+    ),
+    _demonstration(
+        "Tickets for the puppet show cost $6 for a child and $9 for an adult."
+        " What do 5 children and 2 adults pay?",
+        "The children pay 5 * 6 = 30 dollars.",
+        "The adults pay 2 * 9 = 18 dollars.",
+        "Together they pay 30 + 18 = 48 dollars.",
+        answer="48",
+    ),
+    _demonstration(
+        "Mina reads 15 pages on Friday and twice as many on Saturday. Her book has 80 pages."
+        " How many remain?",
+        "On Saturday Mina reads 15 * 2 = 30 pages.",
+        "By then she has read 15 + 30 = 45 pages.",
+        "So 80 - 45 = 35 pages remain.",
+        answer="35",
+    ),
+    _demonstration(
+        "A tank holds 200 liters. A pump drains a quarter of it, then 20 liters more."
+        " How much water stays in it?",
+        "A quarter of the tank is 200 / 4 = 50 liters.",
+        "The pump takes 50 + 20 = 70 liters.",
+        "The tank keeps 200 - 70 = 130 liters.",
+        answer="130",
+    ),
+    _demonstration(
+        "Olek walks 3 km to work and 3 km back, five days a week. How far does he walk in two weeks?",
+        "Each day Olek walks 3 + 3 = 6 km.",
+        "In a week he walks 6 * 5 = 30 km.",
+        "In two weeks he walks 30 * 2 = 60 km.",
+        answer="60",
+    ),
+    _demonstration(
+        "Three friends share the price of a $45 tent and a $24 stove equally."
+        " How much does each of them pay?",
+        "Both things cost 45 + 24 = 69 dollars.",
+        "Each friend pays 69 / 3 = 23 dollars.",
+        answer="23",
+    ),
+    _demonstration(
+        "A shirt costs $40 and is sold at 25% off. Rosa buys two of them. How much does she spend?",
+        "The discount is 40 * 25 / 100 = 10 dollars.",
+        "One shirt costs 40 - 10 = 30 dollars.",
+        "Two shirts cost 30 * 2 = 60 dollars.",
+        answer="60",
+    ),
+    _demonstration(
+        "A train with 120 passengers stops twice. At the first stop 35 leave and 20 enter;"
+        " at the second 15 leave. How many passengers are on it now?",
+        "After the first stop there are 120 - 35 + 20 = 105 passengers.",
+        "After the second there are 105 - 15 = 90 passengers.",
+        answer="90",
+    ),
+)

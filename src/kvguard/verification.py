@@ -1,0 +1,144 @@
+"""Whether a stored data set is whole, and whether kvpress itself generates the same tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from kvguard.errors import KvguardError
+from kvguard.traces import read_table, token_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kvguard.config import CompressorSpec, Params
+
+MOST_DISAGREEMENT = 0.005
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a whole data set holds."""
+
+    n_traces: int
+    n_tokens: int
+    n_files: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many traces kvpress generated again, and which of them it ended differently."""
+
+    n: Counter[str]
+    differing: list[str]
+
+    def text(self) -> str:
+        """Return a table by condition, and the verdict in one line."""
+        from kvguard.report.terminal import table
+
+        differing = Counter(name.split(" ")[0] for name in self.differing)
+        rows = [[condition, n, n - differing[condition]] for condition, n in self.n.items()]
+        total = sum(self.n.values())
+        verdict = f"{total - len(self.differing)} of {total} traces agree with kvpress"
+        return f"{table(['condition', 'traces', 'agree'], rows)}\n\n{verdict}"
+
+    def require(self) -> None:
+        """Raise unless the share of differing traces is at most ``MOST_DISAGREEMENT``."""
+        total = sum(self.n.values())
+        if len(self.differing) > MOST_DISAGREEMENT * total:
+            raise KvguardError(
+                f"{len(self.differing)} of {total} traces differ from kvpress, {self.differing[0]} first: "
+                "was the data made with other parameters, weights or another device? run `dvc repro generate`"
+            )
+
+
+def check_dataset(folder: Path, prompts: pd.DataFrame) -> Counts:
+    """Read every file of ``folder`` and hold its tables against each other.
+
+    Raises
+    ------
+    KvguardError
+        The first thing that is broken: file, trace, and the mend.
+    """
+    traces = read_table("traces", folder / "traces.parquet").set_index("trace_id")
+    parts = sorted(folder.glob("part-*.parquet"))
+    raw = pd.concat([read_table("parts", path) for path in parts] or [traces.iloc[:0].reset_index()])
+    lost = traces.index.symmetric_difference(raw["trace_id"])
+    if len(lost):
+        raise KvguardError(_broken(folder, f"trace {lost[0]} is in traces.parquet or in a part, not in both"))
+    stray = traces[~traces["prompt_id"].isin(prompts["prompt_id"])]
+    if len(stray):
+        raise KvguardError(_broken(folder, f"trace {stray.index[0]} answers a prompt that is not in the sample"))
+    incomplete = traces.groupby(["compressor", "ratio"])["prompt_id"].nunique()
+    incomplete = incomplete[incomplete < len(prompts)]
+    if len(incomplete):
+        name, n = incomplete.index[0], incomplete.iloc[0]
+        raise KvguardError(_broken(folder, f"{name[0]}@{name[1]:g} has {n} of {len(prompts)} prompts"))
+    n_tokens = sum(_check_tokens(path, traces["token_ids"]) for path in token_paths(folder))
+    if n_tokens != traces["token_ids"].map(len).sum():
+        raise KvguardError(_broken(folder, "the tokens of some traces are missing"))
+    return Counts(len(traces), n_tokens, len(parts) + len(token_paths(folder)) + 1)
+
+
+def compare_with_kvpress(params: Params, model: str, folder: Path, prompts: pd.DataFrame, n: int) -> Agreement:
+    """Generate ``n`` traces again by ``with press(model): model.generate(...)``, spread over the conditions."""
+    import torch
+    from tqdm import tqdm
+
+    from kvguard.compressors import Condition
+    from kvguard.generation.oracle import kvpress_generate
+    from kvguard.models.registry import load_model
+
+
+    spec = params.spec(model)
+    traces = _spread(read_table("traces", folder / "traces.parquet"), n)
+    loaded = load_model(model, spec, params.device)
+    text = prompts.set_index("prompt_id")["prompt"]
+    counted: Counter[str] = Counter()
+    differing = []
+    for trace in tqdm(traces.itertuples(), total=len(traces), desc="kvpress", unit="trace"):
+        condition = Condition(trace.compressor, trace.ratio)
+        ids = torch.tensor(loaded.encode(text[trace.prompt_id]), device=loaded.model.device)
+        press = _press(condition, params.compressors)
+        reference = kvpress_generate(loaded.model, ids, press, spec.max_new_tokens, loaded.eos_ids)
+        counted[str(condition)] += 1
+        if not reference.agrees(list(trace.token_ids)):
+            differing.append(f"{condition} trace {trace.trace_id}")
+    return Agreement(counted, differing)
+
+
+def _press(condition, compressors: Mapping[str, CompressorSpec]):
+    from kvguard.compressors import NONE, build_press
+    from kvguard.config import check_known
+
+    if condition.compressor == NONE:
+        return None
+    check_known("compressors", condition.compressor, compressors)
+    return build_press(compressors[condition.compressor], condition.ratio)
+
+
+def _spread(traces: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Choose ``n`` traces at random, as evenly over the conditions as they go."""
+    shuffled = traces.sample(frac=1, random_state=_SEED)
+    turn = shuffled.groupby(["compressor", "ratio"]).cumcount()
+    return shuffled.iloc[np.argsort(turn.to_numpy(), kind="stable")[:n]].sort_values(["compressor", "ratio"])
+
+
+def _check_tokens(path: Path, token_ids: pd.Series) -> int:
+    frame = read_table("tokens", path, ["trace_id", "t", "token_id"])
+    expected = token_ids.reindex(frame["trace_id"].unique())
+    for trace_id, own in frame.groupby("trace_id", sort=False):
+        ids = expected[trace_id]
+        if not isinstance(ids, np.ndarray | list) or not np.array_equal(own["token_id"], ids):
+            raise KvguardError(_broken(path, f"the tokens of trace {trace_id} are not those of traces.parquet"))
+    return len(frame)
+
+
+def _broken(path: Path, what: str) -> str:
+    return f"{path}: {what}: run `dvc repro generate`, or the sweep again"

@@ -1,0 +1,67 @@
+"""A workspace with settings and two tiny random models: every stage and command runs on it in seconds."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """Two saved random models with a byte tokenizer, as a user's local models would lie on disk."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    symbols = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
+    shape = {
+        "vocab_size": len(symbols),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.3,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    folders = {}
+    kinds = {"tiny": (Qwen2Config, Qwen2ForCausalLM), "tiny_llama": (LlamaConfig, LlamaForCausalLM)}
+    for name, (config, kind) in kinds.items():
+        torch.manual_seed(1)
+        folders[name] = tmp_path_factory.mktemp(name)
+        kind(config(**shape)).eval().save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_models):
+    """The shipped settings, made small: 12 prompts, 48 tokens, 5 conditions."""
+    data = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    spec = {"dtype": "float32", "task": "arithmetic", "task_source": None, "n_shots": 0, "max_new_tokens": 48}
+    data["models"] = {name: {"source": f"path:{folder}", **spec} for name, folder in tiny_models.items()}
+    data |= {"model": "tiny", "transfer_to": "tiny_llama", "device": "cpu"}
+    data["sample"]["n"] = 12
+    data["presets"]["small"] = {"compressors": ["none", "streaming_llm", "snapkv"], "ratios": [0.25, 0.5]}
+    data["generate"] |= {"preset": "small", "prompts_per_part": 6, "batch_size": 16, "workers": 1}
+    data["catastrophes"] |= {"loop_window": 8}
+    return data
+
+
+@pytest.fixture
+def workspace(tmp_path, tiny_params, monkeypatch):
+    """An empty repository folder with the tiny settings, as the current folder."""
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params))
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,54 @@
+"""Small random models of the two reference architectures: real code paths, no training needed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+SHAPE = {
+    "vocab_size": 258,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 16,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.25,  # wide logits: near ties are rare, and some rows end by themselves
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+
+def build(architecture: str, **changes: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config, cls = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[architecture]
+    return cls(config(**{**SHAPE, **changes})).eval()
+
+
+@pytest.fixture(scope="session", params=["qwen2", "llama"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return build(request.param)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Qwen2-style model with a byte tokenizer, as a user's local model would lie on disk."""
+    folder = tmp_path_factory.mktemp("model")
+    symbols = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
+    build("qwen2").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

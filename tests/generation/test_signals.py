@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+
+from kvguard.generation.decode import N_SIGNALS
+from kvguard.generation.signals import signals
+from kvguard.traces import SIGNALS
+
+
+def independent(logits: np.ndarray, chosen: int) -> list[float]:
+    """The same numbers for one row, in float64 NumPy, written from the definitions."""
+    x = logits.astype(np.float64)
+    logp = x - x.max() - np.log(np.exp(x - x.max()).sum())
+    p = np.exp(logp)
+    order = np.argsort(-logp, kind="stable")
+    rest = np.delete(x, order[0])
+    q = np.exp(rest - rest.max())
+    q /= q.sum()
+    top = logp[order[:20]]
+    return [
+        -(p[p > 0] * logp[p > 0]).sum(),
+        np.exp(top[0]),
+        np.exp(top[:5]).sum(),
+        *top,
+        -(q[q > 0] * np.log(q[q > 0])).sum(),
+        logp.mean(),
+        float((logp > logp[chosen]).sum()),
+    ]
+
+
+@pytest.mark.parametrize("vocabulary", [512, 150_000])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0, 1e4])
+def test_signals_equal_an_independent_float64_computation(vocabulary: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(vocabulary + int(scale))
+    logits = (torch.rand(3, vocabulary, generator=generator) * 2 - 1) * scale
+    chosen = torch.tensor([0, 7, vocabulary - 1])
+    got = signals(logits, chosen).double().numpy()
+    want = np.array([independent(row.numpy(), int(c)) for row, c in zip(logits, chosen, strict=True)])
+    assert np.isfinite(got).all()
+    assert (np.abs(got - want) <= 1e-5 * np.maximum(1.0, np.abs(want))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_signals_are_finite_float32_at_extreme_logits(dtype: torch.dtype) -> None:
+    logits = torch.full((2, 512), -1e4, dtype=dtype)
+    logits[0, 3] = 1e4
+    logits[1, ::2] = 1e4
+    got = signals(logits, torch.tensor([3, 0]))
+    assert got.dtype == torch.float32 and got.isfinite().all()
+    assert got[0, SIGNALS.index("top1_prob")] == 1.0 and got[0, SIGNALS.index("entropy")] == 0.0
+
+
+def test_signal_columns_are_the_stored_ones() -> None:
+    assert signals(torch.randn(1, 64), torch.tensor([0])).shape[1] == len(SIGNALS) == N_SIGNALS
