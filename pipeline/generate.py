@@ -13,8 +13,8 @@ from kvguard.commands import edge
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import layout, tracking
-    from kvguard.config import load_params
     from kvguard.commands.plan import plan_sweep
+    from kvguard.config import load_params
     from kvguard.generation.sweep import run_sweep
     from kvguard.report.tables import outcomes, overall
     from kvguard.traces import read_table
@@ -22,13 +22,13 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     params = load_params(params_path)
     source, out = layout.prompts(model), layout.generated(model)
     sweep = plan_sweep(params, model, read_table("prompts", source))
-    settings = {"model": params.spec(model).model_dump(), "generate": params.generate.model_dump()}
-    settings |= {"conditions": len(sweep.conditions), "catastrophes": params.catastrophes.model_dump()}
+    sections = {"model": params.spec(model), "generate": params.generate, "catastrophes": params.catastrophes}
+    settings = {name: section.model_dump() for name, section in sections.items()}
     with tracking.run("generate", model=model, params=settings, inputs=[source]) as run:
         run.log_table(f"prompts-{model}", source)
         result = run_sweep(sweep, out)
         traces = read_table("traces", result.traces)
-        run.log_metrics({"parts": {"made": result.n_made, "kept": result.n_kept}, **overall(traces)})
+        run.log_metrics({"parts_made": result.n_made, "parts_kept": result.n_kept, **overall(traces)})
         run.log_metrics({f"{c}.{r:g}": row for (c, r), row in outcomes(traces).to_dict("index").items()})
         run.log_table(f"traces-{model}", result.traces, context="output")
         run.log_outputs([out])

@@ -1,5 +1,6 @@
 """A workspace with settings and two tiny random models: every stage and command runs on it in seconds."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ def tiny_models(tmp_path_factory):
     """Two saved random models with a byte tokenizer, as a user's local models would lie on disk."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
 
     symbols = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
@@ -56,12 +63,29 @@ def tiny_params(tiny_models):
     return data
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """MLflow's database with its tables made: making them takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def workspace(tmp_path, tiny_params, monkeypatch):
-    """An empty repository folder with the tiny settings, as the current folder."""
+def folder(tmp_path, empty_store, monkeypatch):
+    """An empty repository folder with a store, as the current folder."""
     (tmp_path / "dvc.yaml").touch()
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params))
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def workspace(folder, tiny_params):
+    """A repository folder with the tiny settings."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params))
+    return folder

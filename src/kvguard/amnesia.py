@@ -8,7 +8,7 @@ days, months, and common words that open a sentence). An item is
 - of everyday use: 0, 1, 2, 7, 12, 24, 60, 100;
 - derived, if it is a number that somewhere in the solution follows an ``=`` with a number before that
   ``=``, on the same line, which is itself own, of everyday use or derived; or that goes on with an even
-  step from the two numbers before it, the first of which is so (3, 6, 9);
+  step from the two numbers before it, the first of which is so (the 9 of 3, 6, 9);
 - foreign otherwise.
 
 A solution is amnesic when more than the threshold of its items is foreign. One without items, or one that
@@ -28,46 +28,52 @@ _WORD = re.compile(r"[a-z]+")
 _UNKNOWN = re.compile(r"(?<![A-Za-z'’])[A-Za-z]\s*[=+*]|[=+*]\s*[A-Za-z](?![A-Za-z'’])")
 
 _EVERYDAY = frozenset(map(Decimal, (0, 1, 2, 7, 12, 24, 60, 100)))
-_UNITS = (
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_UNITS = _words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS = _words("twenty thirty forty fifty sixty seventy eighty ninety")
 _NUMBER_WORDS = {
     **{word: Decimal(value) for value, word in enumerate(_UNITS)},
     **{word: Decimal(10 * value) for value, word in enumerate(_TENS, start=2)},
-    **dict.fromkeys("twice double doubled doubles half halves pair couple both second".split(), Decimal(2)),
-    **dict.fromkeys("thrice triple tripled third thirds".split(), Decimal(3)),
-    **dict.fromkeys("quarter quarters fourth fourths quadruple".split(), Decimal(4)),
-    **dict.fromkeys("fifth fifths".split(), Decimal(5)),
-    **dict.fromkeys("dozen dozens".split(), Decimal(12)),
-    **dict.fromkeys("hundred percent".split(), Decimal(100)),
+    **dict.fromkeys(_words("twice double doubled doubles half halves pair couple both second"), Decimal(2)),
+    **dict.fromkeys(_words("thrice triple tripled third thirds"), Decimal(3)),
+    **dict.fromkeys(_words("quarter quarters fourth fourths quadruple"), Decimal(4)),
+    **dict.fromkeys(_words("fifth fifths"), Decimal(5)),
+    **dict.fromkeys(_words("dozen dozens"), Decimal(12)),
+    **dict.fromkeys(_words("hundred percent"), Decimal(100)),
     "thousand": Decimal(1000),
 }
 _CALENDAR = frozenset(
-    (
-        "mon tue tues wed thu thur thurs fri sat sun monday tuesday wednesday thursday friday saturday sunday "
-        "jan feb mar apr jun jul aug sep sept oct nov dec january february march april may june july august "
+    _words(
+        "mon tue wed thu thur fri sat sun monday tuesday wednesday thursday friday saturday sunday jan feb "
+        "mar apr jun jul aug sep sept oct nov dec january february march april may june july august "
         "september october november december"
-    ).split()
+    )
 )
 # Words that open sentences of solutions without being names.
 _OPENERS = frozenset(
-    (
-        "a add adding after all also altogether an and as at because before being between both but by call "
-        "combined combining convert converting cost counting currently day divide dividing during each every "
-        "finally find first five for four from given half he hence her his however i if in including initially "
-        "it its knowing last let minus multiply multiplying my next now number of on one only originally our "
-        "out over price second selling she similarly simplifying since six so solve solving start starting "
-        "substituting subtract subtracting ten that the their then there therefore these they third this "
-        "those three thus to today together total twice two using we week when which while with without "
-        "working you your answer yes no not question what how step q"
-    ).split()
+    _words(
+        "a add adding after all also altogether an and answer as at because before being between both but "
+        "by call combined combining convert converting cost counting currently day divide dividing during "
+        "each every finally find first five for four from given half he hence her his how however i if in "
+        "including initially it its knowing last let minus multiply multiplying my next no not now number "
+        "of on one only originally our out over price q question second selling she similarly simplifying "
+        "since six so solve solving start starting step substituting subtract subtracting ten that the "
+        "their then there therefore these they third this those three thus to today together total twice "
+        "two using we week what when which while with without working yes you your"
+    )
 )
 
 
 def is_amnesic(question: str, solution: str, threshold: float) -> bool | None:
-    """Return whether more than ``threshold`` of the solution's items are foreign; None if it is not judged."""
+    """Return whether more than ``threshold`` of a solution's items are foreign; None if it is not judged."""
     share = foreign_share(question, solution)
     return None if share is None else share > threshold
 
@@ -121,13 +127,14 @@ def _derive(line: list[Decimal | None], known: set[Decimal]) -> None:
     for index, value in enumerate(line):
         if value is None:
             continue
-        earlier = line[max(index - 2, 0) : index]
-        if earlier and earlier[-1] is None and grounded:
-            known.add(value)
-        elif len(earlier) == 2 and _goes_on(earlier[0], earlier[1], value) and earlier[0] in known:
+        is_result = grounded and index > 0 and line[index - 1] is None
+        if is_result or (index > 1 and _goes_on(line[index - 2], line[index - 1], value, known)):
             known.add(value)
         grounded = grounded or value in known
 
 
-def _goes_on(first: Decimal | None, second: Decimal | None, third: Decimal) -> bool:
-    return first is not None and second is not None and first != second and third - second == second - first
+def _goes_on(first: Decimal | None, second: Decimal | None, third: Decimal, known: set[Decimal]) -> bool:
+    """Return whether three numbers in a row make even steps from a known one."""
+    if first is None or second is None or first not in known:
+        return False
+    return first != second and third - second == second - first

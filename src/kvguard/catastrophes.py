@@ -136,7 +136,9 @@ def judge(
         {
             "predicted": pd.Series(predicted, index=index, dtype=object),
             "correct": pd.Series(correct, index=index, dtype="boolean"),
-            "catastrophes": pd.Series([list(names[column]) for column in present.T], index=index, dtype=object),
+            "catastrophes": pd.Series(
+                [list(names[column]) for column in present.T], index=index, dtype=object
+            ),
             "onset": pd.Series(first, index=index).where(present.any(axis=0)).astype("Int32"),
             "amnesia": pd.Series(amnesia, index=index, dtype="boolean"),
         }

@@ -87,7 +87,9 @@ def _build(name: str, params: Mapping[str, Any], ratio: float) -> BasePress:
     try:
         return cls(**arguments)
     except (TypeError, AssertionError, ValueError) as error:
-        raise KvguardError(f"press {name}: {error}; mend its parameters in params.yaml, compressors") from None
+        raise KvguardError(
+            f"press {name}: {error}; mend its parameters in params.yaml, compressors"
+        ) from None
 
 
 def _inner(value: Any, ratio: float) -> Any:

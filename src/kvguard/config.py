@@ -35,6 +35,11 @@ class ModelSpec(_Section):
     n_shots: Natural = 3
     max_new_tokens: Count = 256
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether the model is one of those that kvguard ships."""
+        return self.source.startswith("embedded:")
+
 
 class SampleParams(_Section):
     """How many prompts each model is asked."""
@@ -99,7 +104,6 @@ class GenerateParams(_Section):
     preset: Text
     prompts_per_part: Count = 100
     batch_size: Count | Literal["auto"] = "auto"
-    workers: Count | Literal["auto"] = "auto"
     workers: Count | Literal["auto"] = "auto"
 
 
@@ -254,7 +258,7 @@ def check_known(key: str, name: str, known: Iterable[str]) -> None:
     """Raise a one-line error naming ``key``, the nearest name and all names unless ``name`` is known."""
     names = list(known)
     if name not in names:
-        raise KvguardError(f"{key}: unknown name {name!r}{_did_you_mean(name, names)}; {_listed(names)}")
+        raise KvguardError(f"{key}: unknown name {name!r}{_did_you_mean(name, names)} ({_listed(names)})")
 
 
 def _parse_entry(entry: str) -> tuple[str, float | None]:
@@ -276,7 +280,7 @@ def _first_mistake(error: ValidationError) -> str:
     key = ".".join(location)
     if mistake["type"] == "extra_forbidden":
         names = _fields_beside(location)
-        return f"unknown key {key!r}{_did_you_mean(location[-1], names)}; {_listed(names)}"
+        return f"unknown key {key!r}{_did_you_mean(location[-1], names)} ({_listed(names)})"
     if mistake["type"] == "missing":
         return f"missing key {key!r}: add it"
     message = mistake["msg"].removeprefix("Value error, ")
@@ -292,15 +296,13 @@ def _fields_beside(location: tuple[str, ...]) -> list[str]:
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:
-            kind = next(
-                f.annotation for name, f in kind.model_fields.items() if (f.alias or name) == part
-            )
+            kind = next(f.annotation for name, f in kind.model_fields.items() if (f.alias or name) == part)
     return [field.alias or name for name, field in kind.model_fields.items()]
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _listed(names: list[str]) -> str:

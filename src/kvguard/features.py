@@ -5,8 +5,8 @@
 operations and their order are the same, so the features are equal bit for bit.
 
 Rolling statistics run over the tokens t-7 .. t, and at t < 7 over the tokens so far; the standard deviation
-is the population's. ``delta_h`` is 0 at t = 0, where ``delta_h_valid`` is 0, and enters its rolling statistics
-as 0 there. Every feature but v1's ``token_position_v1`` (t / trace length) is causal.
+is the population's. At t = 0 ``delta_h`` is 0, also in its rolling statistics, and ``delta_h_valid`` is 0.
+Every feature but v1's ``token_position_v1`` (t / trace length) is causal.
 """
 
 from collections.abc import Iterable
@@ -44,7 +44,8 @@ class Tokenizer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch_decode(self, sequences: list[list[int]]) -> list[str]: ...
+    def batch_decode(self, sequences: list[list[int]]) -> list[str]:
+        """Return the text of each sequence of token ids."""
 
 
 def feature_columns(protocol: Literal["v1", "v2"]) -> list[str]:
@@ -56,7 +57,7 @@ def feature_columns(protocol: Literal["v1", "v2"]) -> list[str]:
 
 
 def thinking_mask(tokenizer: Tokenizer, words: Iterable[str]) -> Bools:
-    """Return for every token id whether its text, without surrounding space and case, is one of ``words``. [V]"""
+    """Return for every token id whether its text, space around it and case aside, is one of ``words``. [V]"""
     wanted = {word.lower() for word in words}
     texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
     return np.array([text.strip().lower() in wanted for text in texts], dtype=bool)
@@ -68,7 +69,13 @@ def _look_up(mask: Bools, token_ids: NDArray[Any]) -> Bools:
 
 
 def _compute(
-    signals: Floats, windows: Floats, t: Ints, thinking: Bools, ratio: Floats, max_new_tokens: int, out: Floats
+    signals: Floats,
+    windows: Floats,
+    t: Ints,
+    thinking: Bools,
+    ratio: Floats,
+    max_new_tokens: int,
+    out: Floats,
 ) -> None:
     """Write the features of R tokens to ``out``; the one definition.
 
@@ -128,9 +135,7 @@ class FeatureState:
         self._windows = np.zeros((WINDOW, len(_SERIES), n_rows), dtype=np.float32)
         self._repeats = RepeatCounter(n_rows, REPEAT_WINDOW, max_new_tokens)
 
-    def update(
-        self, signals: Floats, token_ids: NDArray[Any], rows: Ints | slice = slice(None)
-    ) -> Floats:
+    def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Floats:
         """Take the next token of each of ``rows`` and return its features.
 
         Parameters
@@ -191,7 +196,9 @@ def featurize_tokens(
     ratio, onset = np.repeat(ratio, lengths), np.repeat(onset, lengths)
 
     signals = [tokens[name].to_numpy() for name in SIGNALS[:-1]]
-    series = np.zeros((len(_SERIES), WINDOW + len(t)), dtype=np.float32)  # WINDOW zeros before the first token
+    series = np.zeros(
+        (len(_SERIES), WINDOW + len(t)), dtype=np.float32
+    )  # WINDOW zeros before the first token
     now = series[:, WINDOW:]
     for row, name in enumerate(ROLLED[:-1]):
         now[row] = tokens[name].to_numpy()
@@ -226,7 +233,7 @@ def featurize_tokens(
 
 
 def _gather_windows(series: Floats, t: Ints, begin: int) -> Floats:
-    """Return the last values of the tokens from ``begin`` on, newest first, 0 before their trace. [8, 5, R]"""
+    """Return the last values of the tokens from ``begin``, newest first, 0 before their trace. [8, 5, R]"""
     windows = np.empty((WINDOW, len(series), len(t)), dtype=np.float32)
     for back in range(WINDOW):
         stop = WINDOW + begin - back + len(t)
@@ -239,8 +246,8 @@ def _check_order(trace_id: NDArray[Any], t: Ints, expected: Ints) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise KvguardError(
-            f"tokens table: column t, row {row}: trace {trace_id[row]} has t = {t[row]} where {expected[row]} is due; "
-            "make it again with `dvc repro generate`"
+            f"tokens table: column t, row {row}: trace {trace_id[row]} has t = {t[row]} where "
+            f"{expected[row]} is due; make it again with `dvc repro generate`"
         )
 
 
@@ -249,7 +256,9 @@ def _trace_columns(traces: pd.DataFrame, wanted: NDArray[Any]) -> tuple[Floats, 
     rows = pd.Index(traces["trace_id"]).get_indexer(wanted)
     if (rows < 0).any():
         stray = wanted[int(np.argmax(rows < 0))]
-        raise KvguardError(f"tokens table: trace {stray} is not in the traces table; run `dvc repro generate`")
+        raise KvguardError(
+            f"tokens table: trace {stray} is not in the traces table; run `dvc repro generate`"
+        )
     onset = traces["onset"].fillna(_NO_ONSET).to_numpy(dtype=np.int64)
     return traces["ratio"].to_numpy(dtype=np.float32)[rows], onset[rows]
 
@@ -267,22 +276,21 @@ def featurize(
         n_tokens, n_traces, and the shares of tokens that are labelled and that stand before the onset.
     """
     if params.window != WINDOW:
-        raise KvguardError(f"featurize.window is {params.window}: the features are defined over {WINDOW}; set {WINDOW}")
+        raise KvguardError(
+            f"featurize.window is {params.window}: the features are defined over {WINDOW}; set {WINDOW}"
+        )
     traces = read_table("traces", Path(generate_dir) / "traces.parquet", ["trace_id", "ratio", "onset"])
     totals = {"n_tokens": 0, "n_traces": 0, "label": 0, "pre_onset": 0}
     with open_table("features", out_path) as writer:
         for path in token_paths(generate_dir):
-            tokens = read_table("tokens", path).sort_values(["trace_id", "t"], kind="stable", ignore_index=True)
+            tokens = read_table("tokens", path).sort_values(
+                ["trace_id", "t"], kind="stable", ignore_index=True
+            )
             features = featurize_tokens(tokens, traces, params, max_new_tokens, mask)
             writer.write(features)
             totals["n_tokens"] += len(features)
             totals["n_traces"] += features["trace_id"].nunique()
             totals["label"] += int(features["label"].sum())
             totals["pre_onset"] += int(features["pre_onset"].sum())
-    n_tokens = max(totals["n_tokens"], 1)
-    return {
-        "n_tokens": totals["n_tokens"],
-        "n_traces": totals["n_traces"],
-        "label_share": totals["label"] / n_tokens,
-        "pre_onset_share": totals["pre_onset"] / n_tokens,
-    }
+    shares = {f"{name}_share": totals[name] / max(totals["n_tokens"], 1) for name in ("label", "pre_onset")}
+    return {"n_tokens": totals["n_tokens"], "n_traces": totals["n_traces"], **shares}

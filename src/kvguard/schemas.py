@@ -84,7 +84,9 @@ def _between(low: float | None, high: float | None) -> pa.Check:
             ok &= array <= high
         return pd.Series(ok, index=values.index)
 
-    return pa.Check(check, name=f"{'-inf' if low is None else low} <= value <= {'inf' if high is None else high}")
+    return pa.Check(
+        check, name=f"{'-inf' if low is None else low} <= value <= {'inf' if high is None else high}"
+    )
 
 
 def _finite(values: "pd.Series[Any]") -> "pd.Series[bool]":
@@ -124,7 +126,9 @@ _RAW = {
 _TOKEN_KEY = {"trace_id": _INDEX, "t": _INDEX}
 
 TABLES: dict[str, Table] = {
-    "prompts": Table(dict.fromkeys(("prompt_id", "task", "question", "prompt", "answer"), _TEXT), ("prompt_id",)),
+    "prompts": Table(
+        dict.fromkeys(("prompt_id", "task", "question", "prompt", "answer"), _TEXT), ("prompt_id",)
+    ),
     "parts": Table(_RAW, ("trace_id",)),
     "tokens": Table({**_TOKEN_KEY, "token_id": _INDEX, **_SIGNAL_COLUMNS}, ("trace_id", "t")),
     "traces": Table(
@@ -149,7 +153,9 @@ TABLES: dict[str, Table] = {
         },
         ("trace_id", "t"),
     ),
-    "split": Table({"prompt_id": _TEXT, "part": Column(_STR, checks=(pa.Check.isin(PARTS),))}, ("prompt_id",)),
+    "split": Table(
+        {"prompt_id": _TEXT, "part": Column(_STR, checks=(pa.Check.isin(PARTS),))}, ("prompt_id",)
+    ),
     "summary": Table(
         {
             "compressor": _TEXT,
@@ -180,7 +186,7 @@ TABLES: dict[str, Table] = {
 
 
 def conform(kind: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return ``frame`` with the columns of ``kind`` in order and in their dtypes; columns already right are shared.
+    """Return ``frame`` with the columns of ``kind`` in order and in their dtypes; right ones are not copied.
 
     Raises
     ------
@@ -211,7 +217,9 @@ def _pandera_schema(kind: str, names: tuple[str, ...]) -> pa.DataFrameSchema:
 def arrow_schema(kind: str, names: Iterable[str]) -> arrow.Schema:
     """Return the Arrow schema of the columns ``names`` of ``kind``."""
     columns = TABLES[kind].columns
-    return arrow.schema([arrow.field(name, columns[name].type, nullable=columns[name].nullable) for name in names])
+    return arrow.schema(
+        [arrow.field(name, columns[name].type, nullable=columns[name].nullable) for name in names]
+    )
 
 
 def mend(kind: str) -> str:
@@ -254,10 +262,12 @@ def check_table(kind: str, frame: pd.DataFrame, path: Path, first_row: int = 0) 
 def _breach(error: SchemaError) -> str:
     column = error.schema.name
     if error.reason_code == SchemaErrorReason.WRONG_DATATYPE:
-        return f"column {column}: type is not {error.schema.dtype}: {str(error):.120}"
+        return f"column {column}: type is not {error.schema.dtype}: {error!s:.120}"
     case = error.failure_cases.iloc[0]
     check = getattr(error.check, "name", None) or error.check
-    return f"column {column}, row {int(case['index'])}: value {case['failure_case']!s:.60} breaks {check!s:.60}"
+    return (
+        f"column {column}, row {int(case['index'])}: value {case['failure_case']!s:.60} breaks {check!s:.60}"
+    )
 
 
 def _first_duplicate(frame: pd.DataFrame, key: tuple[str, ...]) -> int | None:

@@ -66,7 +66,7 @@ def open_table(kind: str, path: Path, metadata: Mapping[str, str] | None = None)
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             writer = pq.ParquetWriter(
                 file, schema, compression="zstd", use_dictionary=False, write_page_checksum=True
             )
@@ -76,11 +76,13 @@ def open_table(kind: str, path: Path, metadata: Mapping[str, str] | None = None)
                 writer.close()
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise KvguardError(f"cannot write {path}: {reason}; free some space or mend its permissions") from error
+        raise KvguardError(
+            f"cannot write {path}: {reason}; free some space or mend its permissions"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -156,7 +158,7 @@ def iter_table(kind: str, path: Path, columns: Sequence[str] | None = None) -> I
 
 
 def read_table(kind: str, path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a stored table and check it.
+    """Read a stored table and check it; its columns may be read-only, so copy before changing values.
 
     Parameters
     ----------

@@ -10,14 +10,16 @@ import hashlib
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Dataset
     from xgboost import Booster, XGBModel
+
+T = TypeVar("T")
 
 EXPERIMENT = "kvguard"
 _SQLITE = "sqlite:///"
@@ -49,11 +53,11 @@ class Run:
         """Log numbers under dotted names; nested mappings are flattened, null and text are left out."""
         from mlflow.entities import Metric
 
-        numbers = {
-            key: float(value) for key, value in _flat(metrics).items() if isinstance(value, int | float)
-        }
+        numbers = {key: float(value) for key, value in _flat(metrics).items() if isinstance(value, Real)}
         now = int(time.time() * 1000)
-        self._log("metrics", [Metric(_safe(key), value, now, step) for key, value in numbers.items()])
+        items = [Metric(_safe(key), value, now, step) for key, value in numbers.items()]
+        for batch in _batches(items):
+            self.client.log_batch(self.id, metrics=batch)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file, or every file of a directory."""
@@ -100,11 +104,15 @@ class Run:
     def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._log("tags", [RunTag(key, value) for key, value in tags.items()])
+        for batch in _batches([RunTag(key, value) for key, value in tags.items()]):
+            self.client.log_batch(self.id, tags=batch)
 
-    def _log(self, kind: str, items: list[Any]) -> None:
-        for start in range(0, len(items), _BATCH):
-            self.client.log_batch(self.id, **{kind: items[start : start + _BATCH]})
+    def _log_params(self, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        flat = {_safe(key): str(value)[:_LONGEST_PARAM] for key, value in _flat(params).items()}
+        for batch in _batches([Param(key, value) for key, value in flat.items()]):
+            self.client.log_batch(self.id, params=batch)
 
 
 @contextmanager
@@ -138,7 +146,6 @@ def run(
     root = repository_root(start)
     client, experiment = _open(root)
     import mlflow
-    from mlflow.entities import Param
 
     name = "-".join(part for part in (stage, model, protocol) if part)
     tags = {**_origin(), **_input_hashes(inputs), "stage": stage}
@@ -147,8 +154,7 @@ def run(
     # The context manager ends the run FAILED (or KILLED) on its own when the body raises.
     with mlflow.start_run(run_name=name, tags=tags) as active:
         tracked = Run(client, active.info.run_id, root)
-        flat = {_safe(key): str(value)[:_LONGEST_PARAM] for key, value in _flat(params or {}).items()}
-        tracked._log("params", [Param(key, value) for key, value in flat.items()])
+        tracked._log_params(params or {})
         yield tracked
 
 
@@ -167,8 +173,8 @@ def tracking_uri(start: Path | None = None) -> str:
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of the names and contents of a directory."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     total = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
@@ -199,6 +205,7 @@ def _open(root: Path) -> tuple[MlflowClient, str]:
 
     # Two processes that create MLflow's tables at once break each other (3.17).
     with FileLock(artifacts / ".lock"):
+        _check_database(database)
         return _connect(uri, artifacts.as_uri())
 
 
@@ -240,6 +247,15 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise KvguardError(f"MLflow folder {folder}: {error.strerror}: {_MEND}") from None
+
+
+def _check_database(database: Path) -> None:
+    """Ask SQLite itself: MLflow retries for minutes before it says that it cannot write."""
+    try:
+        with closing(sqlite3.connect(database, timeout=60)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        raise KvguardError(f"MLflow database {database}: {error}: {_MEND}") from None
 
 
 def _check_location(location: str, uri: str) -> None:
@@ -295,17 +311,28 @@ def _input_hashes(inputs: Iterable[Path]) -> dict[str, str]:
 def _dataset(name: str, path: Path) -> Dataset:
     import pyarrow.parquet as pq
     from mlflow.entities import Dataset
+    from pyarrow import ArrowException
 
-    file = pq.ParquetFile(path)
-    columns = [{"name": field.name, "type": str(field.type)} for field in file.schema_arrow]
+    try:
+        with pq.ParquetFile(path) as file:
+            n_rows, schema = file.metadata.num_rows, file.schema_arrow
+    except (OSError, ArrowException) as error:
+        raise KvguardError(
+            f"{path} is missing, unreadable or truncated ({_one_line(error)}); make it again with `dvc repro`"
+        ) from error
+    columns = [{"name": field.name, "type": str(field.type)} for field in schema]
     return Dataset(
         name=name,
         digest=digest(path)[:32],
         source_type="local",
         source=json.dumps({"uri": str(path.absolute())}),
         schema=json.dumps({"mlflow_colspec": columns}),
-        profile=json.dumps({"num_rows": file.metadata.num_rows}),
+        profile=json.dumps({"num_rows": n_rows}),
     )
+
+
+def _batches(items: list[T]) -> Iterator[list[T]]:
+    return (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -329,4 +356,4 @@ def _safe(key: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:200]

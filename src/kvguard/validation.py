@@ -8,6 +8,7 @@ and row; what merely exceeds a tolerance from the params makes the report not ok
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def _refuse(path: Path, column: str, wrong: NDArray[np.bool_], what: str, first_
     """Raise for the first row that is ``wrong``."""
     if wrong.any():
         row = first_row + int(np.argmax(wrong))
-        raise KvguardError(f"{path}: column {column}, row {row}: {what}; make the table again with `dvc repro`")
+        raise KvguardError(
+            f"{path}: column {column}, row {row}: {what}; make the table again with `dvc repro`"
+        )
 
 
 def _check_plan(prompts: pd.DataFrame, traces: pd.DataFrame, plan: Plan, path: Path) -> None:
@@ -102,11 +105,13 @@ def _check_plan(prompts: pd.DataFrame, traces: pd.DataFrame, plan: Plan, path: P
     if len(missing):
         prompt, condition = divmod(int(missing[0]), n_conditions)
         raise KvguardError(
-            f"{path}: {len(traces)} traces where {len(prompts)} prompts x {n_conditions} conditions make {due}; the first "
-            f"missing is prompt {prompts['prompt_id'].iloc[prompt]} under {plan.conditions[condition]}; "
-            "run `dvc repro generate`"
+            f"{path}: {len(traces)} traces where {len(prompts)} prompts x {n_conditions} conditions make "
+            f"{due}; the first missing is prompt {prompts['prompt_id'].iloc[prompt]} under "
+            f"{plan.conditions[condition]}; run `dvc repro generate`"
         )
-    planned = pd.DataFrame([(c.compressor, c.ratio) for c in plan.conditions], columns=["compressor", "ratio"])
+    planned = pd.DataFrame(
+        [(c.compressor, c.ratio) for c in plan.conditions], columns=["compressor", "ratio"]
+    )
     due_values = planned.iloc[trace_id % n_conditions].assign(
         prompt_id=prompts["prompt_id"].to_numpy()[trace_id // n_conditions]
     )
@@ -154,12 +159,17 @@ def _check_signals(tokens: pd.DataFrame, plan: Plan, path: Path) -> None:
     limit = math.log(plan.vocab_size) + TOLERANCE
     for name in ("entropy", "h_alts"):
         _refuse(path, name, tokens[name].to_numpy() > limit, f"above ln {plan.vocab_size}")
-    for above, name in zip(LOGPROBS, LOGPROBS[1:], strict=False):
+    for above, name in pairwise(LOGPROBS):
         rises = tokens[name].to_numpy() > tokens[above].to_numpy()
         _refuse(path, name, rises, f"above {above}: the log-probabilities are not sorted")
     less = tokens["top5_prob"].to_numpy() < tokens["top1_prob"].to_numpy() - TOLERANCE
     _refuse(path, "top5_prob", less, "below top1_prob")
-    _refuse(path, "rank_of_chosen", tokens["rank_of_chosen"].to_numpy() >= plan.vocab_size, "beyond the vocabulary")
+    _refuse(
+        path,
+        "rank_of_chosen",
+        tokens["rank_of_chosen"].to_numpy() >= plan.vocab_size,
+        "beyond the vocabulary",
+    )
 
 
 def _check_features(traces: pd.DataFrame, lengths: NDArray[np.int64], path: Path) -> pd.DataFrame:
@@ -182,8 +192,10 @@ def _check_features(traces: pd.DataFrame, lengths: NDArray[np.int64], path: Path
     wrong = (found["rows"] != lengths).to_numpy()
     if wrong.any():
         row = int(np.argmax(wrong))
-        trace = f"trace {traces['trace_id'].iloc[row]} has {found['rows'].iloc[row]} rows and {lengths[row]} tokens"
-        raise KvguardError(f"{path}: column trace_id: {trace}; run `dvc repro featurize`")
+        trace = f"trace {traces['trace_id'].iloc[row]} has {found['rows'].iloc[row]} rows"
+        raise KvguardError(
+            f"{path}: column trace_id: {trace} and {lengths[row]} tokens; run `dvc repro featurize`"
+        )
     return found
 
 
@@ -230,7 +242,7 @@ def _report(
 
 
 def _inside_window(traces: pd.DataFrame, windows: Mapping[str, int]) -> float | None:
-    """Return the share of SnapKV traces that keep no token beyond SnapKV's window; None without SnapKV traces."""
+    """Return the share of SnapKV traces that keep no token beyond the window; None without such traces."""
     window = traces["compressor"].map(windows)
     judged = window.notna()
     if not judged.any():
@@ -238,16 +250,14 @@ def _inside_window(traces: pd.DataFrame, windows: Mapping[str, int]) -> float | 
     return float((traces["n_kept_tokens"][judged] <= window[judged]).mean())
 
 
-def _markdown(
-    model: str, metrics: Mapping[str, Any], table: pd.DataFrame, params: ValidateParams
-) -> str:
+def _markdown(model: str, metrics: Mapping[str, Any], table: pd.DataFrame, params: ValidateParams) -> str:
     lines = [
         f"# Data checks: {model}",
         "",
         "All tables agree with their schemas, with the plan and with each other.",
         "",
-        f"- {metrics['n_prompts']} prompts x {metrics['n_conditions']} conditions = {metrics['n_traces']:,} traces,"
-        f" {metrics['n_tokens']:,} tokens",
+        f"- {metrics['n_prompts']} prompts x {metrics['n_conditions']} conditions ="
+        f" {metrics['n_traces']:,} traces, {metrics['n_tokens']:,} tokens",
         f"- {metrics['label_share']:.2%} of the tokens have the onset within the horizon ahead,"
         f" {metrics['pre_onset_share']:.2%} stand before any onset",
         f"- {_snapkv_line(metrics['snapkv_inside_window'], params.max_snapkv_inside_window)}",

@@ -16,6 +16,9 @@ from kvguard.traces import read_table, token_paths
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kvpress import BasePress
+
+    from kvguard.compressors import Condition
     from kvguard.config import CompressorSpec, Params
 
 MOST_DISAGREEMENT = 0.005
@@ -74,7 +77,9 @@ def check_dataset(folder: Path, prompts: pd.DataFrame) -> Counts:
         raise KvguardError(_broken(folder, f"trace {lost[0]} is in traces.parquet or in a part, not in both"))
     stray = traces[~traces["prompt_id"].isin(prompts["prompt_id"])]
     if len(stray):
-        raise KvguardError(_broken(folder, f"trace {stray.index[0]} answers a prompt that is not in the sample"))
+        raise KvguardError(
+            _broken(folder, f"trace {stray.index[0]} answers a prompt that is not in the sample")
+        )
     incomplete = traces.groupby(["compressor", "ratio"])["prompt_id"].nunique()
     incomplete = incomplete[incomplete < len(prompts)]
     if len(incomplete):
@@ -86,15 +91,16 @@ def check_dataset(folder: Path, prompts: pd.DataFrame) -> Counts:
     return Counts(len(traces), n_tokens, len(parts) + len(token_paths(folder)) + 1)
 
 
-def compare_with_kvpress(params: Params, model: str, folder: Path, prompts: pd.DataFrame, n: int) -> Agreement:
-    """Generate ``n`` traces again by ``with press(model): model.generate(...)``, spread over the conditions."""
+def compare_with_kvpress(
+    params: Params, model: str, folder: Path, prompts: pd.DataFrame, n: int
+) -> Agreement:
+    """Generate ``n`` traces again, one by one through kvpress, spread over the conditions."""
     import torch
     from tqdm import tqdm
 
     from kvguard.compressors import Condition
     from kvguard.generation.oracle import kvpress_generate
     from kvguard.models.registry import load_model
-
 
     spec = params.spec(model)
     traces = _spread(read_table("traces", folder / "traces.parquet"), n)
@@ -113,7 +119,7 @@ def compare_with_kvpress(params: Params, model: str, folder: Path, prompts: pd.D
     return Agreement(counted, differing)
 
 
-def _press(condition, compressors: Mapping[str, CompressorSpec]):
+def _press(condition: Condition, compressors: Mapping[str, CompressorSpec]) -> BasePress | None:
     from kvguard.compressors import NONE, build_press
     from kvguard.config import check_known
 
@@ -136,7 +142,9 @@ def _check_tokens(path: Path, token_ids: pd.Series) -> int:
     for trace_id, own in frame.groupby("trace_id", sort=False):
         ids = expected[trace_id]
         if not isinstance(ids, np.ndarray | list) or not np.array_equal(own["token_id"], ids):
-            raise KvguardError(_broken(path, f"the tokens of trace {trace_id} are not those of traces.parquet"))
+            raise KvguardError(
+                _broken(path, f"the tokens of trace {trace_id} are not those of traces.parquet")
+            )
     return len(frame)
 
 

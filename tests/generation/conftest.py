@@ -31,7 +31,9 @@ SHAPE = {
 
 def build(architecture: str, **changes: int) -> PreTrainedModel:
     torch.manual_seed(0)
-    config, cls = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[architecture]
+    config, cls = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[
+        architecture
+    ]
     return cls(config(**{**SHAPE, **changes})).eval()
 
 

@@ -1,5 +1,7 @@
 """kvguard's ragged batches against kvpress's own run, one prompt at a time."""
 
+from pathlib import Path
+
 import torch
 import yaml
 from transformers import PreTrainedModel
@@ -12,7 +14,7 @@ from kvguard.generation.prefill import attention_modules, prefill
 
 COMPRESSORS = {
     name: CompressorSpec.model_validate(spec)
-    for name, spec in yaml.safe_load(open("params.yaml"))["compressors"].items()
+    for name, spec in yaml.safe_load(Path("params.yaml").read_text())["compressors"].items()
 }
 HEADWISE = CompressorSpec(press="AdaKVPress", params={"press": {"press": "SnapKVPress", "window_size": 16}})
 EOS = [1]
@@ -20,10 +22,14 @@ NEW = 24
 
 
 def press_of(condition: Condition, specs: dict[str, CompressorSpec]):  # type: ignore[no-untyped-def]
-    return None if condition.compressor == "none" else build_press(specs[condition.compressor], condition.ratio)
+    return (
+        None if condition.compressor == "none" else build_press(specs[condition.compressor], condition.ratio)
+    )
 
 
-def compare(model: PreTrainedModel, specs: dict[str, CompressorSpec], preset: Preset, lengths: tuple[int, ...]) -> None:
+def compare(
+    model: PreTrainedModel, specs: dict[str, CompressorSpec], preset: Preset, lengths: tuple[int, ...]
+) -> None:
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(2, 258, (n,), generator=generator) for n in lengths]
     rows, keys = [], []
@@ -63,14 +69,17 @@ def test_a_headwise_press_agrees_and_leaves_nothing_behind(model: PreTrainedMode
 
 
 def test_tokens_do_not_depend_on_the_batch(model: PreTrainedModel) -> None:
-    prompts = [torch.randint(2, 258, (n,), generator=torch.Generator().manual_seed(n)) for n in (40, 60, 50, 45)]
+    prompts = [
+        torch.randint(2, 258, (n,), generator=torch.Generator().manual_seed(n)) for n in (40, 60, 50, 45)
+    ]
     none = Condition("none", 0.0)
     done = [prefill(model, p, {none: None}, "sdpa") for p in prompts]
     rows = [Row(len(p), d.logits, d.kept[none]) for p, d in zip(prompts, done, strict=True)]
     alone, together = (
         decode(model, rows, batch_size=size, max_new_tokens=NEW, eos_ids=EOS) for size in (1, 4)
     )
-    assert (alone.lengths == together.lengths).all() and (alone.token_ids == together.token_ids).all()
+    assert (alone.lengths == together.lengths).all()
+    assert (alone.token_ids == together.token_ids).all()
     assert abs(alone.signals - together.signals).max() < 1e-3
 
 
@@ -81,7 +90,9 @@ def test_a_sampler_decides_the_tokens(model: PreTrainedModel) -> None:
     got = decode(
         model, rows, batch_size=1, max_new_tokens=5, eos_ids=EOS, sampler=lambda x: torch.full((len(x),), 9)
     )
-    assert got.token_ids[0].tolist() == [9] * 5 and got.lengths[0] == 5 and not got.stopped[0]
+    assert got.token_ids[0].tolist() == [9] * 5
+    assert got.lengths[0] == 5
+    assert not got.stopped[0]
 
 
 def test_every_row_that_ends_is_reported_once(model: PreTrainedModel) -> None:
@@ -99,4 +110,5 @@ def test_every_row_that_ends_is_reported_once(model: PreTrainedModel) -> None:
         eos_ids=EOS,
         on_finish=lambda row, tokens, stopped: seen.append(row),
     )
-    assert sorted(seen) == [0, 1, 2] and (got.lengths > 0).all()
+    assert sorted(seen) == [0, 1, 2]
+    assert (got.lengths > 0).all()

@@ -46,7 +46,8 @@ def test_the_mask_hides_exactly_what_lies_beyond_a_row() -> None:
     cache.begin(2)
     for layer, lengths in enumerate([(3, 7), (5, 2)]):
         mask = cache.layers[layer].mask
-        assert mask is not None and mask.shape == (2, 1, 1, max(lengths) + 1)
+        assert mask is not None
+        assert mask.shape == (2, 1, 1, max(lengths) + 1)
         visible = (mask[:, 0, 0] == 0).sum(-1)
         assert visible.tolist() == [n + 1 for n in lengths]  # the kept entries and the token being written
 
@@ -64,7 +65,8 @@ def test_a_moved_row_is_the_row() -> None:
     a, b = kept(3, 5), kept(7, 2)
     cache = cache_of(a, b)
     cache.move(1, 0)
-    assert torch.equal(entries(cache, 0, 0), b.keys[0]) and torch.equal(entries(cache, 0, 1), b.keys[1])
+    assert torch.equal(entries(cache, 0, 0), b.keys[0])
+    assert torch.equal(entries(cache, 0, 1), b.keys[1])
 
 
 def test_rewinding_undoes_steps_exactly() -> None:
@@ -73,7 +75,8 @@ def test_rewinding_undoes_steps_exactly() -> None:
     for _ in range(4):
         step(cache, 1)
     cache.truncate(0, 4)
-    assert torch.equal(entries(cache, 0, 0), a.keys[0]) and torch.equal(entries(cache, 0, 1), a.keys[1])
+    assert torch.equal(entries(cache, 0, 0), a.keys[0])
+    assert torch.equal(entries(cache, 0, 1), a.keys[1])
 
 
 def test_rewinding_past_the_start_is_refused() -> None:
@@ -88,7 +91,8 @@ def test_eviction_keeps_each_heads_own_choice_and_leaves_other_layers_and_rows()
     cache.evict(0, 1, keep)
     expected = torch.stack([a.keys[1][h, keep[h]] for h in range(H)])
     assert torch.equal(entries(cache, 0, 1), expected)
-    assert torch.equal(entries(cache, 0, 0), a.keys[0]) and torch.equal(entries(cache, 1, 1), b.keys[1])
+    assert torch.equal(entries(cache, 0, 0), a.keys[0])
+    assert torch.equal(entries(cache, 1, 1), b.keys[1])
     step(cache, 2)
     assert cache.lengths.tolist() == [[6, 5], [4, 5]]
 
@@ -109,4 +113,5 @@ def test_head_masked_entries_stay_hidden_from_their_head_alone_and_follow_their_
     cache.load(1, kept(5, 5))
     cache.begin(2)
     mask = cache.layers[0].mask
-    assert mask is not None and mask[:, :, 0].isinf().nonzero().tolist() == [[0, 1, 2]]
+    assert mask is not None
+    assert mask[:, :, 0].isinf().nonzero().tolist() == [[0, 1, 2]]

@@ -46,8 +46,10 @@ def test_signals_are_finite_float32_at_extreme_logits(dtype: torch.dtype) -> Non
     logits[0, 3] = 1e4
     logits[1, ::2] = 1e4
     got = signals(logits, torch.tensor([3, 0]))
-    assert got.dtype == torch.float32 and got.isfinite().all()
-    assert got[0, SIGNALS.index("top1_prob")] == 1.0 and got[0, SIGNALS.index("entropy")] == 0.0
+    assert got.dtype == torch.float32
+    assert got.isfinite().all()
+    assert got[0, SIGNALS.index("top1_prob")] == 1.0
+    assert got[0, SIGNALS.index("entropy")] == 0.0
 
 
 def test_signal_columns_are_the_stored_ones() -> None:

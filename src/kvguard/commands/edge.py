@@ -23,7 +23,11 @@ params_option = click.option(
 )
 model_option = click.option("--model", required=True, help="A name from models in the settings.")
 protocol_option = click.option(
-    "--protocol", type=click.Choice(["v1", "v2"]), default="v2", show_default=True, help="How it is evaluated."
+    "--protocol",
+    type=click.Choice(["v1", "v2"]),
+    default="v2",
+    show_default=True,
+    help="How it is evaluated.",
 )
 
 

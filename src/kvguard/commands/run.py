@@ -76,7 +76,9 @@ def _screen(params: Params, model: str, n: int, traces: pd.DataFrame, tokens: pd
     from kvguard.report.terminal import condition_table
 
     spec = params.spec(model)
-    title = f"{model}: {n} {spec.task} prompts, {spec.n_shots} demonstrations, {spec.max_new_tokens} new tokens"
+    title = (
+        f"{model}: {n} {spec.task} prompts, {spec.n_shots} demonstrations, {spec.max_new_tokens} new tokens"
+    )
     note = "CBR: looping or non-termination. CFR: either, or a wrong answer. Ratio: the share of KV removed."
     tables = condition_table(outcomes(traces)), condition_table(signal_ranges(traces, tokens))
     return "\n\n".join([title, *tables, note])

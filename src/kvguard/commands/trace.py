@@ -63,7 +63,7 @@ def render(tokenizer: PreTrainedTokenizerBase, row: pd.Series, tokens: pd.DataFr
 
 def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[str]:
     """Return what each token adds to the text: a character of several tokens appears at its last."""
-    texts = [tokenizer.decode(token_ids[: end + 1]).rstrip("\ufffd") for end in range(len(token_ids))]
+    texts = [str(tokenizer.decode(token_ids[: end + 1])).rstrip("\ufffd") for end in range(len(token_ids))]
     return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
 
 

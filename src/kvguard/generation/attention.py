@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import kvpress  # noqa: F401  (wraps every attention function registered so far: ours must come after)
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ def grouped_attention(
     scaling: float | None = None,
     *,
     ragged: RaggedCache,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """Attend with one query token per row, the query heads of a group sharing their KV head.
 
@@ -46,7 +45,7 @@ def grouped_attention(
     tuple
         Attention output [B, 1, Hq, D], and None for the weights.
     """
-    batch, q_heads, _, dim = query.shape
+    batch, q_heads, dim = query.shape[0], query.shape[1], query.shape[3]
     grouped = query.view(batch, key.shape[1], q_heads // key.shape[1], dim)  # [B, Hkv, G, D]
     mask = ragged.layers[module.layer_idx].mask  # type: ignore[index]
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)

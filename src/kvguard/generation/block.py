@@ -13,7 +13,7 @@ from kvguard.catastrophes import NO_ONSET, TraceTokens, onsets
 from kvguard.compressors import Condition, attention_for
 from kvguard.errors import KvguardError
 from kvguard.generation.decode import Generated, Row, decode
-from kvguard.generation.parts import Part, trace_id
+from kvguard.generation.parts import Part
 from kvguard.generation.plan import Sweep, Tally
 from kvguard.generation.prefill import prefill
 from kvguard.models.registry import LoadedModel
@@ -26,7 +26,7 @@ Report = Callable[[Tally], None]
 def generate_parts(
     sweep: Sweep, loaded: LoadedModel, parts: Sequence[Part], out: Path, batch_size: int, report: Report
 ) -> None:
-    """Make parts that share a block and an attention implementation: one prefill per prompt serves them all."""
+    """Make parts that share a block and an attention implementation, one prefill per prompt for all."""
     first = parts[0]
     conditions = [condition for part in parts for condition in part.conditions]
     presses = {condition: sweep.press(condition) for condition in conditions}
@@ -34,7 +34,8 @@ def generate_parts(
     block = sweep.prompts.iloc[first.start : first.stop]
     encoded = [loaded.encode(prompt) for prompt in block["prompt"]]
     prefilled = [
-        prefill(loaded.model, torch.tensor(ids, device=loaded.model.device), presses, implementation) for ids in encoded
+        prefill(loaded.model, torch.tensor(ids, device=loaded.model.device), presses, implementation)
+        for ids in encoded
     ]
     for part in parts:
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
@@ -42,7 +43,7 @@ def generate_parts(
         generated = _decode(sweep, loaded, rows, batch_size, _judge_rows(sweep, loaded, block, keys, report))
         raw = pd.DataFrame(
             {
-                "trace_id": [trace_id(block["prompt_id"].iloc[i], c) for i, c in keys],
+                "trace_id": np.array(part.trace_ids, dtype=np.int32),
                 "prompt_id": [block["prompt_id"].iloc[i] for i, _ in keys],
                 "compressor": part.compressor,
                 "ratio": [c.ratio for _, c in keys],
@@ -50,7 +51,8 @@ def generate_parts(
                 "n_kept_tokens": [row.cache.n_kept for row in rows],
                 "token_ids": [generated.token_ids[r, :n] for r, n in enumerate(generated.lengths)],
                 "text": [
-                    loaded.decode(generated.token_ids[r, :n].tolist()) for r, n in enumerate(generated.lengths)
+                    loaded.decode(generated.token_ids[r, :n].tolist())
+                    for r, n in enumerate(generated.lengths)
                 ],
                 "stop_reason": np.where(generated.stopped, "eos", "length"),
             }
@@ -83,7 +85,7 @@ def _decode(
                 raise
             if batch_size == 1:
                 raise KvguardError(
-                    f"model {sweep.name}: not enough memory for a single row; use a smaller max_new_tokens or dtype"
+                    f"model {sweep.name}: no memory for even one row; use a smaller max_new_tokens or dtype"
                 ) from None
             batch_size = max(1, batch_size // 2)
         if loaded.model.device.type == "cuda":
@@ -103,7 +105,9 @@ def _judge_rows(
         if row in reported:  # decoded again with half the batch
             return
         reported.add(row)
-        verdict = is_correct(parse_answer(loaded.decode(token_ids.tolist())), block["answer"].iloc[keys[row][0]])
+        verdict = is_correct(
+            parse_answer(loaded.decode(token_ids.tolist())), block["answer"].iloc[keys[row][0]]
+        )
         trace = TraceTokens(token_ids, np.array([len(token_ids)]), np.array(["eos" if stopped else "length"]))
         begun = onsets(trace, sweep.catastrophes, sweep.spec.max_new_tokens)
         failed = any(onset[0] != NO_ONSET for onset in begun.values())

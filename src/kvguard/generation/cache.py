@@ -57,6 +57,8 @@ class RaggedLayer(CacheLayerMixin):
     """One layer's preallocated keys and values, [rows, H, capacity, D], filled from the left."""
 
     is_compileable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -70,7 +72,9 @@ class RaggedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the storage is allocated up front."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, cache_kwargs: Any = None) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, cache_kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Append one token per active row: key and value [n, H, 1, D]; return the views to attend to."""
         n = key_states.shape[0]
         assert self.slots is not None
@@ -119,7 +123,8 @@ class RaggedCache(Cache):
         shape = (rows, n_heads, capacity, head_dim)
         super().__init__(
             layers=[
-                RaggedLayer(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))) for _ in range(n_layers)
+                RaggedLayer(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+                for _ in range(n_layers)
             ]
         )
         self.lengths = torch.zeros(n_layers, rows, dtype=torch.long)  # on the host: the one truth

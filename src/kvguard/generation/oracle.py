@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from kvguard.compressors import attention_for
 from kvguard.generation.attention import attention
+from kvguard.generation.prefill import clear_head_masks
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -38,7 +39,11 @@ class Reference:
 
 @torch.inference_mode()
 def kvpress_generate(
-    model: PreTrainedModel, input_ids: Tensor, press: BasePress | None, max_new_tokens: int, eos_ids: list[int]
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    press: BasePress | None,
+    max_new_tokens: int,
+    eos_ids: list[int],
 ) -> Reference:
     """Generate greedily with ``with press(model): model.generate(...)``.
 
@@ -50,7 +55,7 @@ def kvpress_generate(
         None generates without compression.
     """
     with attention(model, attention_for(press)), press(model) if press is not None else nullcontext():
-        out = model.generate(
+        out = model.generate(  # type: ignore[operator]
             input_ids=input_ids[None],
             attention_mask=torch.ones_like(input_ids[None]),
             max_new_tokens=max_new_tokens,
@@ -60,8 +65,6 @@ def kvpress_generate(
             output_logits=True,
             return_dict_in_generate=True,
         )
-    for module in model.modules():  # head-wise presses leave their mask behind
-        if getattr(module, "masked_key_indices", None) is not None:
-            module.masked_key_indices = None
+    clear_head_masks(model)
     top = torch.stack(out.logits)[:, 0].float().topk(2, dim=-1).values
     return Reference(out.sequences[0, input_ids.shape[0] :].tolist(), (top[:, 0] - top[:, 1]).tolist())

@@ -1,7 +1,7 @@
 """The sweep's plan: closed sets of rows that are made, stored and found again on their own.
 
-A part is a block of prompts under one compressor's ratios. It is decoded as a batch of its own, so its bytes do not
-depend on which other parts were already there; its fingerprint names everything its bytes depend on.
+A part is a block of prompts under one compressor's ratios. It is decoded as a batch of its own, so its bytes
+do not depend on which other parts were already there; its fingerprint names all that its bytes depend on.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kvguard.compressors import NONE, Condition
 from kvguard.config import CompressorSpec
 from kvguard.errors import KvguardError
-from kvguard.traces import read_metadata
+from kvguard.traces import read_metadata, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _CODE = ("attention", "cache", "decode", "parts", "prefill", "sampler", "signals", "../compressors")
 _LIBRARIES = ("kvpress", "tokenizers", "torch", "transformers")
 _KEY = "kvguard.fingerprint"
+_IDS = "kvguard.trace_ids"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Part:
     ----------
     start, stop : int
         The block's prompts, as positions in the prompts table.
+    trace_ids : tuple of int
+        One per row of the part: prompt by prompt, condition by condition.
     """
 
     block: int
@@ -43,6 +48,7 @@ class Part:
     stop: int
     compressor: str
     conditions: tuple[Condition, ...]
+    trace_ids: tuple[int, ...]
     fingerprint: str
 
     @property
@@ -53,12 +59,12 @@ class Part:
     @property
     def n_traces(self) -> int:
         """Traces in the part."""
-        return (self.stop - self.start) * len(self.conditions)
+        return len(self.trace_ids)
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the part's files carry in their Parquet metadata."""
-        return {_KEY: self.fingerprint}
+        return {_KEY: self.fingerprint, _IDS: _digest(self.trace_ids)}
 
     def path(self, folder: Path) -> Path:
         """File of the part's raw traces; the part exists when this file does."""
@@ -113,7 +119,8 @@ def plan_parts(
                     **depends_on,
                 }
             )
-            parts.append(Part(block, start, stop, compressor, tuple(own), fingerprint))
+            ids = tuple(i * len(conditions) + conditions.index(c) for i in range(start, stop) for c in own)
+            parts.append(Part(block, start, stop, compressor, tuple(own), ids, fingerprint))
     return parts
 
 
@@ -125,13 +132,15 @@ def discard_strangers(folder: Path, parts: Sequence[Part]) -> None:
             path.unlink(missing_ok=True)
 
 
-def trace_id(prompt_id: str, condition: Condition) -> int:
-    """Name a trace within its model by the digest of its prompt and condition.
-
-    An id that does not depend on the rest of the plan lets parts be kept when prompts or compressors join.
-    """
-    digest = hashlib.sha256(f"{prompt_id}/{condition.compressor}/{condition.ratio!r}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 33
+def number_anew(folder: Path, parts: Sequence[Part]) -> None:
+    """Give kept parts the trace ids of the present plan, which prompts or compressors may have joined."""
+    for part in parts:
+        for kind, path in (("tokens", part.tokens_path(folder)), ("parts", part.path(folder))):
+            if read_metadata(path).get(_IDS) != part.metadata[_IDS]:
+                frame = read_table(kind, path)
+                nth = np.cumsum(np.diff(frame["trace_id"], prepend=frame["trace_id"].iloc[:1]) != 0)
+                frame["trace_id"] = np.array(part.trace_ids, dtype=np.int32)[nth]
+                write_table(kind, frame, path, part.metadata)
 
 
 def _digest(value: Any) -> str:

@@ -90,16 +90,18 @@ def check_prompts(sweep: Sweep, loaded: LoadedModel, encoded: Sequence[Sequence[
     name = sweep.prompts["prompt_id"].iloc
     if lengths[longest] + sweep.spec.max_new_tokens > loaded.window:
         raise KvguardError(
-            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.spec.max_new_tokens} new ones exceed the "
-            f"window of {loaded.window} of model {sweep.name}; use fewer shots (n_shots) or a smaller max_new_tokens"
+            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.spec.max_new_tokens} new ones "
+            f"exceed the window of {loaded.window} of model {sweep.name}; use fewer shots (n_shots) or a "
+            "smaller max_new_tokens"
         )
     for condition in sweep.conditions:
         press = sweep.press(condition)
         needed = shortest_prompt(press) if press is not None else 1
         if lengths[shortest] < needed:
             raise KvguardError(
-                f"prompt {name[shortest]}: {lengths[shortest]} tokens are too few for {condition.compressor}, which "
-                f"needs {needed}; mend compressors.{condition.compressor} (a smaller window_size) or use longer prompts"
+                f"prompt {name[shortest]}: {lengths[shortest]} tokens are too few for "
+                f"{condition.compressor}, which needs {needed}; mend compressors.{condition.compressor} "
+                "(a smaller window_size) or use longer prompts"
             )
 
 
@@ -116,18 +118,21 @@ def plan_workers(settings: GenerateParams, loaded: LoadedModel) -> tuple[int, in
 
 
 def plan_batch(sweep: Sweep, loaded: LoadedModel, longest: int, workers: int, out: Path) -> int:
-    """Plan the rows of a batch from free memory, once per folder: a resumed run must keep to its first plan."""
+    """Plan the rows of a batch from free memory, once per folder: a resumed run keeps to its first plan."""
     if sweep.settings.batch_size != "auto":
         return sweep.settings.batch_size
     config, device = loaded.model.config.get_text_config(), loaded.model.device
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = RaggedCache.bytes_per_row(
-        config.num_hidden_layers,
-        longest + sweep.spec.max_new_tokens,
-        config.num_key_value_heads,
-        head_dim,
-        loaded.model.dtype,
-    ) + 8 * config.vocab_size * 4  # the logits and what the signals make of them
+    row = (
+        RaggedCache.bytes_per_row(
+            config.num_hidden_layers,
+            longest + sweep.spec.max_new_tokens,
+            config.num_key_value_heads,
+            head_dim,
+            loaded.model.dtype,
+        )
+        + 8 * config.vocab_size * 4
+    )  # the logits and what the signals make of them
     path = out / "batch.json"
     key = [loaded.fingerprint, row, workers]
     try:

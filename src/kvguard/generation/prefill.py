@@ -1,8 +1,8 @@
 """One forward pass per prompt serves many conditions.
 
-kvpress compresses a layer after that layer's attention output was computed with the full cache, so the prefill's
-hidden states do not depend on the press: scorers share one pass, and every other press runs in kvpress's own
-context manager.
+kvpress compresses a layer after that layer's attention output was computed with the full cache, so the
+prefill's hidden states do not depend on the press: scorers share one pass, and every other press runs in
+kvpress's own context manager.
 """
 
 from __future__ import annotations
@@ -35,12 +35,19 @@ class Prefill:
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """List the model's self-attention modules, layer by layer, ready for a press (it wants ``rotary_emb``)."""
+    """List the self-attention modules layer by layer, ready for a press (it wants ``rotary_emb``)."""
     decoder = getattr(model.model, "language_model", model.model)
     modules = [layer.self_attn for layer in decoder.layers]
     for module in modules:
         module.rotary_emb = decoder.rotary_emb
     return modules
+
+
+def clear_head_masks(model: PreTrainedModel) -> None:
+    """Remove what a head-wise press leaves on the modules: it would mask the next generation."""
+    for module in model.modules():
+        if getattr(module, "masked_key_indices", None) is not None:
+            module.masked_key_indices = None  # type: ignore[assignment]
 
 
 @torch.inference_mode()
@@ -71,7 +78,9 @@ def prefill(
     for press in presses.values():
         if press is not None:
             press.post_init_from_model(model)
-    scorers = {c: p for c, p in presses.items() if p is not None and only_scores(p) and p.compression_ratio > 0}
+    scorers = {
+        c: p for c, p in presses.items() if p is not None and only_scores(p) and p.compression_ratio > 0
+    }
     with attention(model, implementation), ExitStack() as hooks:
         selections: list[dict[Condition, Tensor]] = []
         for module in attention_modules(model):
@@ -98,7 +107,9 @@ class _Selection:
     def __init__(self, scorers: Mapping[Condition, BasePress], into: list[dict[Condition, Tensor]]) -> None:
         self.scorers, self.into = scorers, into
 
-    def __call__(self, module: nn.Module, _: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor | None]) -> None:
+    def __call__(
+        self, module: nn.Module, _: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor | None]
+    ) -> None:
         layer = kwargs["past_key_values"].layers[module.layer_idx]
         scores: dict[str, Tensor] = {}
         selection: dict[Condition, Tensor] = {}
@@ -112,7 +123,9 @@ class _Selection:
                 except AssertionError as error:
                     raise KvguardError(f"{condition}: the press refuses this prompt: {error}") from None
             n_kept = compute_n_kept(layer.keys.shape[2], press.compression_ratio)
-            selection[condition] = scores[key].topk(n_kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
+            selection[condition] = (
+                scores[key].topk(n_kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
+            )
         self.into.append(selection)
 
 
@@ -129,8 +142,7 @@ def _through_kvpress(
     except AssertionError as error:
         raise KvguardError(f"{condition}: the press refuses this prompt: {error}") from None
     finally:
-        for module in modules:  # a head-wise press leaves them behind, and they would mask the next generation
-            module.masked_key_indices = None
+        clear_head_masks(model)
     return KeptCache(keys, values, dead=dead if any(d is not None for d in dead) else None)
 
 
@@ -144,7 +156,9 @@ def _dead_entries(module: nn.Module, keys: Tensor) -> Tensor | None:
 
 
 def _forward(model: PreTrainedModel, input_ids: Tensor, cache: DynamicCache) -> Tensor:
-    return model(input_ids=input_ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    return model(input_ids=input_ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+        0, -1
+    ]
 
 
 def _layers(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:

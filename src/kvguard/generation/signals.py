@@ -28,7 +28,7 @@ def signals(logits: Tensor, chosen: Tensor) -> Tensor:
     logits = logits.float()
     logp = torch.log_softmax(logits, dim=-1)
     top, top_ids = logp.topk(N_LOGPROBS, dim=-1)
-    # Renormalising the logits, not the probabilities: 1 - p1 would cancel where the top token is near certain.
+    # Renormalised from the logits: 1 - p1 would cancel where the top token is nearly certain.
     others = torch.softmax(logits.scatter(1, top_ids[:, :1], float("-inf")), dim=-1)
     columns = [
         torch.special.entr(logp.exp()).sum(-1),

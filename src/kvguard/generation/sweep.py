@@ -10,12 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from kvguard.catastrophes import judge
-from kvguard.errors import KvguardError
-from kvguard.generation.parts import Part, discard_strangers, plan_parts
+from kvguard.generation.parts import Part, discard_strangers, number_anew, plan_parts
 from kvguard.generation.plan import Sweep, check_prompts, plan_batch, plan_workers
 from kvguard.generation.workers import make_parts
 from kvguard.models.registry import load_model
-from kvguard.traces import conform, read_table, write_table
+from kvguard.traces import conform, read_table, remove_temporaries, write_table
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,14 @@ class SweepResult:
 def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
     """Generate what is missing under ``out`` and judge all traces into ``out/traces.parquet``.
 
-    Parts that match their fingerprint are kept; a run that was killed goes on where it stopped and ends with the
-    same bytes.
+    Parts that match their fingerprint are kept; a run that was killed goes on where it stopped and ends
+    with the same bytes.
 
     Raises
     ------
     KvguardError
-        If a prompt does not fit the model or a press, before anything is written; or if memory or disk run out.
+        If a prompt does not fit the model or a press (before anything is written), or if memory or disk
+        run out.
     """
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
     encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
@@ -58,21 +58,21 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
             "threads": threads,
         },
     )
+    remove_temporaries(out)
     discard_strangers(out, parts)
     missing = [part for part in parts if not part.is_made(out)]
     traces = out / "traces.parquet"
-    if missing:
-        traces.unlink(missing_ok=True)
+    traces.unlink(missing_ok=True)
+    number_anew(out, [part for part in parts if part not in missing])
     make_parts(sweep, loaded, missing, out, batch_size, workers, threads, progress)
     write_table("traces", _assemble(sweep, parts, out), traces)
     return SweepResult(len(missing), len(parts) - len(missing), traces)
 
 
 def _assemble(sweep: Sweep, parts: Sequence[Part], out: Path) -> pd.DataFrame:
-    """Judge all raw traces, in the order of the plan."""
-    raw = pd.concat([read_table("parts", part.path(out)) for part in parts], ignore_index=True)
-    if raw["trace_id"].duplicated().any():
-        raise KvguardError(f"{out}: two traces share a trace_id; are two prompts the same?")
+    """Judge all raw traces, in the order of their ids."""
+    raw = pd.concat([read_table("parts", part.path(out)) for part in parts])
+    raw = raw.sort_values("trace_id", ignore_index=True)
     params = {name: json.dumps(spec.params, sort_keys=True) for name, spec in sweep.compressors.items()}
     verdicts = judge(raw, sweep.prompts, sweep.catastrophes, sweep.spec.max_new_tokens)
     judged = pd.concat([raw, verdicts], axis=1)

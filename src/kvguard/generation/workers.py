@@ -108,8 +108,8 @@ def _in_processes(
             future.result()
     except BrokenProcessPool:
         raise KvguardError(
-            f"generate: a worker process of model {sweep.name} was killed (out of memory?); run it again to go on, or "
-            "set a smaller generate.batch_size or generate.workers"
+            f"generate: a worker process of model {sweep.name} was killed (out of memory?); "
+            "run it again to go on, or set a smaller generate.batch_size or generate.workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

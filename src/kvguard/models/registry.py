@@ -50,7 +50,7 @@ class LoadedModel:
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of generated tokens, without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
 def pick_device(device: str) -> torch.device:
@@ -107,7 +107,8 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
             f"model {name}: '{spec.source}' cannot be loaded ({reason}); "
             "check the name and the network, set HF_TOKEN for a gated model, or use path:/some/dir"
         ) from None
-    return LoadedModel(name, model.to(where).eval(), tokenizer, _fingerprint(source, model))
+    model.to(where).eval()  # type: ignore[arg-type]
+    return LoadedModel(name, model, tokenizer, _fingerprint(source, model))
 
 
 def _resolve(name: str, source: str) -> str:

@@ -32,7 +32,14 @@ def summary_text(metrics: Path) -> str:
     for path in found:
         train, evaluate = _read(metrics / "train" / path.name), _read(path)
         name, _, protocol = path.stem.rpartition("-")
-        rows.append([name, protocol, *(_pick(train, key) for key in TRAIN), *(_pick(evaluate, key) for key in EVALUATE)])
+        rows.append(
+            [
+                name,
+                protocol,
+                *(_pick(train, key) for key in TRAIN),
+                *(_pick(evaluate, key) for key in EVALUATE),
+            ]
+        )
     heads = ["model", "protocol", *TRAIN.values(), *EVALUATE.values()]
     return f"{table(heads, rows)}\n\n{NEXT}"
 

@@ -73,7 +73,7 @@ def trace_text(trace: Mapping[str, Any], tokens: pd.DataFrame, pieces: Sequence[
         The text of each token.
     """
     onset = None if pd.isna(trace["onset"]) else int(trace["onset"])
-    judged = {True: "right", False: "wrong"}.get(_maybe_bool(trace["correct"]), "not scored")
+    judged = "not scored" if pd.isna(trace["correct"]) else "right" if trace["correct"] else "wrong"
     kinds = ", ".join(trace["catastrophes"]) or "none"
     head = [
         f"trace {trace['trace_id']}: {trace['model']}, "
@@ -85,7 +85,9 @@ def trace_text(trace: Mapping[str, Any], tokens: pd.DataFrame, pieces: Sequence[
     ]
     shown = "".join(("«onset»" if t == onset else "") + piece for t, piece in enumerate(pieces))
     entropy = tokens["entropy"].to_numpy()
-    title = f"entropy over {len(entropy)} tokens, peak {entropy.max():.2f} nats" if len(entropy) else "entropy"
+    title = (
+        f"entropy over {len(entropy)} tokens, peak {entropy.max():.2f} nats" if len(entropy) else "entropy"
+    )
     return "\n".join([*head, "", shown, "", title, curve(entropy, mark=onset)])
 
 
@@ -97,7 +99,3 @@ def _cell(value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _maybe_bool(value: Any) -> bool | None:
-    return None if pd.isna(value) else bool(value)

@@ -54,7 +54,7 @@ class TrainSettings:
     checkpoint_minutes: float = 5.0
     evaluate_every: int = 300
     evaluate_prompts: int = 24
-    compile: bool = True
+    compile: bool = False
 
     @property
     def tokens_per_step(self) -> int:

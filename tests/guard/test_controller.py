@@ -1,0 +1,88 @@
+"""The state machine: its table of transitions, and many rows at once against one row in plain Python."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvguard.config import ControllerParams
+from kvguard.guard.controller import Controller, State
+
+LOW, MIDDLE, HIGH = 0.1, 0.5, 0.9
+params_strategy = st.builds(
+    lambda taus, k, j: ControllerParams(tau_low=min(taus), tau_high=max(taus), k_escalate=k, j_deescalate=j),
+    st.tuples(st.sampled_from([0.2, 0.5, 0.8]), st.sampled_from([0.2, 0.5, 0.8])),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+hazards = st.lists(st.sampled_from([LOW, 0.2, MIDDLE, 0.8, HIGH, float("nan")]), min_size=1, max_size=40)
+
+
+def states_of(hazard, params):
+    controller = Controller(1, params)
+    return [State(int(controller.update(np.array([value]))[0])) for value in hazard]
+
+
+def scalar_states(hazard, params):
+    """One row, by the table of the module's docstring."""
+    state, low, high, calm, states = State.NORMAL, 0, 0, 0, []
+    for value in hazard:
+        low = low + 1 if value >= params.tau_low else 0
+        high = high + 1 if value >= params.tau_high else 0
+        calm = calm + 1 if value < params.tau_low else 0
+        if state is not State.SAFE and high >= params.k_escalate:
+            state = State.SAFE
+        elif state is State.NORMAL and low >= params.k_escalate:
+            state = State.ALERT
+        elif state is not State.NORMAL and calm >= params.j_deescalate:
+            state = State.NORMAL
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize(
+    ("hazard", "states"),
+    [
+        ([LOW] * 4, "NNNN"),
+        ([MIDDLE] * 4, "NAAA"),
+        ([HIGH] * 3, "NSS"),
+        ([MIDDLE, HIGH, HIGH], "NAS"),
+        ([HIGH, LOW, HIGH, LOW], "NNNN"),
+        ([MIDDLE, MIDDLE, LOW, LOW, LOW, LOW], "NAAANN"),
+        ([HIGH, HIGH, LOW, LOW, MIDDLE, LOW, LOW, LOW], "NSSSSSSN"),
+        ([HIGH, HIGH, MIDDLE, MIDDLE, MIDDLE], "NSSSS"),
+        ([HIGH, float("nan"), HIGH, HIGH], "NNNS"),
+        ([HIGH, HIGH, LOW, LOW, float("nan"), LOW, LOW, LOW], "NSSSSSSN"),
+    ],
+)
+def test_the_table_of_transitions(hazard, states):
+    params = ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=2, j_deescalate=3)
+    assert "".join(state.name[0] for state in states_of(hazard, params)) == states
+
+
+@given(params_strategy, hazards)
+def test_many_rows_at_once_agree_with_one_row_in_plain_python(params, hazard):
+    assert states_of(hazard, params) == scalar_states(hazard, params)
+
+
+@given(params_strategy, st.lists(hazards, min_size=1, max_size=6))
+def test_rows_do_not_touch_each_other_whatever_their_clocks(params, rows):
+    controller = Controller(len(rows), params)
+    found = [[] for _ in rows]
+    for t in range(max(map(len, rows))):
+        running = np.array([row for row, hazard in enumerate(rows) if len(hazard) > t])
+        states = controller.update(np.array([rows[row][t] for row in running]), running)
+        for row, state in zip(running, states, strict=True):
+            found[row].append(State(int(state)))
+    assert found == [scalar_states(hazard, params) for hazard in rows]
+
+
+@given(params_strategy, hazards)
+def test_no_oscillation_is_faster_than_the_hysteresis_allows(params, hazard):
+    states = [State.NORMAL, *states_of(hazard, params)]
+    escalations = [t for t in range(1, len(states)) if states[t] > states[t - 1]]
+    returns = [t for t in range(1, len(states)) if states[t] == State.NORMAL < states[t - 1]]
+    for risen in escalations:
+        assert all(done - risen >= params.j_deescalate for done in returns if done > risen)
+    for done in returns:
+        assert all(risen - done >= params.k_escalate for risen in escalations if risen > done)

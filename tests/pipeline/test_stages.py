@@ -1,0 +1,171 @@
+"""Every stage, as the command that DVC calls, on two tiny models."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import click.testing
+import pytest
+import yaml
+
+from kvguard import layout
+from kvguard.traces import read_table
+
+PIPELINE = Path(__file__).parents[2] / "pipeline"
+STAGES = ("sample", "generate", "featurize", "validate", "train", "evaluate")
+
+
+def call(stage, *arguments):
+    """Run a stage script in this process and return click's result."""
+    spec = importlib.util.spec_from_file_location(f"stage_{stage}", PIPELINE / f"{stage}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return click.testing.CliRunner().invoke(module.main, arguments)
+
+
+def files(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def change(workspace):
+    """Change one key of the workspace's settings."""
+
+    def change(key, value):
+        path = workspace / "params.yaml"
+        data = yaml.safe_load(path.read_text())
+        *sections, last = key.split(".")
+        section = data
+        for name in sections:
+            section = section[name]
+        section[last] = value
+        path.write_text(yaml.safe_dump(data))
+
+    return change
+
+
+def made(workspace):
+    """What stages have written, MLflow's store aside."""
+    return {path for path in files(workspace) if path.parts[0] in ("data", "metrics", "plots")}
+
+
+def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
+    for stage in STAGES:
+        result = call(stage, "--model", "tiny")
+        assert result.exit_code == 0, result.output
+    prompts, traces = (
+        read_table("prompts", layout.prompts("tiny")),
+        read_table("traces", layout.traces("tiny")),
+    )
+    assert len(traces) == 5 * len(prompts)
+    assert len(read_table("features", layout.features("tiny"))) == traces["token_ids"].map(len).sum()
+    assert json.loads(layout.metrics("validate", "tiny").read_text())["ok"]
+    assert 0 <= json.loads(layout.metrics("train", "tiny", "v2").read_text())["all"]["auroc"] <= 1
+    assert len(read_table("summary", layout.evaluated("tiny", "v2"))) == 6
+    for stage in ("train", "evaluate"):
+        assert list(layout.plots(stage, "tiny", "v2").glob("*.png"))
+
+
+def test_a_second_sweep_keeps_every_part(workspace):
+    call("sample", "--model", "tiny")
+    call("generate", "--model", "tiny")
+    before = layout.traces("tiny").read_bytes()
+    result = call("generate", "--model", "tiny")
+    assert "0 parts made" in result.output
+    assert layout.traces("tiny").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model", "tiny_lama", ["model", "'tiny_lama'", "did you mean 'tiny_llama'"]),
+        ("transfer_to", "tiny", ["transfer_to", "'tiny'"]),
+        ("sample.m", 3, ["'sample.m'", "known: n"]),
+        ("models.tiny.task", "algebra", ["models.tiny.task", "'algebra'", "gsm8k"]),
+        ("models.tiny.task_source", "none.jsonl", ["none.jsonl"]),
+    ],
+)
+def test_bad_settings_stop_a_stage_in_one_line(workspace, change, key, value, words):
+    change(key, value)
+    result = call("sample", "--model", "tiny")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
+    assert not made(workspace)
+
+
+def test_more_prompts_than_the_set_has_is_one_line(workspace, change):
+    source = workspace / "gsm8k.jsonl"
+    source.write_text('{"question": "How many is 1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\\n#### 2"}\n')
+    change("models.tiny.task", "gsm8k")
+    change("models.tiny.task_source", str(source))
+    result = call("sample", "--model", "tiny")
+    assert result.exit_code == 1
+    assert "12" in result.stderr
+    assert not made(workspace)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("compressors.snapkv.press", "SnapKV", ["SnapKV", "SnapKVPress"]),
+        ("compressors.snapkv.window_size", 1000, ["snapkv", "window_size"]),
+        ("models.tiny.max_new_tokens", 2048, ["2048"]),
+        ("models.tiny.source", "path:nowhere", ["nowhere"]),
+    ],
+)
+def test_what_generate_cannot_do_is_one_line_and_leaves_nothing(workspace, change, key, value, words):
+    assert call("sample", "--model", "tiny").exit_code == 0
+    before = made(workspace)
+    change(key, value)
+    result = call("generate", "--model", "tiny")
+    assert result.exit_code == 1, result.output
+    assert len(result.stderr.splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
+    assert made(workspace) == before
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no parquet"])
+def test_a_damaged_table_is_one_line(workspace, damage):
+    call("sample", "--model", "tiny")
+    path = layout.prompts("tiny")
+    path.write_bytes(damage(path.read_bytes()))
+    result = call("generate", "--model", "tiny")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert str(path) in result.stderr
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_stage_without_its_input_says_which(workspace, stage):
+    result = call(stage, "--model", "tiny")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "dvc repro" in result.stderr
+    assert not made(workspace)
+
+
+def test_an_mlflow_folder_that_takes_no_writes_stops_a_stage_before_it_works(workspace):
+    (workspace / "mlruns").write_text("")
+    result = call("sample", "--model", "tiny")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "mlruns" in result.stderr
+    assert not made(workspace)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_needs_no_heavy_import(stage):
+    start = time.perf_counter()
+    result = call(stage, "--help")
+    assert result.exit_code == 0
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_wrong_usage_exits_with_2(workspace, stage):
+    assert call(stage, "--modell", "tiny").exit_code == 2
+    assert call(stage).exit_code == 2

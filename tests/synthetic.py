@@ -1,0 +1,119 @@
+"""A small synthetic dataset: stored tables with catastrophes whose approach shows in the entropy."""
+
+import numpy as np
+import pandas as pd
+
+from kvguard.catastrophes import judge
+from kvguard.compressors import Condition
+from kvguard.config import CatastropheParams, ControllerParams, FeaturizeParams, TrainParams
+from kvguard.features import featurize
+from kvguard.traces import LOGPROBS, SIGNALS, conform, write_table
+
+VOCAB = 50
+MAX_NEW_TOKENS = 96
+CONDITIONS = [
+    Condition("none", 0.0),
+    Condition("snapkv", 0.5),
+    Condition("snapkv", 0.875),
+    Condition("knorm", 0.875),
+]
+FAIL_SHARE = {0.0: 0.0, 0.5: 0.2, 0.875: 0.6}
+MASK = np.arange(VOCAB) % 7 == 0
+
+CATASTROPHES = CatastropheParams()
+FEATURIZE = FeaturizeParams()
+CONTROLLER = ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=3, j_deescalate=8)
+TRAIN = TrainParams.model_validate(
+    {
+        "split": {"train": 0.6, "tune": 0.2, "test": 0.2},
+        "xgboost": {"n_estimators": 30, "max_depth": 3, "early_stopping_rounds": 5},
+    }
+)
+
+
+def signals(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Plausible signals of n tokens, in the order of SIGNALS."""
+    logprobs = -np.cumsum(rng.random((20, n), dtype=np.float32) * 0.5 + 0.05, axis=0)
+    columns = {
+        "entropy": rng.random(n) + 0.5,
+        "top1_prob": np.exp(logprobs[0]),
+        "top5_prob": np.minimum(np.exp(logprobs[:5]).sum(axis=0), 1),
+        **dict(zip(LOGPROBS, logprobs, strict=True)),
+        "h_alts": rng.random(n),
+        "avg_logp": -5 - rng.random(n),
+        "rank_of_chosen": rng.integers(0, 3, n),
+    }
+    return {name: columns[name].astype(np.float32) for name in SIGNALS}
+
+
+def tokens_table(rng: np.random.Generator, token_ids: list[np.ndarray]) -> pd.DataFrame:
+    """A tokens table for traces 0, 1, 2, ... with these tokens."""
+    lengths = np.array([len(ids) for ids in token_ids])
+    n = int(lengths.sum())
+    frame = pd.DataFrame(
+        {
+            "trace_id": np.repeat(np.arange(len(lengths)), lengths),
+            "t": np.concatenate([np.arange(length) for length in lengths]),
+            "token_id": np.concatenate(token_ids),
+            **signals(rng, n),
+        }
+    )
+    return conform("tokens", frame)
+
+
+def trace_tokens(rng: np.random.Generator, fails: bool) -> np.ndarray:
+    """Random tokens, ending early; or running into a loop until the budget is spent."""
+    if not fails:
+        return rng.integers(0, VOCAB, rng.integers(20, 60)).astype(np.int32)
+    start = rng.integers(36, 60)
+    loop = rng.integers(0, VOCAB, 5)
+    return np.concatenate([rng.integers(0, VOCAB, start), np.resize(loop, MAX_NEW_TOKENS - start)]).astype(
+        np.int32
+    )
+
+
+def build(folder, n_prompts: int = 40, seed: int = 0):
+    """Write prompts, tokens, traces and features under ``folder``; return the judged traces."""
+    rng = np.random.default_rng(seed)
+    prompts = pd.DataFrame(
+        {
+            "prompt_id": [f"p{number:04d}" for number in range(n_prompts)],
+            "task": "arithmetic",
+            "question": [f"Ana has {number} pens. How many?" for number in range(n_prompts)],
+            "prompt": "Solve.",
+            "answer": [str(number) for number in range(n_prompts)],
+        }
+    )
+    write_table("prompts", prompts, folder / "prompts.parquet")
+    rows = []
+    for prompt in range(n_prompts):
+        for condition in CONDITIONS:
+            fails = rng.random() < FAIL_SHARE[condition.ratio]
+            rows.append(
+                {
+                    "trace_id": len(rows),
+                    "prompt_id": prompts["prompt_id"][prompt],
+                    "compressor": condition.compressor,
+                    "ratio": condition.ratio,
+                    "n_prompt_tokens": 200 + prompt,
+                    "n_kept_tokens": (200 + prompt) * (1 - condition.ratio),
+                    "token_ids": trace_tokens(rng, fails),
+                    "text": f"Ana has {prompt} pens. #### {prompt + fails}",
+                    "stop_reason": "length" if fails else "eos",
+                }
+            )
+    parts = pd.DataFrame(rows)
+    parts["trace_id"] = parts["trace_id"].astype(np.int32)
+    judged = judge(parts, prompts, CATASTROPHES, MAX_NEW_TOKENS)
+    traces = conform("traces", pd.concat([parts, judged], axis=1).assign(model="toy", compressor_params="{}"))
+    tokens = tokens_table(rng, list(traces["token_ids"]))
+    onset = traces["onset"].fillna(10_000).to_numpy(dtype=np.int64)[tokens["trace_id"]]
+    near = tokens["t"].to_numpy() >= onset - FEATURIZE.horizon
+    tokens["entropy"] += (1.5 * near).astype(np.float32)
+    generated = folder / "generate"
+    middle = int(tokens["trace_id"].max()) // 2
+    for name, chosen in (("a", tokens["trace_id"] <= middle), ("b", tokens["trace_id"] > middle)):
+        write_table("tokens", tokens[chosen].reset_index(drop=True), generated / f"tokens-{name}.parquet")
+    write_table("traces", traces, generated / "traces.parquet")
+    featurize(generated, FEATURIZE, MAX_NEW_TOKENS, MASK, folder / "features.parquet")
+    return traces
