@@ -9,7 +9,7 @@ from kvguard.commands import edge
 
 @click.group()
 def reference() -> None:
-    """Make the embedded reference models again."""
+    """Train the embedded reference models again, or measure them."""
 
 
 @reference.command()
@@ -32,7 +32,9 @@ def reference() -> None:
 )
 @click.option("--total-tokens", type=click.IntRange(min=1), help="The token budget.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the step: faster after a minute, needs g++."
+)
 @edge.one_line_errors
 def train(
     architecture: str,
@@ -64,3 +66,37 @@ def train(
         step = export(settings, out)
         run.log_outputs([out])
     click.echo(f"{out}: weights and tokenizer at step {step}")
+
+
+@reference.command()
+@edge.model_option
+@click.option("-n", "n", type=click.IntRange(min=1), default=500, show_default=True, help="Prompts.")
+@edge.params_option
+@edge.one_line_errors
+def evaluate(model: str, n: int, params_path: Path) -> None:
+    """Measure a model without compression on held-out arithmetic, family by family."""
+    import dataclasses
+    import tempfile
+
+    from kvguard.catastrophes import is_catastrophic
+    from kvguard.commands.plan import draw_prompts, plan_sweep
+    from kvguard.config import Preset, load_params
+    from kvguard.generation.sweep import run_sweep
+    from kvguard.report.terminal import table
+    from kvguard.tasks import load_problems
+    from kvguard.traces import read_table
+
+    params = load_params(params_path)
+    prompts = draw_prompts(params, model, n)
+    sweep = plan_sweep(params, model, prompts, Preset(compressors=("none",)))
+    settings = sweep.settings.model_copy(update={"prompts_per_part": max(1, -(-n // 8))})
+    with tempfile.TemporaryDirectory(prefix="kvguard-") as folder:
+        traces = read_table(
+            "traces", run_sweep(dataclasses.replace(sweep, settings=settings), Path(folder)).traces
+        )
+    traces["failed"] = is_catastrophic(traces)
+    family = {p.question: p.family for p in load_problems(prompts["task"].iloc[0], n, params.seed)}
+    asked = traces["prompt_id"].map(prompts.set_index("prompt_id")["question"])
+    groups = [*traces.groupby(asked.map(family)), ("all", traces)]
+    rows = [[name, len(g), float(g["correct"].mean()), float(g["failed"].mean())] for name, g in groups]
+    click.echo(table(["family", "prompts", "accuracy", "CBR"], rows))

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kvguard.errors import KvguardError
@@ -73,7 +74,11 @@ class Corpus:
     """Makes the batches of one training run."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, gsm8k: list[tuple[str, str]], seed: int) -> None:
-        self._encode = tokenizer.backend_tokenizer.encode_batch
+        # A copy: calling the tokenizer with padding switches padding on in its shared backend for good.
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        self._encode = backend.encode_batch
         self._gsm8k = gsm8k
         self._seed = seed
 

@@ -42,15 +42,15 @@ class TrainSettings:
     gsm8k: Path
     run_folder: Path
     seed: int = 0
-    total_tokens: int = 24_000_000
+    total_tokens: int = 20_000_000
     rows: int = 8
     row_length: int = 512
     optimizer: str = "muon"
-    matrix_lr: float = 5e-3
-    vector_lr: float = 3e-3
+    matrix_lr: float = 4e-3
+    vector_lr: float = 2e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
-    fall_share: float = 0.35
+    fall_share: float = 0.4
     checkpoint_minutes: float = 5.0
     evaluate_every: int = 300
     evaluate_prompts: int = 24
@@ -99,8 +99,8 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
     use_training_attention(model)
     optimizers = _optimizers(model, settings)
     first = _resume(settings, model, optimizers)
-    loss_of = torch.compile(_loss, dynamic=False) if settings.compile else _loss
 
+    loss_of = torch.compile(_loss, dynamic=False) if settings.compile else _loss
     saved = started = time.monotonic()
     recent = 0.0
     for step in range(first, settings.steps):
