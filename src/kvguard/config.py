@@ -120,7 +120,6 @@ class FeaturizeParams(_Section):
     """How signals become feature rows and labels."""
 
     horizon: Count = 32
-    window: Count = 8
     thinking_words: tuple[Text, ...] = ()
 
 

@@ -275,10 +275,6 @@ def featurize(
     dict
         n_tokens, n_traces, and the shares of tokens that are labelled and that stand before the onset.
     """
-    if params.window != WINDOW:
-        raise KvguardError(
-            f"featurize.window is {params.window}: the features are defined over {WINDOW}; set {WINDOW}"
-        )
     traces = read_table("traces", Path(generate_dir) / "traces.parquet", ["trace_id", "ratio", "onset"])
     totals = {"n_tokens": 0, "n_traces": 0, "label": 0, "pre_onset": 0}
     with open_table("features", out_path) as writer:

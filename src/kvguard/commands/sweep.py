@@ -29,7 +29,7 @@ def sweep(model: str, preset: str | None, n: int | None, out: Path, params_path:
     chosen = params.presets[preset or params.generate.preset]
     prompts = draw_prompts(params, model, n)
     plan = plan_sweep(params, model, prompts, chosen)
-    write_table("prompts", prompts, out / "prompts.parquet")
     result = run_sweep(plan, out)
+    write_table("prompts", prompts, out / "prompts.parquet")
     click.echo(condition_table(outcomes(read_table("traces", result.traces))))
     click.echo(f"\n{out}: {result.n_made} parts made, {result.n_kept} kept")
