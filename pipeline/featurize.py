@@ -15,7 +15,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import layout, tracking
     from kvguard.config import load_params
     from kvguard.features import featurize, thinking_mask
-    from kvguard.models.registry import load_model
+    from kvguard.models.registry import load_tokenizer
 
     params = load_params(params_path)
     spec = params.spec(model)
@@ -23,7 +23,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     settings = {"featurize": params.featurize.model_dump(), "model": spec.model_dump()}
     with tracking.run("featurize", model=model, params=settings, inputs=[source]) as run:
         run.log_table(f"traces-{model}", source)
-        mask = thinking_mask(load_model(model, spec, "cpu").tokenizer, params.featurize.thinking_words)
+        mask = thinking_mask(load_tokenizer(model, spec), params.featurize.thinking_words)
         metrics = featurize(layout.generated(model), params.featurize, spec.max_new_tokens, mask, out)
         run.log_metrics(metrics)
         run.log_table(f"features-{model}", out, context="output")

@@ -16,7 +16,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.compressors import conditions
     from kvguard.config import load_params
     from kvguard.errors import KvguardError
-    from kvguard.models.registry import load_model
+    from kvguard.models.registry import vocabulary_size
     from kvguard.validation import Plan, snapkv_windows, validate
 
     params = load_params(params_path)
@@ -29,7 +29,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         plan = Plan(
             conditions=conditions(params.presets[params.generate.preset]),
             max_new_tokens=spec.max_new_tokens,
-            vocab_size=load_model(model, spec, "cpu").model.config.get_text_config().vocab_size,
+            vocab_size=vocabulary_size(model, spec),
             snapkv_windows=snapkv_windows(params.compressors),
         )
         report = validate(prompts, layout.generated(model), features, plan, params.validation)

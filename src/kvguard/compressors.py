@@ -46,12 +46,7 @@ class Condition:
 
 def conditions(preset: Preset) -> list[Condition]:
     """List a preset's conditions: ``none`` first, then compressor by compressor in the preset's order."""
-    found: dict[Condition, None] = {}
-    for entry in preset.compressors:
-        name, _, ratio = entry.partition("@")
-        ratios = [0.0] if name == NONE else [float(ratio)] if ratio else preset.ratios
-        found.update(dict.fromkeys(Condition(name, float(r)) for r in ratios))
-    return list(found)
+    return [Condition(name, ratio) for name, ratio in preset.pairs()]
 
 
 def build_press(spec: CompressorSpec, ratio: float) -> BasePress:

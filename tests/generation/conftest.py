@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -43,14 +41,5 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved Qwen2-style model with a byte tokenizer, as a user's local model would lie on disk."""
-    folder = tmp_path_factory.mktemp("model")
-    symbols = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
-    build("qwen2").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def model_folder(tiny_models: dict[str, Path]) -> Path:
+    return tiny_models["tiny"]

@@ -172,7 +172,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_no_row(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spec": {"max_new_tokens": 5000}}, r"exceed the window of 1024 of model tiny; use fewer shots"),
+        ({"spec": {"max_new_tokens": 5000}}, r"exceed the window of 2048 of model tiny; use fewer shots"),
         (
             {"compressors": {"window_size": 900}},
             r"too few for snapkv, which needs 901; mend compressors.snapkv",

@@ -86,9 +86,9 @@ def _screen(params: Params, model: str, n: int, traces: pd.DataFrame, tokens: pd
 
 def _show(params: Params, model: str, traces: pd.DataFrame, tokens: pd.DataFrame) -> None:
     from kvguard.commands.trace import render
-    from kvguard.models.registry import load_model
+    from kvguard.models.registry import load_tokenizer
 
-    tokenizer = load_model(model, params.spec(model), "cpu").tokenizer
+    tokenizer = load_tokenizer(model, params.spec(model))
     first = traces.sort_values("catastrophes", key=lambda found: -found.map(len), kind="stable")
     for trace_id in first.groupby(["compressor", "ratio"], sort=False)["trace_id"].first():
         row = traces[traces["trace_id"] == trace_id].iloc[0]

@@ -41,7 +41,7 @@ def trace(
     """Print the tokens of one trace, its entropy curve and the onset of its catastrophe."""
     from kvguard import layout
     from kvguard.config import load_params
-    from kvguard.models.registry import load_model
+    from kvguard.models.registry import load_tokenizer
     from kvguard.traces import read_table, read_tokens
 
     spec = load_params(params_path).spec(model)
@@ -50,7 +50,7 @@ def trace(
     wanted = {"trace_id": trace_id, "compressor": compressor, "ratio": ratio, "prompt_id": prompt_id}
     row = _first(traces, {key: value for key, value in wanted.items() if value is not None}, catastrophe)
     tokens = read_tokens(folder, ["token_id", "entropy"])
-    tokenizer = load_model(model, spec, "cpu").tokenizer
+    tokenizer = load_tokenizer(model, spec)
     click.echo(render(tokenizer, row, tokens[tokens["trace_id"] == row["trace_id"]]))
 
 

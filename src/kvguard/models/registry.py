@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,26 +91,48 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
         If the source cannot be found or loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     if logging.is_progress_bar_enabled():
         logging.disable_progress_bar()  # ours count traces; one per weight tensor would drown them
     where = pick_device(device)
     source = _resolve(name, spec.source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(name, spec)
+    with _loading(name, spec):
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, spec.dtype), attn_implementation="sdpa"
         )
+    model.to(where).eval()  # type: ignore[arg-type]
+    return LoadedModel(name, model, tokenizer, _fingerprint(source, model))
+
+
+def load_tokenizer(name: str, spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone; arguments and errors as in :func:`load_model`."""
+    from transformers import AutoTokenizer
+
+    with _loading(name, spec):
+        return AutoTokenizer.from_pretrained(_resolve(name, spec.source))
+
+
+def vocabulary_size(name: str, spec: ModelSpec) -> int:
+    """Return the number of logits of a model, from its configuration alone."""
+    from transformers import AutoConfig
+
+    with _loading(name, spec):
+        return int(AutoConfig.from_pretrained(_resolve(name, spec.source)).get_text_config().vocab_size)
+
+
+@contextmanager
+def _loading(name: str, spec: ModelSpec) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise KvguardError(
             f"model {name}: '{spec.source}' cannot be loaded ({reason}); "
             "check the name and the network, set HF_TOKEN for a gated model, or use path:/some/dir"
         ) from None
-    model.to(where).eval()  # type: ignore[arg-type]
-    return LoadedModel(name, model, tokenizer, _fingerprint(source, model))
 
 
 def _resolve(name: str, source: str) -> str:
