@@ -2,20 +2,22 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from transformers import PreTrainedModel
 
 from kvguard.compressors import Condition, attention_for, build_press, conditions, only_scores
-from kvguard.config import CompressorSpec, Preset
+from kvguard.config import CompressorSpec, ModelSpec, Preset
 from kvguard.generation.decode import Row, decode
 from kvguard.generation.oracle import kvpress_generate
 from kvguard.generation.prefill import attention_modules, prefill
+from kvguard.models.reference import REFERENCE_PATHS
+from kvguard.models.registry import load_model
+from kvguard.tasks import sample_prompts
 
-COMPRESSORS = {
-    name: CompressorSpec.model_validate(spec)
-    for name, spec in yaml.safe_load(Path("params.yaml").read_text())["compressors"].items()
-}
+PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+COMPRESSORS = {name: CompressorSpec.model_validate(spec) for name, spec in PARAMS["compressors"].items()}
 HEADWISE = CompressorSpec(press="AdaKVPress", params={"press": {"press": "SnapKVPress", "window_size": 16}})
 EOS = [1]
 NEW = 24
@@ -27,11 +29,19 @@ def press_of(condition: Condition, specs: dict[str, CompressorSpec]):  # type: i
     )
 
 
-def compare(
-    model: PreTrainedModel, specs: dict[str, CompressorSpec], preset: Preset, lengths: tuple[int, ...]
-) -> None:
+def random_prompts(*lengths: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(2, 258, (n,), generator=generator) for n in lengths]
+    return [torch.randint(2, 258, (n,), generator=generator) for n in lengths]
+
+
+def compare(
+    model: PreTrainedModel,
+    specs: dict[str, CompressorSpec],
+    preset: Preset,
+    prompts: list[torch.Tensor],
+    eos: list[int] = EOS,
+    new: int = NEW,
+) -> None:
     rows, keys = [], []
     for prompt in prompts:
         for implementation in ("sdpa", "eager"):
@@ -42,23 +52,33 @@ def compare(
             done = prefill(model, prompt, presses, implementation)
             rows += [Row(len(prompt), done.logits, done.kept[c]) for c in presses]
             keys += [(prompt, c) for c in presses]
-    got = decode(model, rows, batch_size=7, max_new_tokens=NEW, eos_ids=EOS)
+    got = decode(model, rows, batch_size=7, max_new_tokens=new, eos_ids=eos)
     for r, (prompt, condition) in enumerate(keys):
-        reference = kvpress_generate(model, prompt, press_of(condition, specs), NEW, EOS)
+        reference = kvpress_generate(model, prompt, press_of(condition, specs), new, eos)
         tokens = got.token_ids[r, : got.lengths[r]].tolist()
         assert reference.agrees(tokens), f"{condition}: {tokens} is not kvpress's {reference.token_ids}"
-        assert got.stopped[r] == (tokens[-1] in EOS)
+        assert got.stopped[r] == (tokens[-1] in eos)
 
 
 def test_every_compressor_and_ratio_of_the_params_agrees_with_kvpress(model: PreTrainedModel) -> None:
     preset = Preset(compressors=("none", *COMPRESSORS), ratios=(0.25, 0.5, 0.625, 0.75, 0.875))
-    compare(model, COMPRESSORS, preset, (160, 131, 143))
+    compare(model, COMPRESSORS, preset, random_prompts(160, 131, 143))
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE_PATHS))
+def test_the_default_sweep_of_a_reference_model_agrees_with_kvpress(name: str) -> None:
+    spec = ModelSpec(source=f"embedded:{REFERENCE_PATHS[name].name}", task="arithmetic")
+    loaded = load_model(name, spec, "cpu")
+    prompts = sample_prompts("arithmetic", 2, seed=9, n_shots=3)["prompt"]
+    encoded = [torch.tensor(loaded.encode(prompt)) for prompt in prompts]
+    preset = Preset.model_validate(PARAMS["presets"]["default"])
+    compare(loaded.model, COMPRESSORS, preset, encoded, eos=loaded.eos_ids, new=64)
 
 
 def test_a_headwise_press_agrees_and_leaves_nothing_behind(model: PreTrainedModel) -> None:
     specs = {"ada": HEADWISE}
     assert not only_scores(build_press(HEADWISE, 0.5))
-    compare(model, specs, Preset(compressors=("none", "ada"), ratios=(0.5, 0.75)), (90, 77))
+    compare(model, specs, Preset(compressors=("none", "ada"), ratios=(0.5, 0.75)), random_prompts(90, 77))
     prompt = torch.arange(2, 92)
     before = kvpress_generate(model, prompt, None, NEW, EOS).token_ids
     condition = Condition("ada", 0.75)

@@ -1,7 +1,18 @@
-import numpy as np
+import dataclasses
+import json
+from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+
+from kvguard.config import ModelSpec
+from kvguard.models.reference import REFERENCE_PATHS
 from kvguard.models.reference.corpus import Corpus, tokenizer_texts
+from kvguard.models.reference.evaluate import greedy_scores
 from kvguard.models.reference.tokenizer import train_tokenizer
+from kvguard.models.reference.train import TrainSettings, train
+from kvguard.models.registry import LoadedModel, load_model
 
 
 def test_padding_an_evaluation_batch_does_not_pad_the_training_rows() -> None:
@@ -12,3 +23,71 @@ def test_padding_an_evaluation_batch_does_not_pad_the_training_rows() -> None:
     after = corpus.batch(0, n_rows=4, row_length=128)
     assert np.array_equal(before.ids, after.ids)
     assert tokenizer.pad_token_id not in after.ids
+
+
+@pytest.fixture(scope="module")
+def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file shaped like GSM8K's, with text of our own."""
+    path = tmp_path_factory.mktemp("text") / "train.jsonl"
+    row = {
+        "question": "Two hens lay 3 eggs each. How many eggs?",
+        "answer": "2 * 3 = <<2*3=6>>6 eggs.\n#### 6",
+    }
+    path.write_text(json.dumps(row) + "\n")
+    return path
+
+
+def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
+    gsm8k: Path, tmp_path: Path
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(metrics: dict[str, float], step: int) -> None:
+        raise Interrupted
+
+    settings = TrainSettings(
+        architecture="llama",
+        gsm8k=gsm8k,
+        run_folder=tmp_path / "cut",
+        total_tokens=4 * 2 * 64,
+        rows=2,
+        row_length=64,
+        evaluate_every=2,
+        evaluate_prompts=1,
+        checkpoint_minutes=0.0,
+    )
+    with pytest.raises(Interrupted):
+        train(settings, interrupt)
+    resumed = train(settings)
+    whole = train(dataclasses.replace(settings, run_folder=tmp_path / "whole"))
+    for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE_PATHS))
+class TestShippedModel:
+    def load(self, name: str) -> LoadedModel:
+        source = f"embedded:{REFERENCE_PATHS[name].name}"
+        return load_model(name, ModelSpec(source=source, task="arithmetic"), "cpu")
+
+    def test_any_text_survives_its_tokenizer_and_digits_stand_alone(self, name: str) -> None:
+        tokenizer = self.load(name).tokenizer
+        for text in ("12 + 345 = 357", "naïve\t\N{SNOWMAN} \x00 日本", " leading", "a  b\n\n c"):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert tokenizer.decode(ids) == text
+        digits = [tokenizer.decode([i]) for i in tokenizer.encode("1234 999", add_special_tokens=False)]
+        assert all(sum(c.isdigit() for c in token) <= 1 for token in digits)
+
+    def test_it_is_small_and_asks_for_an_answer_through_its_chat_template(self, name: str) -> None:
+        loaded = self.load(name)
+        assert loaded.window >= 2048
+        assert sum(f.stat().st_size for f in REFERENCE_PATHS[name].iterdir()) < 16_000_000
+        assert loaded.tokenizer.decode(loaded.encode("Hi")).endswith("<|assistant|>")
+        assert loaded.eos_ids == [loaded.tokenizer.eos_token_id]
+
+    def test_it_solves_held_out_problems_and_stops(self, name: str) -> None:
+        loaded = self.load(name)
+        scores = greedy_scores(loaded.model, loaded.tokenizer, n=40, seed=5)
+        assert scores["accuracy"] >= 0.8
+        assert scores["not_stopped"] <= 0.05

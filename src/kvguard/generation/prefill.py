@@ -156,9 +156,9 @@ def _dead_entries(module: nn.Module, keys: Tensor) -> Tensor | None:
 
 
 def _forward(model: PreTrainedModel, input_ids: Tensor, cache: DynamicCache) -> Tensor:
-    return model(input_ids=input_ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-        0, -1
-    ]
+    output = model(input_ids=input_ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    logits: Tensor = output.logits
+    return logits[0, -1]
 
 
 def _layers(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
