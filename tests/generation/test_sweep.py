@@ -47,11 +47,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def made(before: dict[str, int], folder: Path) -> set[str]:
-    return {f.name for f in folder.glob("part-*") if before.get(f.name) != f.stat().st_mtime_ns}
+    return {f.name for f in folder.glob("part-*.parquet") if before.get(f.name) != f.stat().st_mtime_ns}
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {f.name: f.stat().st_mtime_ns for f in folder.glob("part-*")}
+    return {f.name: f.stat().st_mtime_ns for f in folder.glob("part-*.parquet")}
 
 
 def test_every_prompt_meets_every_condition_once(model_folder: Path, tmp_path: Path) -> None:
