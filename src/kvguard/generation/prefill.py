@@ -162,4 +162,5 @@ def _forward(model: PreTrainedModel, input_ids: Tensor, cache: DynamicCache) -> 
 
 
 def _layers(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
-    return [layer.keys[0] for layer in cache.layers], [layer.values[0] for layer in cache.layers]
+    filled = [(layer.keys, layer.values) for layer in cache.layers]
+    return [keys[0] for keys, _ in filled if keys is not None], [v[0] for _, v in filled if v is not None]
