@@ -16,7 +16,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro small test lint format lock bench ui clean
+.PHONY: help setup repro small test lint format lock bench paper ui clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 15
@@ -41,7 +41,8 @@ repro: setup ## run the pipeline, then print its summary and where to look next
 
 small: setup ## run a small pipeline on the last commit, in a fresh clone under build/small
 	rm -rf build/small && git clone --quiet . build/small
-	cd build/small && dvc exp run --set-param sample.n=24 --set-param generate.preset=small && kvguard summary
+	cd build/small && dvc exp run --set-param sample.n=24 --set-param generate.preset=small \
+		--set-param evaluate.n_trials=60 && kvguard summary
 
 test: setup ## run the tests
 	python -m pytest
@@ -69,6 +70,9 @@ lock: ## pin the newest allowed versions in requirements.lock, torch as it is
 
 bench: setup ## timed comparisons with kvpress, one sequence at a time
 	for file in benchmarks/*.py; do python "$$file"; done
+
+paper: setup ## write the results paper from the last run: build/paper/paper.pdf (needs pdflatex)
+	python paper/build.py
 
 ui: setup ## open the tracked runs at http://127.0.0.1:5000
 	mlflow ui

@@ -1,4 +1,4 @@
-"""Simulate the controller on test prompts, per compressor and ratio."""
+"""Search operating points on tune prompts, then simulate the controller on test prompts, once."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,32 +16,54 @@ from kvguard.commands import edge
 def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
     from kvguard import layout, tracking
     from kvguard.config import load_params
-    from kvguard.guard.simulate import evaluate
+    from kvguard.guard.evaluation import evaluate
+    from kvguard.guard.operating_points import as_trials, save_operating_points
+    from kvguard.hazard.protocols import PROTOCOLS
+    from kvguard.hazard.splits import read_split
     from kvguard.hazard.train import HazardModel
     from kvguard.report.figures import evaluation_figures, model_title
     from kvguard.traces import read_table, write_table
 
-    params = load_params(params_path)
-    spec = params.spec(model)
+    params, rules = load_params(params_path), PROTOCOLS[protocol]
+    title = model_title(model, params.spec(model).is_reference)
     source, features, trained = layout.traces(model), layout.features(model), layout.trained(model, protocol)
     out, metrics = layout.evaluated(model, protocol), layout.metrics("evaluate", model, protocol)
-    plots, settings = layout.plots("evaluate", model, protocol), params.evaluate.model_dump()
+    plots, table = layout.plots("evaluate", model, protocol), layout.results("evaluate", model, protocol)
+    settings = params.evaluate.model_dump() | {"seed": params.seed, "n_resamples": params.n_resamples}
     inputs = [source, features, trained]
     with tracking.run("evaluate", model=model, protocol=protocol, params=settings, inputs=inputs) as run:
         run.log_table(f"traces-{model}", source)
-        split = read_table("split", trained / "split.parquet")
         traces = read_table("traces", source)
-        evaluation = evaluate(features, traces, split, HazardModel.load(trained), params.evaluate)
-        write_table("summary", evaluation.summary, out)
-        layout.write_json(metrics, evaluation.metrics)
-        title = model_title(model, spec.is_reference)
-        evaluation_figures(evaluation, features, traces, params.evaluate, title, plots)
-        run.log_metrics(evaluation.metrics)
-        run.log_table(f"summary-{model}-{protocol}", out, context="output")
-        run.log_artifact(plots, "plots")
+        found = evaluate(
+            features,
+            traces,
+            read_split(rules, trained),
+            HazardModel.load(trained),
+            rules,
+            params.evaluate,
+            model=model,
+            seed=params.seed,
+            n_resamples=params.n_resamples,
+            journal=out / "study.journal",
+        )
+        balanced = found.points["balanced"].params
+        evaluation_figures(
+            found.results.frame, found.pareto, found.controlled, traces, found.tokens, balanced, title, plots
+        )
+        found.results.write(table)
+        write_table("pareto", found.pareto, out / "pareto.parquet")
+        write_table("controlled", found.controlled, out / "controlled.parquet")
+        points = save_operating_points(found.points, out)
+        layout.write_json(metrics, found.headline)
+        run.log_metrics(found.headline)
+        run.log_trials(as_trials(found.pareto))
+        run.log_table(f"results-evaluate-{model}-{protocol}", table, context="output")
+        for path in (out / "pareto.parquet", points, plots):
+            run.log_artifact(path, "plots" if path == plots else None)
         run.log_outputs([out, metrics])
-    overall = evaluation.metrics["overall"]
-    click.echo(f"{out}: CBR {overall['cbr_uncontrolled']:.3f} -> {overall['cbr_controlled']:.3f}")
+    overall = found.headline["controller-balanced"]["overall"]
+    before, after = (overall[f"cbr_{how}"]["value"] for how in ("uncontrolled", "controlled"))
+    click.echo(f"{out}: CBR {before:.3f} -> {after:.3f} at the balanced operating point")
 
 
 if __name__ == "__main__":

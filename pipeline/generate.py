@@ -16,7 +16,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.commands.plan import plan_sweep
     from kvguard.config import load_params
     from kvguard.generation.sweep import run_sweep
-    from kvguard.report.tables import outcomes, overall
+    from kvguard.measure.outcomes import outcomes, overall
     from kvguard.traces import read_table
 
     params = load_params(params_path)

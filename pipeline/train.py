@@ -1,4 +1,4 @@
-"""Train the hazard model on train prompts, stopping early on tune prompts."""
+"""Train the hazard model on the train part, choose on the tune part, measure on the test part."""
 
 from pathlib import Path
 from typing import Literal
@@ -18,34 +18,51 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
 
     from kvguard import layout, tracking
     from kvguard.config import load_params
+    from kvguard.hazard.protocols import PROTOCOLS
+    from kvguard.hazard.splits import write_split
     from kvguard.hazard.train import train
     from kvguard.report.figures import model_title, training_figures
-    from kvguard.traces import read_table, write_table
+    from kvguard.traces import read_table
 
     params = load_params(params_path)
     spec = params.spec(model)
     source, features = layout.traces(model), layout.features(model)
     out, metrics = layout.trained(model, protocol), layout.metrics("train", model, protocol)
-    plots, settings = (
-        layout.plots("train", model, protocol),
-        params.train.model_dump() | {"seed": params.seed},
-    )
-    inputs = [source, features]
-    with tracking.run("train", model=model, protocol=protocol, params=settings, inputs=inputs) as run:
+    plots = layout.plots("train", model, protocol)
+    settings = params.train.model_dump() | {"seed": params.seed, "horizon": params.featurize.horizon}
+    columns = ["trace_id", "prompt_id", "compressor", "catastrophes", "onset"]
+    with tracking.run(
+        "train", model=model, protocol=protocol, params=settings, inputs=[source, features]
+    ) as run:
+        run.log_table(f"traces-{model}", source)
         run.log_table(f"features-{model}", features)
-        traces = read_table("traces", source, ["trace_id", "prompt_id", "catastrophes"])
-        training = train(features, traces, params.train, params.seed, protocol)
+        training = train(
+            features,
+            read_table("traces", source, columns),
+            params.train,
+            params.seed,
+            protocol,
+            model=model,
+            horizon=params.featurize.horizon,
+            n_resamples=params.n_resamples,
+        )
+        found = training.results.metrics("predictor", "horizons", "cross_validation", "model")
         training.model.save(out)
-        write_table("split", training.split, out / "split.parquet")
-        layout.write_json(metrics, training.metrics)
-        training_figures(training, model_title(model, spec.is_reference), plots)
-        run.log_metrics(training.metrics)
-        run.log_table(f"split-{model}-{protocol}", out / "split.parquet", context="output")
+        split = write_split(training.split, PROTOCOLS[protocol], out)
+        training.results.write(layout.results("train", model, protocol))
+        layout.write_json(metrics, found)
+        title, early = model_title(model, spec.is_reference), training.test.pre_onset
+        hazard, label = training.test_hazard[early], training.test.label[early]
+        training_figures(training.results.frame, hazard, label, title, plots)
+        run.log_metrics(found)
+        run.log_table(f"split-{model}-{protocol}", split, context="output")
+        run.log_artifact(out, "hazard")
         run.log_artifact(plots, "plots")
         example = pd.DataFrame(training.test.features[:5], columns=list(training.model.features))
         run.log_model(training.model.booster, example, f"hazard-{model}-{protocol}")
         run.log_outputs([out, metrics])
-    click.echo(f"{out}: pre-onset AUROC {training.metrics['pre_onset']['auroc']}")
+    auroc = found["predictor"]["pre_onset"]["auroc"]["value"]
+    click.echo(f"{out}: pre-onset AUROC {auroc:.3f}")
 
 
 if __name__ == "__main__":

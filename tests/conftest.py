@@ -55,8 +55,10 @@ def tiny_params(tiny_models):
     data = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     spec = {"dtype": "float32", "task": "arithmetic", "task_source": None, "n_shots": 0, "max_new_tokens": 48}
     data["models"] = {name: {"source": f"path:{folder}", **spec} for name, folder in tiny_models.items()}
-    data |= {"model": "tiny", "transfer_to": "tiny_llama", "device": "cpu"}
+    data |= {"model": "tiny", "transfer_to": "tiny_llama", "device": "cpu", "n_resamples": 100}
+    data["report"]["models"] = []
     data["sample"]["n"] = 12
+    data["evaluate"]["n_trials"] = 8
     data["presets"]["small"] = {"compressors": ["none", "streaming_llm", "snapkv"], "ratios": [0.25, 0.5]}
     data["generate"] |= {"preset": "small", "prompts_per_part": 6, "batch_size": 16, "workers": 1}
     data["catastrophes"] |= {"loop_window": 8}

@@ -47,6 +47,26 @@ def test_a_run_keeps_params_metrics_tags_artifacts_and_tables(folder, table):
     assert list((folder / "mlruns").rglob("t.parquet"))
 
 
+def test_trials_are_finished_children_that_carry_what_their_search_is_about(folder):
+    trials = [
+        (f"trial-{n}", {"tau_low": n / 40, "k_escalate": n}, {"reduction": n / 20, "kv_saved": np.nan})
+        for n in range(20)
+    ]
+    with tracking.run("evaluate", model="m", protocol="v1", params={"n_trials": 20}) as run:
+        run.log_trials(trials)
+    _, found = stored(folder)
+    [parent] = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.info.run_name: run for run in found if run is not parent}
+    assert list(children) == [name for name, _, _ in trials]
+    for name, params, metrics in trials:
+        child = children[name]
+        assert child.info.status == "FINISHED"
+        assert child.data.params == {key: str(value) for key, value in params.items()}
+        assert child.data.metrics == {"reduction": metrics["reduction"]}
+        assert child.data.tags.items() >= {"stage": "evaluate", "model": "m", "protocol": "v1"}.items()
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
 def test_a_model_is_registered_with_signature_and_example(folder):
     rows = pd.DataFrame(np.random.default_rng(0).random((20, 2)), columns=["a", "b"]).astype("float32")
     booster = xgboost.train({}, xgboost.DMatrix(rows, rows["a"] > 0.5), 2)

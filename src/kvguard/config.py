@@ -160,10 +160,19 @@ class XgboostParams(_Section):
 
 
 class TrainParams(_Section):
-    """How the hazard model is trained."""
+    """How the hazard model is trained.
+
+    ``max_tokens`` bounds the training rows: above it tokens are drawn evenly. ``positive_weight`` is the
+    weight of a positive token, ``balanced`` the ratio of the classes. ``horizons`` are the values of H
+    that are compared; the model itself takes ``featurize.horizon``.
+    """
 
     split: SplitParams
     exclude_features: tuple[Text, ...] = ()
+    horizons: tuple[Count, ...] = (16, 32, 64, 128)
+    max_tokens: Count = 400_000
+    positive_weight: Positive | Literal["balanced"] = 1.0
+    calibration: Literal["isotonic", "platt"] = "isotonic"
     xgboost: XgboostParams = XgboostParams()
 
 
@@ -182,12 +191,36 @@ class ControllerParams(_Section):
         return self
 
 
+class EvaluateParams(_Section):
+    """How operating points are searched and chosen: at most these false-positive rates on tune prompts."""
+
+    n_trials: Count = 500
+    conservative_fpr: Share = 0.01
+    balanced_fpr: Share = 0.05
+
+
+class AblateParams(_Section):
+    """Which settings of the controller are swept, and how often the random predictor is drawn."""
+
+    hysteresis: tuple[Count, ...] = tuple(range(1, 17))
+    thresholds: tuple[Share, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
+    n_random: Count = 20
+
+
+class ReportParams(_Section):
+    """What the report shows: traces in its explorer, and the models that a reader expects to see."""
+
+    traces_per_condition: Count = 20
+    models: tuple[Text, ...] = ()
+
+
 class Params(_Section):
     """All of params.yaml. The key ``validate`` is the attribute ``validation``."""
 
     model: Text
     transfer_to: Text
     seed: Natural
+    n_resamples: Annotated[int, Field(strict=True, ge=100)] = 1000
     protocols: tuple[Protocol, ...] = Field(min_length=1)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     models: dict[str, ModelSpec]
@@ -199,7 +232,9 @@ class Params(_Section):
     featurize: FeaturizeParams
     validation: ValidateParams = Field(alias="validate")
     train: TrainParams
-    evaluate: ControllerParams
+    evaluate: EvaluateParams
+    ablate: AblateParams
+    report: ReportParams
 
     @model_validator(mode="after")
     def _names_resolve(self) -> "Params":
@@ -216,6 +251,8 @@ class Params(_Section):
             check_known(f"models.{name}.task", spec.task, TASK_NAMES)
         if NO_COMPRESSION in self.compressors:
             raise KvguardError(f"compressors.{NO_COMPRESSION}: the name of the baseline is taken: rename it")
+        for name in self.report.models:
+            check_known("report.models", name, self.models)
         for name, preset in self.presets.items():
             for compressor, _ in preset.pairs()[1:]:
                 check_known(f"presets.{name}.compressors", compressor, self.compressors)

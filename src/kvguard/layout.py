@@ -41,8 +41,13 @@ def trained(model: str, protocol: str) -> Path:
 
 
 def evaluated(model: str, protocol: str) -> Path:
-    """Return the summary table of ``evaluate``."""
-    return DATA / "evaluate" / f"{model}-{protocol}" / "summary.parquet"
+    """Return the folder of ``evaluate``."""
+    return DATA / "evaluate" / f"{model}-{protocol}"
+
+
+def results(stage: str, model: str, protocol: str | None = None) -> Path:
+    """Return the results table of a stage."""
+    return DATA / stage / _joined(model, protocol) / "results.parquet"
 
 
 def metrics(stage: str, model: str, protocol: str | None = None) -> Path:

@@ -40,7 +40,14 @@ TOLERANCE = 1e-5
 
 _INT, _BOOL, _F32, _F64, _STR = arrow.int32(), arrow.bool_(), arrow.float32(), arrow.float64(), arrow.string()
 _NULLABLE_DTYPES: dict[arrow.DataType, Any] = {_INT: pd.Int32Dtype(), _BOOL: pd.BooleanDtype()}
-_STAGE = {"prompts": "sample", "features": "featurize", "split": "train", "summary": "evaluate"}
+_STAGE = {
+    "prompts": "sample",
+    "features": "featurize",
+    "split": "train",
+    "split_v1": "train",
+    "pareto": "evaluate",
+    "controlled": "evaluate",
+}
 
 
 @dataclass(frozen=True)
@@ -156,31 +163,44 @@ TABLES: dict[str, Table] = {
     "split": Table(
         {"prompt_id": _TEXT, "part": Column(_STR, checks=(pa.Check.isin(PARTS),))}, ("prompt_id",)
     ),
-    "summary": Table(
+    # Protocol v1's split, by trace: a prompt may stand in several parts.
+    "split_v1": Table(
+        {"trace_id": _INDEX, "part": Column(_STR, checks=(pa.Check.isin(PARTS),))}, ("trace_id",)
+    ),
+    # Every number that a stage finds, in one form: what the report, the paper and the comparison read.
+    "results": Table(
         {
-            "compressor": _TEXT,
-            "ratio": Column(_F64, nullable=True),
-            "n_traces": _INDEX,
-            **dict.fromkeys(
-                (
-                    "cbr_uncontrolled",
-                    "cbr_controlled",
-                    "cbr_reduction",
-                    "cbr_reduction_relative",
-                    "false_positive_rate",
-                    "safe_rate",
-                    "accuracy_uncontrolled",
-                    "accuracy_controlled",
-                    "lead_time_q25",
-                    "lead_time_median",
-                    "lead_time_q75",
-                    "kv_saved_uncontrolled",
-                    "kv_saved_controlled",
-                ),
-                _RATE,
-            ),
+            **dict.fromkeys(("stage", "model", "protocol", "table", "subject", "metric"), _TEXT),
+            **dict.fromkeys(("value", "low", "high"), _RATE),
         },
-        ("compressor", "ratio"),
+        ("stage", "model", "protocol", "table", "subject", "metric"),
+    ),
+    # The trials of the threshold search.
+    "pareto": Table(
+        {
+            "trial": _INDEX,
+            "tau_low": Column(_F64, checks=(_between(0, 1),)),
+            "tau_high": Column(_F64, checks=(_between(0, 1),)),
+            "k_escalate": _INDEX,
+            "j_deescalate": _INDEX,
+            **dict.fromkeys(("reduction", "false_positive_rate", "kv_saved"), _RATE),
+            "on_front": Column(_BOOL),
+            "operating_point": Column(_STR, nullable=True),
+        },
+        ("trial",),
+    ),
+    # The simulated outcome of each test trace at the balanced operating point.
+    "controlled": Table(
+        {
+            "trace_id": _INDEX,
+            "failed": Column(_BOOL),
+            "failed_controlled": Column(_BOOL),
+            "safe_at": Column(_INT),
+            "lead_time": _RATE,
+            "kv_saved": _RATE,
+            "kv_saved_controlled": _RATE,
+        },
+        ("trace_id",),
     ),
 }
 

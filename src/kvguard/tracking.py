@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import sqlite3
 import subprocess
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Dataset
+    from mlflow.entities import Dataset, Metric, Param
     from xgboost import Booster, XGBModel
 
 T = TypeVar("T")
+Trial = tuple[str, Mapping[str, Any], Mapping[str, Any]]  # its name, params and metrics
 
 EXPERIMENT = "kvguard"
 _SQLITE = "sqlite:///"
@@ -47,17 +49,28 @@ class Run:
 
     client: MlflowClient
     id: str
+    experiment: str
     root: Path
+    tags: Mapping[str, str]
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Log numbers under dotted names; nested mappings are flattened, null and text are left out."""
-        from mlflow.entities import Metric
-
-        numbers = {key: float(value) for key, value in _flat(metrics).items() if isinstance(value, Real)}
-        now = int(time.time() * 1000)
-        items = [Metric(_safe(key), value, now, step) for key, value in numbers.items()]
-        for batch in _batches(items):
+        """Log numbers under dotted names; nested mappings are flattened, null, NaN and text are left out."""
+        for batch in _batches(_metrics(metrics, step)):
             self.client.log_batch(self.id, metrics=batch)
+
+    def log_trials(self, trials: Iterable[Trial]) -> None:
+        """Log each trial of a search as a finished child run with this run's stage, model and protocol.
+
+        Three calls a trial: a store's least. SQLite's commits take most of their time, tens of
+        milliseconds a trial, so log them after the search and not within it.
+        """
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        tags = {**self.tags, MLFLOW_PARENT_RUN_ID: self.id}
+        for name, params, metrics in trials:
+            child = self.client.create_run(self.experiment, tags=tags, run_name=name).info.run_id
+            self.client.log_batch(child, metrics=_metrics(metrics), params=_params(params))
+            self.client.set_terminated(child)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file, or every file of a directory."""
@@ -108,10 +121,7 @@ class Run:
             self.client.log_batch(self.id, tags=batch)
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        flat = {_safe(key): str(value)[:_LONGEST_PARAM] for key, value in _flat(params).items()}
-        for batch in _batches([Param(key, value) for key, value in flat.items()]):
+        for batch in _batches(_params(params)):
             self.client.log_batch(self.id, params=batch)
 
 
@@ -147,15 +157,51 @@ def run(
     client, experiment = _open(root)
     import mlflow
 
-    name = "-".join(part for part in (stage, model, protocol) if part)
-    tags = {**_origin(), **_input_hashes(inputs), "stage": stage}
-    tags |= {key: value for key, value in (("model", model), ("protocol", protocol)) if value}
+    subject = {"stage": stage, "model": model, "protocol": protocol}
+    tags = {key: value for key, value in subject.items() if value}
     mlflow.set_experiment(experiment_id=experiment)
     # The context manager ends the run FAILED (or KILLED) on its own when the body raises.
-    with mlflow.start_run(run_name=name, tags=tags) as active:
-        tracked = Run(client, active.info.run_id, root)
+    everything = {**_origin(), **_input_hashes(inputs), **tags}
+    with mlflow.start_run(run_name=_run_name(tags), tags=everything) as active:
+        tracked = Run(client, active.info.run_id, experiment, root, tags)
         tracked._log_params(params or {})
         yield tracked
+
+
+def latest_metrics(stage: str, model: str, protocol: str, start: Path | None = None) -> dict[str, float]:
+    """Return the metrics of the last finished run of a stage, under their dotted names.
+
+    Raises
+    ------
+    KvguardError
+        There is no store, or no such run in it.
+    """
+    uri = tracking_uri(start)
+    again = f"run `dvc repro {stage}` (with --force if DVC finds nothing changed)"
+    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
+        raise KvguardError(f"MLflow store {uri}: does not exist, so nothing was tracked yet: {again}")
+    client = _client(uri)
+    tags = {"stage": stage, "model": model, "protocol": protocol}
+    # Trials share their parent's tags, but not its name.
+    wanted = {f"tags.{key}": value for key, value in tags.items()} | {
+        "attributes.run_name": _run_name(tags),
+        "attributes.status": "FINISHED",
+    }
+    condition = " AND ".join(f"{key} = '{value}'" for key, value in wanted.items())
+    try:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        ids = [experiment.experiment_id] if experiment else []
+        order = ["attributes.start_time DESC"]
+        found = client.search_runs(ids, condition, max_results=1, order_by=order) if ids else []
+    except Exception as error:  # the store's drivers raise errors of many libraries
+        raise KvguardError(
+            f"MLflow store {uri}: {_one_line(error)}: mend it or set MLFLOW_TRACKING_URI"
+        ) from error
+    if not found:
+        raise KvguardError(
+            f"MLflow store {uri}: no finished run of {stage} for model {model}, protocol {protocol}: {again}"
+        )
+    return dict(found[0].data.metrics)
 
 
 def repository_root(start: Path | None = None) -> Path:
@@ -210,12 +256,10 @@ def _open(root: Path) -> tuple[MlflowClient, str]:
 
 
 def _connect(uri: str, artifacts: str | None) -> tuple[MlflowClient, str]:
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     import mlflow
 
     mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient(uri)
+    client = _client(uri)
     try:
         experiment = _experiment(client, artifacts)
         client.set_experiment_tag(experiment, "project", "kvguard")
@@ -224,6 +268,18 @@ def _connect(uri: str, artifacts: str | None) -> tuple[MlflowClient, str]:
         raise KvguardError(f"MLflow store {uri}: {_one_line(error)}: {_MEND}") from error
     _check_location(location, uri)
     return client, experiment
+
+
+def _client(uri: str) -> MlflowClient:
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _run_name(tags: Mapping[str, str]) -> str:
+    return "-".join(tags.values())
 
 
 def _experiment(client: MlflowClient, artifacts: str | None) -> str:
@@ -329,6 +385,20 @@ def _dataset(name: str, path: Path) -> Dataset:
         schema=json.dumps({"mlflow_colspec": columns}),
         profile=json.dumps({"num_rows": n_rows}),
     )
+
+
+def _metrics(metrics: Mapping[str, Any], step: int = 0) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    numbers = {key: float(value) for key, value in _flat(metrics).items() if isinstance(value, Real)}
+    return [Metric(_safe(key), value, now, step) for key, value in numbers.items() if math.isfinite(value)]
+
+
+def _params(params: Mapping[str, Any]) -> list[Param]:
+    from mlflow.entities import Param
+
+    return [Param(_safe(key), str(value)[:_LONGEST_PARAM]) for key, value in _flat(params).items()]
 
 
 def _batches(items: list[T]) -> Iterator[list[T]]:

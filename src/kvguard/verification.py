@@ -1,4 +1,6 @@
-"""Whether a stored data set is whole, and whether kvpress itself generates the same tokens."""
+"""Whether a stored data set is whole, whether kvpress itself generates the same tokens, and whether the
+guard's streaming features are those of the pipeline's table.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,17 @@ import numpy as np
 import pandas as pd
 
 from kvguard.errors import KvguardError
-from kvguard.traces import read_table, token_paths
+from kvguard.schemas import FEATURES, SIGNALS
+from kvguard.traces import count_rows, iter_table, read_table, token_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from kvpress import BasePress
 
     from kvguard.compressors import Condition
     from kvguard.config import CompressorSpec, Params
+    from kvguard.features import Bools, Floats
 
 MOST_DISAGREEMENT = 0.005
 _SEED = 0
@@ -117,6 +121,90 @@ def compare_with_kvpress(
         if not reference.agrees(list(trace.token_ids)):
             differing.append(f"{condition} trace {trace.trace_id}")
     return Agreement(counted, differing)
+
+
+def check_features(folder: Path, features: Path, max_new_tokens: int, mask: Bools) -> int:
+    """Feed every trace of ``folder`` to the guard's features token by token, and hold them against a table.
+
+    Parameters
+    ----------
+    features
+        The features table that ``featurize`` made of ``folder``.
+    mask
+        See :func:`kvguard.features.thinking_mask`. [V]
+
+    Returns
+    -------
+    int
+        The number of tokens, every feature of which is the same float32 number.
+
+    Raises
+    ------
+    KvguardError
+        The first feature that differs: trace, token, both values.
+    """
+    from tqdm import tqdm
+
+    traces = read_table("traces", folder / "traces.parquet", ["trace_id", "ratio"])
+    ratio = traces.set_index("trace_id")["ratio"]
+    stored = _Rows(iter_table("features", features, ["trace_id", "t", *FEATURES]))
+    with tqdm(total=count_rows(features), desc="features", unit="token", unit_scale=True) as bar:
+        for path in token_paths(folder):
+            tokens = read_table("tokens", path).sort_values(
+                ["trace_id", "t"], kind="stable", ignore_index=True
+            )
+            _require_same(
+                features, tokens, stored.take(len(tokens)), _stream(tokens, ratio, max_new_tokens, mask)
+            )
+            bar.update(len(tokens))
+        return int(bar.n)
+
+
+class _Rows:
+    """Takes a table, which comes in pieces, in pieces of other sizes."""
+
+    def __init__(self, pieces: Iterator[pd.DataFrame]) -> None:
+        self._pieces = pieces
+        self._ahead = next(pieces)
+
+    def take(self, n: int) -> pd.DataFrame:
+        """Return the next ``n`` rows, fewer at the end."""
+        while len(self._ahead) < n and (piece := next(self._pieces, None)) is not None:
+            self._ahead = pd.concat([self._ahead, piece], ignore_index=True)
+        taken, self._ahead = self._ahead.iloc[:n], self._ahead.iloc[n:]
+        return taken.reset_index(drop=True)
+
+
+def _stream(tokens: pd.DataFrame, ratio: pd.Series, max_new_tokens: int, mask: Bools) -> Floats:
+    """Return the features of ``tokens``, one token of every trace at a time. [N, 40]"""
+    from kvguard.features import FeatureState
+
+    starts = np.flatnonzero(np.diff(tokens["trace_id"], prepend=-1))
+    lengths = np.diff(starts, append=len(tokens))
+    state = FeatureState(ratio.loc[tokens["trace_id"].iloc[starts]].to_numpy(), mask, max_new_tokens)
+    signals, token_id = tokens[list(SIGNALS)].to_numpy(), tokens["token_id"].to_numpy()
+    found = np.empty((len(tokens), len(FEATURES)), dtype=np.float32)
+    for t in range(int(lengths.max(initial=0))):
+        rows = np.flatnonzero(lengths > t)
+        here = starts[rows] + t
+        found[here] = state.update(signals[here], token_id[here], rows)
+    return found
+
+
+def _require_same(path: Path, tokens: pd.DataFrame, stored: pd.DataFrame, found: Floats) -> None:
+    keys = ["trace_id", "t"]
+    if not stored[keys].equals(tokens[keys]):
+        raise KvguardError(
+            f"{path}: its rows are not those of the tokens, in their order: run `dvc repro featurize`"
+        )
+    table = stored[list(FEATURES)].to_numpy()
+    if (table != found).any():
+        row, column = np.argwhere(table != found)[0]
+        trace_id, t = (stored[key].iloc[row] for key in keys)
+        raise KvguardError(
+            f"{path}: trace {trace_id}, token {t}: {FEATURES[column]} is {table[row, column]} and streamed "
+            f"{found[row, column]}: were the tokens or the settings changed since? run `dvc repro featurize`"
+        )
 
 
 def _press(condition: Condition, compressors: Mapping[str, CompressorSpec]) -> BasePress | None:

@@ -104,9 +104,12 @@ def test_an_unknown_model_lists_the_known(workspace):
 def test_summary_lists_models_and_where_to_look_next(folder):
     (folder / "metrics/train").mkdir(parents=True)
     (folder / "metrics/evaluate").mkdir()
-    (folder / "metrics/train/m-v2.json").write_text(json.dumps({"pre_onset": {"auroc": 0.75}}))
+    (folder / "metrics/train/m-v2.json").write_text(
+        json.dumps({"predictor": {"pre_onset": {"auroc": {"value": 0.75}}}})
+    )
     overall = {"cbr_uncontrolled": 0.5, "cbr_controlled": 0.25, "accuracy_uncontrolled": None}
-    (folder / "metrics/evaluate/m-v2.json").write_text(json.dumps({"overall": overall}))
+    found = {"controller-balanced": {"overall": {name: {"value": value} for name, value in overall.items()}}}
+    (folder / "metrics/evaluate/m-v2.json").write_text(json.dumps(found))
     result = kvguard("summary")
     assert result.exit_code == 0
     for word in ("0.750", "0.500", "0.250", "mlflow ui", "dvc metrics show", "dvc plots show"):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kvguard.config import ControllerParams
 from kvguard.guard.controller import Controller, State
+from kvguard.guard.controller import states_of as states_of_traces
 
 LOW, MIDDLE, HIGH = 0.1, 0.5, 0.9
 params_strategy = st.builds(
@@ -86,3 +87,9 @@ def test_no_oscillation_is_faster_than_the_hysteresis_allows(params, hazard):
         assert all(done - risen >= params.j_deescalate for done in returns if done > risen)
     for done in returns:
         assert all(risen - done >= params.k_escalate for risen in escalations if risen > done)
+
+
+@given(params_strategy, st.lists(hazards, min_size=1, max_size=6))
+def test_whole_traces_go_through_the_states_of_one_token_at_a_time(params, rows):
+    found = states_of_traces(np.concatenate(rows), np.array([len(row) for row in rows]), params)
+    assert found.tolist() == [state for hazard in rows for state in scalar_states(hazard, params)]

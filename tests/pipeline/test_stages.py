@@ -13,7 +13,9 @@ from kvguard import layout
 from kvguard.traces import read_table
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
-STAGES = ("sample", "generate", "featurize", "validate", "train", "evaluate")
+# Those of one model, in order; transfer and report are about several.
+STAGES = ("sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "ablate")
+ALL_STAGES = (*STAGES, "transfer", "report")
 
 
 def call(stage, *arguments):
@@ -51,9 +53,15 @@ def made(workspace):
 
 
 def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
-    for stage in STAGES:
-        result = call(stage, "--model", "tiny")
+    for model in ("tiny", "tiny_llama"):
+        for stage in STAGES:
+            result = call(stage, "--model", model)
+            assert result.exit_code == 0, result.output
+    for model, other in (("tiny", "tiny_llama"), ("tiny_llama", "tiny")):
+        result = call("transfer", "--model", model, "--to", other)
         assert result.exit_code == 0, result.output
+    result = call("report")
+    assert result.exit_code == 0, result.output
     prompts, traces = (
         read_table("prompts", layout.prompts("tiny")),
         read_table("traces", layout.traces("tiny")),
@@ -61,10 +69,17 @@ def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
     assert len(traces) == 5 * len(prompts)
     assert len(read_table("features", layout.features("tiny"))) == traces["token_ids"].map(len).sum()
     assert json.loads(layout.metrics("validate", "tiny").read_text())["ok"]
-    assert 0 <= json.loads(layout.metrics("train", "tiny", "v2").read_text())["all"]["auroc"] <= 1
-    assert len(read_table("summary", layout.evaluated("tiny", "v2"))) == 6
-    for stage in ("train", "evaluate"):
-        assert list(layout.plots(stage, "tiny", "v2").glob("*.png"))
+    predictor = json.loads(layout.metrics("train", "tiny", "v2").read_text())["predictor"]
+    assert 0 <= predictor["all"]["auroc"]["value"] <= 1
+    evaluated = layout.evaluated("tiny", "v2")
+    assert {path.name for path in evaluated.iterdir()} == {
+        "controlled.parquet", "operating_points.json", "pareto.parquet", "results.parquet", "study.journal"
+    }  # fmt: skip
+    assert len(read_table("pareto", evaluated / "pareto.parquet")) == 8
+    for stage, protocol in (("train", "v2"), ("evaluate", "v2"), ("ablate", None), ("transfer", None)):
+        assert list(layout.plots(stage, "tiny", protocol).glob("*.png"))
+        assert len(read_table("results", layout.results(stage, "tiny", protocol)))
+    assert Path("reports/report.html").stat().st_size < 10 * 2**20
 
 
 def test_a_second_sweep_keeps_every_part(workspace):
@@ -157,7 +172,7 @@ def test_an_mlflow_folder_that_takes_no_writes_stops_a_stage_before_it_works(wor
     assert not made(workspace)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL_STAGES)
 def test_help_needs_no_heavy_import(stage):
     start = time.perf_counter()
     result = call(stage, "--help")
@@ -165,7 +180,7 @@ def test_help_needs_no_heavy_import(stage):
     assert time.perf_counter() - start < 0.5
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL_STAGES)
 def test_wrong_usage_exits_with_2(workspace, stage):
     assert call(stage, "--modell", "tiny").exit_code == 2
-    assert call(stage).exit_code == 2
+    assert stage == "report" or call(stage).exit_code == 2

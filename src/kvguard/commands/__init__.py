@@ -2,6 +2,7 @@
 
 import click
 
+from kvguard.commands.compare import compare
 from kvguard.commands.reference import reference
 from kvguard.commands.run import run
 from kvguard.commands.summary import summary
@@ -16,5 +17,5 @@ def main() -> None:
     """Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""
 
 
-for command in (run, sweep, verify, trace, summary, reference):
+for command in (run, sweep, verify, trace, summary, compare, reference):
     main.add_command(command)

@@ -72,7 +72,8 @@ def _preset(params: Params, name: str | None, compressor: str | None, ratio: flo
 
 
 def _screen(params: Params, model: str, n: int, traces: pd.DataFrame, tokens: pd.DataFrame) -> str:
-    from kvguard.report.tables import outcomes, signal_ranges
+    from kvguard.measure.outcomes import outcomes
+    from kvguard.measure.signals import signal_ranges
     from kvguard.report.terminal import condition_table
 
     spec = params.spec(model)

@@ -19,7 +19,7 @@ def sweep(model: str, preset: str | None, n: int | None, out: Path, params_path:
     from kvguard.commands.plan import draw_prompts, plan_sweep
     from kvguard.config import check_known, load_params
     from kvguard.generation.sweep import run_sweep
-    from kvguard.report.tables import outcomes
+    from kvguard.measure.outcomes import outcomes
     from kvguard.report.terminal import condition_table
     from kvguard.traces import read_table, write_table
 

@@ -1,10 +1,16 @@
 """Whether a data set is whole, and whether kvpress says the same."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kvguard.commands import edge
+
+if TYPE_CHECKING:
+    from kvguard.config import Params
 
 
 @click.command()
@@ -20,10 +26,18 @@ from kvguard.commands import edge
     type=click.IntRange(min=1),
     help="Generate this many traces again through kvpress, one by one, and compare their tokens.",
 )
+@click.option(
+    "--features",
+    is_flag=True,
+    help="Compute the features of every trace again, token by token as the guard does, and compare them "
+    "with the table of `dvc repro featurize`.",
+)
 @edge.params_option
 @edge.one_line_errors
-def verify(model: str, data: Path | None, n: int | None, params_path: Path) -> None:
+def verify(model: str, data: Path | None, n: int | None, features: bool, params_path: Path) -> None:
     """Check that every file of a data set is whole and that its tables agree."""
+    if features and data:
+        raise click.UsageError("--features needs the features table of the pipeline: leave out --data")
     from kvguard import layout, verification
     from kvguard.config import load_params
     from kvguard.traces import read_table
@@ -37,3 +51,18 @@ def verify(model: str, data: Path | None, n: int | None, params_path: Path) -> N
         outcome = verification.compare_with_kvpress(params, model, folder, prompts, n)
         click.echo(outcome.text())
         outcome.require()
+    if features:
+        _verify_features(params, model)
+
+
+def _verify_features(params: Params, model: str) -> None:
+    from kvguard import layout
+    from kvguard.features import thinking_mask
+    from kvguard.models.registry import load_tokenizer
+    from kvguard.verification import check_features
+
+    spec = params.spec(model)
+    mask = thinking_mask(load_tokenizer(model, spec), params.featurize.thinking_words)
+    table = layout.features(model)
+    n_tokens = check_features(layout.generated(model), table, spec.max_new_tokens, mask)
+    click.echo(f"{table}: streamed features are the same float32 numbers for all {n_tokens} tokens")

@@ -71,3 +71,37 @@ def _run(
     run = (counter[rows] + 1) * goes_on
     counter[rows] = run
     return run
+
+
+def run_controller(hazard: NDArray[np.floating], params: ControllerParams) -> NDArray[np.uint8]:
+    """Return the state after every token of many traces at once. [T, L] -> [T, L]
+
+    Parameters
+    ----------
+    hazard
+        One row per trace, NaN past its end: there the last state stays.
+    """
+    controller = Controller(len(hazard), params)
+    columns = np.ascontiguousarray(hazard.T)
+    states = np.empty(columns.shape, dtype=np.uint8)
+    for t, column in enumerate(columns):
+        states[t] = controller.update(column)
+    return states.T
+
+
+def states_of(
+    hazard: NDArray[np.floating], lengths: NDArray[np.integer], params: ControllerParams
+) -> NDArray[np.uint8]:
+    """Return the state after every token of whole traces. [N]
+
+    Parameters
+    ----------
+    hazard
+        Traces one after another. [N]
+    lengths
+        Their tokens. [T]
+    """
+    inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    matrix = np.full(inside.shape, np.nan, dtype=hazard.dtype)
+    matrix[inside] = hazard
+    return run_controller(matrix, params)[inside]

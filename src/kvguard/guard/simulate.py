@@ -1,165 +1,94 @@
 """The controller's benefit as recorded traces foretell it, without generating anything.
 
-The assumption: a trace whose controller reaches SAFE before the onset (in a trace without a catastrophe:
-at all) goes on as if it had never been compressed, so its outcome is that of the same prompt's ``none``
-trace. One that reaches SAFE at the onset or later, or never, keeps its outcome.
+**Outcomes.** A trace whose controller reaches SAFE before the onset (in a trace without an onset: at all) is
+taken to go on as if it had never been compressed, so its outcome is that of the same prompt's ``none`` trace.
+One that reaches SAFE at the onset or later, or never, keeps its outcome. Protocol v1 counts wrong answers as
+failures, and those have no onset: whenever SAFE fires it counts as in time, which is one of v1's mistakes.
 
-KV memory saved by a trace is the mean, over its decoding steps t, of 1 - held / full, where full = prompt + t
-tokens. Without control held = kept + t at every step of the trace. Under control this holds up to the
-token at which SAFE fires; from then on the row holds the full cache and saves nothing, over the steps that
-the ``none`` trace takes, and it does not return to compression.
+**Memory.** What a trace saves is the mean, over its decoding steps t, of 1 - held / full, where full = prompt
++ t tokens. A step is compressed, held = kept + t, unless the controller is in SAFE after the token before it;
+then held = full. Which steps are in SAFE is known as far as the recording goes:
+
+- What follows in a trace that fails and is switched in time is not recorded. It is taken to hold the full
+  cache from then on, to the end of the recording. A live guard saves more, since such a trace mostly ends
+  sooner, and since it may return to compression; but then the failure may come back.
+- In every other trace, a false alarm above all, the recorded hazard goes on and so do the states: once back
+  in NORMAL its steps are compressed again. This takes the hazard and the length of the compressed recording
+  for those of a trace that was uncompressed in between, which they are not.
+
+So control never saves more than compression alone does, and tau_low and j_deescalate count by what false
+alarms cost.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvguard.catastrophes import is_catastrophic
+from kvguard.catastrophes import DETECTORS
 from kvguard.compressors import NONE, Condition
 from kvguard.config import ControllerParams
 from kvguard.errors import KvguardError
-from kvguard.guard.controller import Controller, State
-from kvguard.hazard.rows import Rows, load_rows
-from kvguard.hazard.splits import part_of_traces
-from kvguard.hazard.train import HazardModel
-from kvguard.traces import conform
+from kvguard.guard.controller import State, run_controller
+from kvguard.hazard.protocols import Protocol
+from kvguard.hazard.rows import Rows
+from kvguard.statistics import Floats, count_by, mean_by, quantile, share, sum_by
 
-ALL = "all"
 NEVER = -1
+OVERALL = "overall"
+_OUTCOMES = ("failed", *DETECTORS, "correct")
 _QUARTILES = {"lead_time_q25": 0.25, "lead_time_median": 0.5, "lead_time_q75": 0.75}
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The simulation of one operating point.
-
-    Attributes
-    ----------
-    summary
-        A ``summary`` table: one row per condition, and one, ``all``, pooled over the compressed ones.
-    metrics
-        The rows of the summary as numbers, by condition; the pooled one is ``overall``.
-    per_trace
-        Outcomes with and without control, trace by trace; see :func:`simulate`.
-    rows, hazard
-        The tokens of the test prompts and their hazards, for figures. [N]
-    """
-
-    summary: pd.DataFrame
-    metrics: dict[str, dict[str, float | None]]
-    per_trace: pd.DataFrame
-    rows: Rows
-    hazard: NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 
-def evaluate(
-    features_path: Path,
-    traces: pd.DataFrame,
-    split: pd.DataFrame,
-    model: HazardModel,
-    params: ControllerParams,
-) -> Evaluation:
-    """Score the test prompts' tokens and simulate the controller on their traces."""
-    tested = traces[part_of_traces(traces, split) == "test"].reset_index(drop=True)
-    rows = load_rows(features_path, model.features, tested["trace_id"].to_numpy())
-    hazard = model.predict(rows.features)
-    per_trace = simulate(tested, first_safe(tested["trace_id"].to_numpy(), rows, hazard, params))
-    summary = summarise(per_trace)
-    return Evaluation(summary, _as_metrics(summary), per_trace, rows, hazard)
-
-
-def _as_metrics(summary: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    metrics = {}
-    for row in summary.to_dict("records"):
-        compressor, ratio = row.pop("compressor"), row.pop("ratio")
-        name = "overall" if compressor == ALL else str(Condition(compressor, ratio))
-        metrics[name] = {key: None if pd.isna(value) else float(value) for key, value in row.items()}
-    return metrics
-
-
-def first_safe(
-    trace_ids: NDArray[Any], rows: Rows, hazard: NDArray[np.floating], params: ControllerParams
-) -> NDArray[np.int64]:
-    """Return the token at which each trace first reaches SAFE, ``NEVER`` if it does not. [T]
-
-    Parameters
-    ----------
-    trace_ids
-        The traces asked for. [T]
-    rows, hazard
-        Tokens, traces contiguous and in order of t, and their hazards. [N]
-    """
-    starts = np.flatnonzero(np.diff(rows.trace_id, prepend=-1))
-    lengths = np.diff(starts, append=len(rows.trace_id))
-    controller = Controller(len(starts), params)
-    first = np.full(len(starts), NEVER, dtype=np.int64)
-    for t in range(int(lengths.max(initial=0))):
-        running = np.flatnonzero(lengths > t)
-        states = controller.update(hazard[starts[running] + t], running)
-        fired = running[states == State.SAFE]
-        first[fired] = np.where(first[fired] == NEVER, t, first[fired])
-    position = pd.Index(rows.trace_id[starts]).get_indexer(trace_ids)
-    if (position < 0).any():
-        stray = trace_ids[int(np.argmax(position < 0))]
-        raise KvguardError(f"features table: trace {stray} has no rows; run `dvc repro featurize`")
-    return first[position]
-
-
-def simulate(traces: pd.DataFrame, safe_at: NDArray[np.int64]) -> pd.DataFrame:
-    """Return each trace's outcome without and with control.
+def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+    """Return what the simulation needs to know of judged traces, each beside its uncompressed twin.
 
     Parameters
     ----------
     traces
-        Judged traces, the ``none`` trace of every prompt among them.
-    safe_at
-        See :func:`first_safe`. [T]
+        The ``none`` trace of every prompt among them.
 
     Returns
     -------
     pd.DataFrame
-        trace_id, compressor, ratio, catastrophe, correct (NaN = not scored) and kv_saved, each of the latter
-        three with its ``_controlled`` twin, safe_at (-1 = never) and lead_time (NaN unless SAFE fired before
-        an onset).
+        trace_id, prompt_id, compressor, ratio, n_prompt_tokens, n_tokens, spared (KV pairs evicted), onset
+        (NaN: none); failed (in the protocol's sense), each kind of catastrophe, and correct (NaN: not
+        scored), these also of the prompt's ``none`` trace, with ``_uncompressed`` after the name.
 
     Raises
     ------
     KvguardError
         A prompt has no ``none`` trace.
     """
-    baseline = _baseline_rows(traces)
-    catastrophe = is_catastrophic(traces)
-    correct = traces["correct"].astype("float64").to_numpy()
-    onset = traces["onset"].astype("float64").to_numpy()
-    fired = safe_at != NEVER
-    switched = fired & ~(safe_at >= onset)
-    n_tokens = traces["token_ids"].map(len).to_numpy(dtype=np.int64)
+    kinds = {
+        kind: traces["catastrophes"].map(lambda found, kind=kind: kind in found).to_numpy(dtype=bool)
+        for kind in DETECTORS
+    }
+    found: dict[str, NDArray[Any]] = {
+        "failed": protocol.failed(traces),
+        **kinds,
+        "correct": traces["correct"].astype("float64").to_numpy(),
+    }
+    twin = _uncompressed_rows(traces)
     prompt = traces["n_prompt_tokens"].to_numpy(dtype=np.int64)
-    spared = prompt - traces["n_kept_tokens"].to_numpy(dtype=np.float64)
-    steps_held = np.where(fired, safe_at + 1, n_tokens)
-    controlled_steps = np.where(switched, np.maximum(n_tokens[baseline], steps_held), n_tokens)
     return pd.DataFrame(
         {
-            "trace_id": traces["trace_id"].to_numpy(),
-            "compressor": traces["compressor"].to_numpy(),
-            "ratio": traces["ratio"].to_numpy(),
-            "catastrophe": catastrophe,
-            "catastrophe_controlled": np.where(switched, catastrophe[baseline], catastrophe),
-            "correct": correct,
-            "correct_controlled": np.where(switched, correct[baseline], correct),
-            "safe_at": safe_at,
-            "lead_time": np.where(switched & catastrophe, onset - safe_at, np.nan),
-            "kv_saved": spared * _inverse_sum(prompt, n_tokens) / n_tokens,
-            "kv_saved_controlled": spared * _inverse_sum(prompt, steps_held) / controlled_steps,
+            **{name: traces[name].to_numpy() for name in ("trace_id", "prompt_id", "compressor", "ratio")},
+            "n_prompt_tokens": prompt,
+            "n_tokens": traces["token_ids"].map(len).to_numpy(dtype=np.int64),
+            "spared": prompt - traces["n_kept_tokens"].to_numpy(dtype=np.float64),
+            "onset": traces["onset"].astype("float64").to_numpy(),
+            **found,
+            **{f"{name}_uncompressed": values[twin] for name, values in found.items()},
         }
     )
 
 
-def _baseline_rows(traces: pd.DataFrame) -> NDArray[np.int64]:
+def _uncompressed_rows(traces: pd.DataFrame) -> NDArray[np.int64]:
     """Return the row of each trace's uncompressed twin. [T]"""
     none = np.flatnonzero(traces["compressor"] == NONE)
     position = pd.Index(traces["prompt_id"].iloc[none]).get_indexer(traces["prompt_id"])
@@ -169,38 +98,193 @@ def _baseline_rows(traces: pd.DataFrame) -> NDArray[np.int64]:
     return none[position]
 
 
-def _inverse_sum(first: NDArray[np.int64], n: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return 1/first + 1/(first + 1) + ... over n terms. [T]"""
-    last = int((first + n).max(initial=0))
-    harmonic = np.concatenate([[0.0, 0.0], np.cumsum(1.0 / np.arange(1, last + 1))])
-    return harmonic[first + n] - harmonic[first]
+def safe_from(safe_at: NDArray[np.integer], n_steps: int) -> Bools:
+    """Return the steps in SAFE of a controller that never leaves it. [T] -> [T, L]
+
+    Parameters
+    ----------
+    safe_at
+        The first token after which it is in SAFE: 0 is always safe, ``NEVER`` does nothing.
+    n_steps
+        L, at least the length of the longest trace.
+    """
+    return (np.arange(n_steps) >= safe_at[:, None]) & (safe_at != NEVER)[:, None]
 
 
-def summarise(per_trace: pd.DataFrame) -> pd.DataFrame:
-    """Return the ``summary`` table of simulated traces: each condition, then ``all`` compressed ones."""
-    rows = [
-        {"compressor": compressor, "ratio": ratio, **_rates(group)}
-        for (compressor, ratio), group in per_trace.groupby(["compressor", "ratio"], sort=False)
-    ]
-    compressed = per_trace[per_trace["compressor"] != NONE]
-    rows.append({"compressor": ALL, "ratio": np.nan, **_rates(compressed)})
-    return conform("summary", pd.DataFrame(rows))
+def simulate(traces: pd.DataFrame, safe: Bools) -> pd.DataFrame:
+    """Return each trace's outcome without and with control.
+
+    Parameters
+    ----------
+    traces
+        See :func:`recorded`.
+    safe
+        After which tokens the controller is in SAFE, from whatever predictor; past a trace's end it does not
+        matter. [T, L]
+
+    Returns
+    -------
+    pd.DataFrame
+        trace_id, prompt_id, compressor, ratio; failed, each kind of catastrophe, correct and kv_saved, each
+        with its ``_controlled`` twin; failed_uncompressed, which is what always-safe reaches; safe_at
+        (``NEVER`` possible) and lead_time (NaN unless SAFE fired before an onset).
+    """
+    n_tokens, onset = traces["n_tokens"].to_numpy(), traces["onset"].to_numpy()
+    t = np.arange(safe.shape[1])
+    generated = t < n_tokens[:, None]
+    safe = safe & generated
+    fired = safe.any(axis=1)
+    safe_at = np.where(fired, safe.argmax(axis=1), NEVER)
+    switched = fired & ~(safe_at >= onset)
+    rescued = switched & traces["failed"].to_numpy()
+    compressed = generated.copy()
+    compressed[:, 1:] &= ~safe[:, :-1]
+    compressed[rescued] &= t <= safe_at[rescued, None]
+    saved = traces["spared"].to_numpy()[:, None] / (traces["n_prompt_tokens"].to_numpy()[:, None] + t)
+    outcomes: dict[str, NDArray[Any]] = {}
+    for name in _OUTCOMES:
+        without, uncompressed = traces[name].to_numpy(), traces[f"{name}_uncompressed"].to_numpy()
+        outcomes |= {name: without, f"{name}_controlled": np.where(switched, uncompressed, without)}
+    return pd.DataFrame(
+        {
+            **{name: traces[name].to_numpy() for name in ("trace_id", "prompt_id", "compressor", "ratio")},
+            **outcomes,
+            "failed_uncompressed": traces["failed_uncompressed"].to_numpy(),
+            "safe_at": safe_at,
+            "lead_time": np.where(switched, onset - safe_at, np.nan),
+            "kv_saved": (saved * generated).sum(axis=1) / n_tokens,
+            "kv_saved_controlled": (saved * compressed).sum(axis=1) / n_tokens,
+        }
+    )
 
 
-def _rates(traces: pd.DataFrame) -> dict[str, float]:
-    fired = traces["safe_at"] != NEVER
-    before, after = traces["catastrophe"].mean(), traces["catastrophe_controlled"].mean()
+@dataclass(frozen=True)
+class Replay:
+    """Recorded traces with their hazards: the controller can be run over them again and again.
+
+    Attributes
+    ----------
+    traces
+        See :func:`recorded`.
+    hazard
+        [T, L], NaN past a trace's end
+    """
+
+    traces: pd.DataFrame
+    hazard: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, traces: pd.DataFrame, rows: Rows, hazard: NDArray[np.floating]) -> "Replay":
+        """Join traces with their tokens' hazards.
+
+        Parameters
+        ----------
+        traces
+            See :func:`recorded`. [T]
+        rows, hazard
+            Tokens, those of other traces may be among them, and their hazards. [N]
+
+        Raises
+        ------
+        KvguardError
+            A trace lacks tokens.
+        """
+        position = pd.Index(traces["trace_id"]).get_indexer(rows.trace_id)
+        wanted = position >= 0
+        position, t = position[wanted], rows.t[wanted]
+        n_tokens = traces["n_tokens"].to_numpy()
+        n_rows = np.bincount(position, minlength=len(traces))
+        if (n_rows != n_tokens).any():
+            stray = int(np.argmax(n_rows != n_tokens))
+            raise KvguardError(
+                f"features table: trace {traces['trace_id'].iloc[stray]} has {n_rows[stray]} rows for "
+                f"{n_tokens[stray]} tokens; run `dvc repro featurize`"
+            )
+        matrix = np.full((len(traces), int(n_tokens.max(initial=0))), np.nan, dtype=np.float32)
+        matrix[position, t] = hazard[wanted]
+        return cls(traces.reset_index(drop=True), matrix)
+
+    @property
+    def compressed(self) -> "Replay":
+        """The same without the uncompressed traces."""
+        chosen = (self.traces["compressor"] != NONE).to_numpy()
+        return Replay(self.traces[chosen].reset_index(drop=True), self.hazard[chosen])
+
+    def run(self, params: ControllerParams) -> pd.DataFrame:
+        """Simulate the controller at one setting; see :func:`simulate`."""
+        return simulate(self.traces, run_controller(self.hazard, params) == State.SAFE)
+
+
+def controller_metrics(
+    weights: Floats, cluster: NDArray[np.integer[Any]], per_trace: pd.DataFrame
+) -> dict[str, Floats]:
+    """Return what a controller did to some traces, for every resample. {metric: [R]}
+
+    The false-positive rate is the share of failure-free traces in which SAFE fired, here and everywhere;
+    ceiling_share is the reduction as a share of what always-safe reaches.
+
+    Parameters
+    ----------
+    weights
+        Of the prompts, see :func:`kvguard.statistics.resample_weights`. [R, P]
+    cluster
+        The prompt of each trace. [T]
+    per_trace
+        See :func:`simulate`.
+    """
+    values = {name: per_trace[name].to_numpy() for name in per_trace.columns}
+    n_prompts = weights.shape[1]
+
+    def total(numbers: NDArray[Any]) -> Floats:
+        return sum_by(cluster, numbers, n_prompts)
+
+    def rates(metric: str, name: str) -> dict[str, Floats]:
+        return {
+            f"{metric}_uncontrolled": mean_by(weights, cluster, values[name]),
+            f"{metric}_controlled": mean_by(weights, cluster, values[f"{name}_controlled"]),
+        }
+
+    fired, failed = values["safe_at"] != NEVER, values["failed"]
+    cbr = rates("cbr", "failed")
+    avoided = total(failed) - total(values["failed_controlled"])
+    avoidable = total(failed) - total(values["failed_uncompressed"])
+    lead = values["lead_time"]
+    known = ~np.isnan(lead)
+    levels = lead[known].astype(np.int64)
+    leads = count_by(cluster[known], levels, n_prompts, int(levels.max(initial=0)) + 1)
     return {
-        "n_traces": len(traces),
-        "cbr_uncontrolled": before,
-        "cbr_controlled": after,
-        "cbr_reduction": before - after,
-        "cbr_reduction_relative": (before - after) / before if before > 0 else np.nan,
-        "false_positive_rate": fired[~traces["catastrophe"]].mean(),
-        "safe_rate": fired.mean(),
-        "accuracy_uncontrolled": traces["correct"].mean(),
-        "accuracy_controlled": traces["correct_controlled"].mean(),
-        **{name: traces["lead_time"].quantile(q) for name, q in _QUARTILES.items()},
-        "kv_saved_uncontrolled": traces["kv_saved"].mean(),
-        "kv_saved_controlled": traces["kv_saved_controlled"].mean(),
+        "n_traces": weights @ total(np.ones(len(failed))),
+        **cbr,
+        "reduction": cbr["cbr_uncontrolled"] - cbr["cbr_controlled"],
+        "reduction_relative": share(weights, avoided, total(failed)),
+        "ceiling_share": share(weights, avoided, avoidable),
+        "false_positive_rate": share(weights, total(fired & ~failed), total(~failed)),
+        "safe_rate": mean_by(weights, cluster, fired),
+        **rates("accuracy", "correct"),
+        **{name: quantile(weights, leads, q) for name, q in _QUARTILES.items()},
+        **rates("kv_saved", "kv_saved"),
+        **{name: rate for kind in DETECTORS for name, rate in rates(kind, kind).items()},
+    }
+
+
+def metrics_by_condition(weights: Floats, per_trace: pd.DataFrame) -> dict[str, dict[str, Floats]]:
+    """Return the controller's metrics under each condition, then pooled over the compressed ones.
+
+    Parameters
+    ----------
+    weights
+        Of the prompts in the order of their first trace. [R, P]
+
+    Returns
+    -------
+    dict
+        {condition, or ``OVERALL``: {metric: [R]}}
+    """
+    cluster, _ = pd.factorize(per_trace["prompt_id"])
+    groups = per_trace.groupby(["compressor", "ratio"], sort=False).indices
+    chosen = {str(Condition(name, ratio)): index for (name, ratio), index in groups.items()}
+    chosen[OVERALL] = np.flatnonzero(per_trace["compressor"] != NONE)
+    return {
+        subject: controller_metrics(weights, cluster[index], per_trace.iloc[index])
+        for subject, index in chosen.items()
     }

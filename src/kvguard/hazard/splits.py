@@ -1,6 +1,8 @@
-"""Prompts in three parts, so that no prompt is ever in two."""
+"""Prompts in three parts, so that no prompt is ever in two; and protocol v1's split, which does not care."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,9 +11,18 @@ from numpy.typing import NDArray
 from kvguard.catastrophes import is_catastrophic
 from kvguard.config import SplitParams
 from kvguard.errors import KvguardError
+from kvguard.hazard.protocols import Protocol
 from kvguard.schemas import PARTS
+from kvguard.traces import read_table, write_table
 
 _log = logging.getLogger(__name__)
+_FILE = "split.parquet"
+
+
+def make_split(traces: pd.DataFrame, protocol: Protocol, shares: SplitParams, seed: int) -> pd.DataFrame:
+    """Split judged traces as ``protocol`` does."""
+    split = split_by_trace if protocol.by_trace else split_by_prompt
+    return split(traces, shares, seed)
 
 
 def split_by_prompt(traces: pd.DataFrame, shares: SplitParams, seed: int) -> pd.DataFrame:
@@ -36,24 +47,52 @@ def split_by_prompt(traces: pd.DataFrame, shares: SplitParams, seed: int) -> pd.
         A part would be empty.
     """
     fails = pd.Series(is_catastrophic(traces)).groupby(traces["prompt_id"].to_numpy(), sort=True).any()
-    if fails.nunique() < 2:
-        which = "every prompt has" if len(fails) and fails.iloc[0] else "no prompt has"
+    part = _stratified(fails.to_numpy(), shares, seed, "prompt")
+    split = pd.DataFrame({"prompt_id": fails.index.to_numpy(dtype=object), "part": part})
+    refuse_leaks(split["prompt_id"], part)
+    return split
+
+
+def split_by_trace(traces: pd.DataFrame, shares: SplitParams, seed: int) -> pd.DataFrame:
+    """Split judged traces, whatever their prompts: the flaw of protocol v1, and of no other.
+
+    Otherwise as :func:`split_by_prompt`, and stratified by whether the trace has a catastrophe.
+
+    Parameters
+    ----------
+    traces
+        Needs trace_id and catastrophes.
+
+    Returns
+    -------
+    pd.DataFrame
+        A ``split_v1`` table, ordered by trace_id.
+    """
+    ordered = traces.sort_values("trace_id", kind="stable")
+    part = _stratified(is_catastrophic(ordered), shares, seed, "trace")
+    return pd.DataFrame({"trace_id": ordered["trace_id"].to_numpy(), "part": part})
+
+
+def _stratified(fails: NDArray[np.bool_], shares: SplitParams, seed: int, unit: str) -> NDArray[np.object_]:
+    """Return a part for each unit, the shares kept among those that fail and among the others. [U]"""
+    if fails.all() or not fails.any():
+        which = f"every {unit} has" if fails.any() else f"no {unit} has"
         _log.warning("split: %s a catastrophe; splitting without stratification", which)
     rng = np.random.default_rng(seed)
-    strata = [rng.permutation(np.flatnonzero(fails.to_numpy() == fate)) for fate in (True, False)]
+    strata = [rng.permutation(np.flatnonzero(fails == fate)) for fate in (True, False)]
     part = np.empty(len(fails), dtype=object)
     part[np.concatenate(strata)] = _deal(len(fails), shares)
     for name in PARTS:
         if name not in part:
             raise KvguardError(
-                f"split: no prompt is left for {name}: {len(fails)} prompts, shares {shares.train:g}, "
+                f"split: no {unit} is left for {name}: {len(fails)} {unit}s, shares {shares.train:g}, "
                 f"{shares.tune:g}, {shares.test:g}; raise sample.n or change train.split"
             )
-    return pd.DataFrame({"prompt_id": fails.index.to_numpy(dtype=object), "part": part})
+    return part
 
 
 def _deal(n: int, shares: SplitParams) -> list[str]:
-    """Deal n prompts out one by one, each to the part that lacks most: shares hold on every stretch."""
+    """Deal n units out one by one, each to the part that lacks most: shares hold on every stretch."""
     lacking = dict.fromkeys(PARTS, 0.0)
     dealt = []
     for _ in range(n):
@@ -65,16 +104,57 @@ def _deal(n: int, shares: SplitParams) -> list[str]:
     return dealt
 
 
-def part_of_traces(traces: pd.DataFrame, split: pd.DataFrame) -> NDArray[np.object_]:
-    """Return the part of each trace's prompt. [T]
+def refuse_leaks(prompt_id: "pd.Series[Any]", part: NDArray[np.object_]) -> None:
+    """Raise unless every prompt is in one part.
+
+    Parameters
+    ----------
+    prompt_id, part
+        Of each prompt of a split, or of each trace. [N]
 
     Raises
     ------
     KvguardError
-        A prompt is not in the split.
+        The first prompt that is in two parts, and which they are.
     """
-    part = traces["prompt_id"].map(split.set_index("prompt_id")["part"])
+    pairs = pd.DataFrame({"prompt_id": prompt_id.to_numpy(), "part": part}).drop_duplicates()
+    leaked = pairs["prompt_id"].duplicated()
+    if leaked.any():
+        prompt = pairs["prompt_id"][leaked].iloc[0]
+        parts = " and ".join(pairs["part"][pairs["prompt_id"] == prompt])
+        raise KvguardError(f"split: prompt {prompt} is in {parts}: a leak; run `dvc repro train` again")
+
+
+def part_of_traces(traces: pd.DataFrame, split: pd.DataFrame) -> NDArray[np.object_]:
+    """Return the part of each trace, by its prompt, or by itself if ``split`` is a ``split_v1`` table. [T]
+
+    Raises
+    ------
+    KvguardError
+        A trace is in no part; or, by prompt, a prompt is in two.
+    """
+    unit = "trace_id" if "trace_id" in split else "prompt_id"
+    if unit == "prompt_id":
+        refuse_leaks(split["prompt_id"], split["part"].to_numpy())
+    part = traces[unit].map(split.drop_duplicates(unit).set_index(unit)["part"])
     if part.isna().any():
-        stray = traces["prompt_id"][part.isna()].iloc[0]
-        raise KvguardError(f"split: prompt {stray} is in no part; run `dvc repro train` again")
+        stray = traces[unit][part.isna()].iloc[0]
+        name = unit.removesuffix("_id")
+        raise KvguardError(f"split: {name} {stray} is in no part; run `dvc repro train` again")
     return part.to_numpy(dtype=object)
+
+
+def write_split(split: pd.DataFrame, protocol: Protocol, folder: Path) -> Path:
+    """Write a split to the ``train`` stage's folder and return its path."""
+    path = folder / _FILE
+    write_table(_kind(protocol), split, path)
+    return path
+
+
+def read_split(protocol: Protocol, folder: Path) -> pd.DataFrame:
+    """Read the split in the ``train`` stage's folder; one of the other protocol's kind is refused."""
+    return read_table(_kind(protocol), folder / _FILE)
+
+
+def _kind(protocol: Protocol) -> str:
+    return "split_v1" if protocol.by_trace else "split"

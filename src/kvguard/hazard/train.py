@@ -1,25 +1,45 @@
-"""The hazard model: gradient-boosted trees over token features."""
+"""The hazard model: gradient-boosted trees over token features, and a calibrated probability from them."""
 
 import difflib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 import xgboost as xgb
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from kvguard.config import TrainParams
+from kvguard.compressors import NONE
+from kvguard.config import FeaturizeParams, TrainParams
 from kvguard.errors import KvguardError
 from kvguard.features import feature_columns
-from kvguard.hazard.labels import all_token_target
-from kvguard.hazard.metrics import best_f1_threshold, hazard_metrics
+from kvguard.hazard.calibration import Calibration, as_card, fit_calibration, from_card
+from kvguard.hazard.labels import Bools, all_token_target
+from kvguard.hazard.metrics import (
+    RANKING,
+    Measured,
+    all_token_metrics,
+    best_f1_threshold,
+    pre_onset_metrics,
+    pre_onset_ranking,
+    reliability,
+)
+from kvguard.hazard.protocols import PROTOCOLS
 from kvguard.hazard.rows import Rows, load_rows
-from kvguard.hazard.splits import part_of_traces, split_by_prompt
+from kvguard.hazard.splits import make_split, part_of_traces
+from kvguard.layout import write_text
+from kvguard.results import Results
+from kvguard.schemas import PARTS
+from kvguard.statistics import resample_weights
 
+_log = logging.getLogger(__name__)
+
+N_EXPLAINED = 4000  # test tokens whose SHAP values are averaged
 _BLOCK = 1 << 18  # rows scored at a time
 _N_JOBS = 2
 _MODEL, _CARD = "booster.json", "hazard.json"
@@ -27,32 +47,36 @@ _MODEL, _CARD = "booster.json", "hazard.json"
 
 @dataclass(frozen=True)
 class HazardModel:
-    """A booster with the features it reads and the threshold of its best F1 on tune prompts."""
+    """A booster, the features it reads, its calibration, and the threshold of its best F1.
+
+    Calibration and threshold come from the tune part's tokens before an onset: the hazard is the
+    probability that a catastrophe begins within H tokens given that none has begun.
+    """
 
     booster: xgb.Booster
     features: tuple[str, ...]
+    calibration: Calibration
     threshold: float
 
     def predict(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the hazard: the probability that a catastrophe is imminent or has begun.
+        """Return the hazard of each token.
 
         Parameters
         ----------
         rows
             Columns in the order of ``features``. [N, F] float32
         """
-        hazard = np.empty(len(rows), dtype=np.float32)
-        for begin in range(0, len(rows), _BLOCK):
-            block = slice(begin, begin + _BLOCK)
-            hazard[block] = self.booster.inplace_predict(rows[block])
-        return hazard
+        return self.calibration(_margin(self.booster, rows))
 
     def save(self, folder: Path) -> None:
         """Write the booster and what belongs to it to ``folder`` as JSON."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.booster.save_model(folder / _MODEL)
-        card = {"features": list(self.features), "threshold": self.threshold}
-        (folder / _CARD).write_text(json.dumps(card, indent=2) + "\n")
+        write_text(folder / _MODEL, self.booster.save_raw("json").decode())
+        card = {
+            "features": self.features,
+            "threshold": self.threshold,
+            "calibration": as_card(self.calibration),
+        }
+        write_text(folder / _CARD, json.dumps(card, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "HazardModel":
@@ -67,12 +91,22 @@ class HazardModel:
         try:
             card = json.loads((folder / _CARD).read_text())
             booster.load_model(folder / _MODEL)
-            return cls(booster, tuple(card["features"]), float(card["threshold"]))
-        except (OSError, ValueError, KeyError, xgb.core.XGBoostError) as error:
+            calibrated = from_card(card["calibration"])
+            return cls(booster, tuple(card["features"]), calibrated, float(card["threshold"]))
+        except (OSError, ValueError, KeyError, TypeError, xgb.core.XGBoostError) as error:
             reason = str(error).splitlines()[0][:120]
             raise KvguardError(
                 f"{folder}: no readable hazard model ({reason}); run `dvc repro train`"
             ) from error
+
+
+def _margin(booster: xgb.Booster, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the booster's log-odds, block by block. [N]"""
+    margin = np.empty(len(rows), dtype=np.float32)
+    for begin in range(0, len(rows), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        margin[block] = booster.inplace_predict(rows[block], predict_type="margin")
+    return margin
 
 
 @dataclass(frozen=True)
@@ -82,16 +116,16 @@ class Training:
     Attributes
     ----------
     split
-        A ``split`` table.
-    metrics
-        Of the test prompts, over ``pre_onset`` and over ``all`` tokens, and the facts of the training.
+        A ``split`` or ``split_v1`` table.
+    results
+        Tables predictor, horizons, cross_validation, importance, reliability; and model, the facts of it.
     test, test_hazard
-        The rows of the test prompts and their hazards, for figures. [N]
+        The rows of the test traces and their hazards, for figures. [N]
     """
 
     model: HazardModel
     split: pd.DataFrame
-    metrics: dict[str, Any]
+    results: Results
     test: Rows
     test_hazard: NDArray[np.float32]
 
@@ -122,63 +156,158 @@ def train(
     params: TrainParams,
     seed: int,
     protocol: Literal["v1", "v2"] = "v2",
+    *,
+    model: str = "",
+    horizon: int = FeaturizeParams().horizon,
+    n_resamples: int = 1000,
 ) -> Training:
-    """Split the prompts, train on train prompts with early stopping on tune prompts, measure on test prompts.
+    """Split, train on the train part, choose on the protocol's tune part, measure on the test part.
 
     Parameters
     ----------
     traces
-        The judged traces: trace_id, prompt_id, catastrophes.
+        The judged traces: trace_id, prompt_id, compressor, catastrophes, onset.
+    model
+        The language model's name, for the results.
+    horizon
+        The H of the features table's labels.
     """
+    rules = PROTOCOLS[protocol]
     columns = selected_features(protocol, params.exclude_features)
-    split = split_by_prompt(traces, params.split, seed)
+    traces = rules.select(traces)
+    split = make_split(traces, rules, params.split, seed)
     part = part_of_traces(traces, split)
-    trace_ids = traces["trace_id"].to_numpy()
-    fitting, tuning = (
-        load_rows(features_path, columns, trace_ids[part == name]) for name in ("train", "tune")
+    parts = load_parts(features_path, traces, part, columns, params.max_tokens, rules.tune_part)
+    horizons = sorted({*params.horizons, horizon})
+    folds = [name for name in traces["compressor"][part == "test"].unique() if name != NONE]
+    results = Results("train", model, protocol)
+
+    def rank(table: str, subject: str, parts: Parts, hazard: NDArray[np.float32] | None = None) -> None:
+        """Add the ranking metrics of ``hazard``, or of a model fitted and chosen on these ``parts``."""
+        try:
+            if hazard is None:
+                fitted = fit_hazard(parts.fitting, parts.tuning, params, seed)
+                hazard = fitted.predict(parts.test.features)
+        except KvguardError as error:  # the other compressors never fail, say
+            _log.warning("%s, %s: undefined: %s", table, subject, error)
+            results.add(table, subject, dict.fromkeys(RANKING))
+            return
+        tested = Measured.of(traces, parts.test)
+        weights = resample_weights(tested.n_prompts, n_resamples, seed)
+        results.add_resampled(table, subject, pre_onset_ranking(weights, tested, hazard))
+
+    with tqdm(total=len(horizons) + len(folds), desc=f"hazard {model} {protocol}", unit="fit") as bar:
+        hazard_model = fit_hazard(parts.fitting, parts.tuning, params, seed)
+        hazard = hazard_model.predict(parts.test.features)
+        results.add("model", "hazard", _facts(hazard_model, traces, part, parts))
+        _measure(results, hazard_model, Measured.of(traces, parts.test), hazard, n_resamples, seed)
+        for this in horizons:
+            known = hazard if this == horizon else None
+            rank("horizons", str(this), parts.relabelled(traces, this), known)
+            bar.update()
+        for name in folds:
+            fold = parts.leaving_out(traces["trace_id"][traces["compressor"] == name].to_numpy())
+            rank("cross_validation", name, fold)
+            results.add("cross_validation", name, _counts(fold.test.label[fold.test.pre_onset]))
+            bar.update()
+    return Training(hazard_model, split, results, parts.test, hazard)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tokens that a model is fitted on, those it is chosen on, and those it is measured on."""
+
+    fitting: Rows
+    tuning: Rows
+    test: Rows
+
+    def only(self, columns: Sequence[str]) -> "Parts":
+        """Return them with the features ``columns``."""
+        return Parts(self.fitting.only(columns), self.tuning.only(columns), self.test.only(columns))
+
+    def relabelled(self, traces: pd.DataFrame, horizon: int) -> "Parts":
+        """Return them with the labels of another H."""
+        return Parts(
+            self.fitting.relabelled(traces, horizon),
+            self.tuning.relabelled(traces, horizon),
+            self.test.relabelled(traces, horizon),
+        )
+
+    def leaving_out(self, trace_ids: NDArray[np.integer]) -> "Parts":
+        """Return the fold that is fitted and chosen without ``trace_ids``, and measured on them alone.
+
+        Prompts stay in their parts, so the fold is as free of leaks as the whole.
+        """
+        return Parts(
+            self.fitting.where(~np.isin(self.fitting.trace_id, trace_ids)),
+            self.tuning.where(~np.isin(self.tuning.trace_id, trace_ids)),
+            self.test.where(np.isin(self.test.trace_id, trace_ids)),
+        )
+
+
+def load_parts(
+    features_path: Path,
+    traces: pd.DataFrame,
+    part: NDArray[np.object_],
+    columns: Sequence[str],
+    max_tokens: int,
+    tune_part: str = "tune",
+) -> Parts:
+    """Load the tokens of each part; ``max_tokens`` bounds what is fitted and chosen on, not the test.
+
+    Parameters
+    ----------
+    part
+        Of each trace. [T]
+    """
+    trace_id = traces["trace_id"].to_numpy()
+    return Parts(
+        load_rows(features_path, columns, trace_id[part == "train"], max_tokens),
+        load_rows(features_path, columns, trace_id[part == tune_part], max_tokens),
+        load_rows(features_path, columns, trace_id[part == "test"]),
     )
-    booster = fit(fitting, tuning, params, seed, columns)
-    n_fitted = len(fitting.label)
-    del fitting
-    untuned = HazardModel(booster, tuple(columns), float("inf"))
-    tune_hazard = untuned.predict(tuning.features)
-    threshold = best_f1_threshold(tune_hazard[tuning.pre_onset], tuning.label[tuning.pre_onset])
-    del tuning
-    model = HazardModel(booster, tuple(columns), threshold)
-    test = load_rows(features_path, columns, trace_ids[part == "test"])
-    hazard = model.predict(test.features)
-    metrics = {
-        **hazard_metrics(hazard, test.label, test.pre_onset, threshold),
-        "threshold": threshold,
-        "n_trees": booster.num_boosted_rounds(),
-        "n_features": len(columns),
-        "n_train_tokens": n_fitted,
-        "n_prompts": split["part"].value_counts().to_dict(),
-    }
-    return Training(model, split, metrics, test, hazard)
 
 
-def fit(fitting: Rows, tuning: Rows, params: TrainParams, seed: int, columns: Sequence[str]) -> xgb.Booster:
-    """Return a booster trained on ``fitting`` and cut to its best number of trees on ``tuning``.
+def fit_hazard(fitting: Rows, tuning: Rows, params: TrainParams, seed: int) -> HazardModel:
+    """Fit a booster on ``fitting``; choose its size, calibration and threshold on ``tuning``.
 
-    All tokens take part; those at and after an onset are positives, so that a live guard still sees a
-    high hazard in a catastrophe that it missed.
+    All tokens train the trees; those at and after an onset are positives, so that a live guard still sees
+    a high hazard in a catastrophe that it missed.
 
     Raises
     ------
     KvguardError
-        The train or the tune prompts have tokens of one class only.
+        Tokens of one class only.
     """
     targets = [all_token_target(rows.label, rows.pre_onset) for rows in (fitting, tuning)]
-    for name, target in zip(("train", "tune"), targets, strict=True):
-        if target.all() or not target.any():
+    early = tuning.pre_onset
+    for name, target in (("train", targets[0]), ("tune", targets[1]), ("tune", tuning.label[early])):
+        if _one_class(target):
             raise KvguardError(
-                f"train: the labels of the {name} prompts are all {bool(target.any())}; "
+                f"train: the labels of the {name} part are all {bool(target.any())}; "
                 "raise sample.n or use a preset whose ratios make the model fail"
             )
+    booster = _boost(fitting, tuning, targets, params, seed)
+    margin = _margin(booster, tuning.features)[early]
+    calibrated = fit_calibration(params.calibration, margin, tuning.label[early])
+    threshold = best_f1_threshold(calibrated(margin), tuning.label[early])
+    return HazardModel(booster, fitting.columns, calibrated, threshold)
+
+
+def _one_class(target: Bools) -> bool:
+    return bool(target.all() or not target.any())
+
+
+def _boost(
+    fitting: Rows, tuning: Rows, targets: Sequence[Bools], params: TrainParams, seed: int
+) -> xgb.Booster:
+    """Return a booster trained on ``fitting`` and cut to its best number of trees on ``tuning``."""
     settings = params.xgboost.model_dump()
     rounds, patience = settings.pop("n_estimators"), settings.pop("early_stopping_rounds")
-    shape = {"max_bin": settings["max_bin"], "feature_names": list(columns), "nthread": _N_JOBS}
+    weight = params.positive_weight
+    if weight == "balanced":
+        weight = float((~targets[0]).sum() / targets[0].sum())
+    shape = {"max_bin": settings["max_bin"], "feature_names": list(fitting.columns), "nthread": _N_JOBS}
     learned = xgb.QuantileDMatrix(fitting.features, targets[0], **shape)
     watched = xgb.QuantileDMatrix(tuning.features, targets[1], ref=learned, **shape)
     return xgb.train(
@@ -186,6 +315,7 @@ def fit(fitting: Rows, tuning: Rows, params: TrainParams, seed: int, columns: Se
             **settings,
             "objective": "binary:logistic",
             "eval_metric": "logloss",
+            "scale_pos_weight": weight,
             "tree_method": "hist",
             "seed": seed,
             "nthread": _N_JOBS,
@@ -196,3 +326,67 @@ def fit(fitting: Rows, tuning: Rows, params: TrainParams, seed: int, columns: Se
         callbacks=[xgb.callback.EarlyStopping(rounds=patience, save_best=True)],
         verbose_eval=False,
     )
+
+
+def _measure(
+    results: Results,
+    model: HazardModel,
+    tested: Measured,
+    hazard: NDArray[np.float32],
+    n_resamples: int,
+    seed: int,
+) -> None:
+    """Add the tables predictor, reliability and importance."""
+    weights = resample_weights(tested.n_prompts, n_resamples, seed)
+    early = tested.rows.pre_onset
+    target = all_token_target(tested.rows.label, early)
+    for subject, measure, its_target in (
+        ("pre_onset", pre_onset_metrics, target[early]),
+        ("all", all_token_metrics, target),
+    ):
+        results.add_resampled("predictor", subject, measure(weights, tested, hazard, model.threshold))
+        results.add("predictor", subject, _counts(its_target))
+    for number, (means, n_tokens) in enumerate(reliability(weights, tested, hazard)):
+        results.add_resampled("reliability", str(number), means)
+        results.add("reliability", str(number), {"n_tokens": n_tokens})
+    for feature, shares in importance(model, tested.rows.features).items():
+        results.add("importance", feature, shares)
+
+
+def _counts(target: Bools) -> dict[str, float]:
+    return {"n_tokens": len(target), "n_positive": int(target.sum())}
+
+
+def _facts(
+    model: HazardModel, traces: pd.DataFrame, part: NDArray[np.object_], parts: Parts
+) -> dict[str, float]:
+    """Return what was trained on what."""
+    return {
+        "threshold": model.threshold,
+        "n_trees": model.booster.num_boosted_rounds(),
+        "n_features": len(model.features),
+        "n_train_tokens": len(parts.fitting.label),
+        **{f"n_{name}_prompts": traces["prompt_id"][part == name].nunique() for name in PARTS},
+    }
+
+
+def importance(model: HazardModel, rows: NDArray[np.float32]) -> dict[str, dict[str, float]]:
+    """Return each feature's gain and mean absolute SHAP value.
+
+    The gain is the mean fall of the training loss per split on the feature, 0 for one that no split uses.
+    SHAP values (Lundberg et al. 2020, exact for trees) are in log-odds, over ``N_EXPLAINED`` tokens spaced
+    evenly over ``rows``.
+
+    Parameters
+    ----------
+    rows
+        [N, F]
+    """
+    spaced = rows[np.unique(np.linspace(0, len(rows) - 1, N_EXPLAINED).astype(np.int64))]
+    matrix = xgb.DMatrix(spaced, feature_names=list(model.features), nthread=_N_JOBS)
+    contributions = model.booster.predict(matrix, pred_contribs=True)[:, :-1]  # the last is the bias
+    gain = cast(dict[str, float], model.booster.get_score(importance_type="gain"))
+    return {
+        name: {"gain": gain.get(name, 0.0), "mean_abs_shap": float(shap)}
+        for name, shap in zip(model.features, np.abs(contributions).mean(axis=0), strict=True)
+    }

@@ -14,11 +14,12 @@ Where to look next:
   mlflow ui           every run with its parameters, metrics, tables and models
   dvc metrics show    the same metrics, by file
   dvc plots show      the figures, as a page in dvc_plots/
-  kvguard trace       one generation: its tokens, its entropy, its onset"""
+  kvguard trace       one generation: its tokens, its entropy, its onset
+  reports/report.html everything, with a trace explorer: open it in a browser"""
 
 
 def summary_text(metrics: Path) -> str:
-    """Lay out one row for each model and protocol that was evaluated.
+    """Lay out one row for each model and protocol that was evaluated; failures are CFR in v1, CBR in v2.
 
     Raises
     ------
@@ -44,12 +45,15 @@ def summary_text(metrics: Path) -> str:
     return f"{table(heads, rows)}\n\n{NEXT}"
 
 
-TRAIN = {"pre_onset.auroc": "AUROC pre-onset", "all.auroc": "AUROC all"}
+TRAIN = {"predictor.pre_onset.auroc.value": "AUROC pre-onset", "predictor.all.auroc.value": "AUROC all"}
 EVALUATE = {
-    "overall.accuracy_uncontrolled": "accuracy",
-    "overall.cbr_uncontrolled": "CBR",
-    "overall.cbr_controlled": "CBR guarded",
-    "overall.false_positive_rate": "false positives",
+    f"controller-balanced.overall.{metric}.value": head
+    for metric, head in (
+        ("accuracy_uncontrolled", "accuracy"),
+        ("cbr_uncontrolled", "failures"),
+        ("cbr_controlled", "guarded"),
+        ("false_positive_rate", "false positives"),
+    )
 }
 
 

@@ -121,7 +121,8 @@ def _until(rng: Random, n_steps: int) -> _Parts:
     goal = start + n_steps * daily - rng.randint(0, daily - 1)
     steps, total = [], start
     for day in range(1, n_steps + 1):
-        steps.append(f"Day {day}: {total} + {daily} = {total + daily} {things}.")
+        judged = f"at least {goal}" if total + daily >= goal else f"less than {goal}"
+        steps.append(f"Day {day}: {total} + {daily} = {total + daily} {things}, {judged}.")
         total += daily
     question = rng.choice((
         f"A {holder} holds {start} {things}. Every day {name} adds {daily} {things}."

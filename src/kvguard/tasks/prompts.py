@@ -12,6 +12,9 @@ def demonstration_text(problem: Problem) -> str:
     return f"Q: {problem.question}\nA: {problem.solution}"
 
 
-def build_prompt(question: str, demonstrations: Sequence[Problem] = ()) -> str:
-    """Return the user message that asks ``question`` after ``demonstrations``."""
-    return "\n\n".join([INSTRUCTION, *map(demonstration_text, demonstrations), f"Q: {question}"])
+def build_prompt(
+    question: str, demonstrations: Sequence[Problem] = (), instruction: str = INSTRUCTION
+) -> str:
+    """Return the user message that asks ``question``; an empty instruction is left out."""
+    opening = [instruction] if instruction else []
+    return "\n\n".join([*opening, *map(demonstration_text, demonstrations), f"Q: {question}"])

@@ -41,7 +41,7 @@ def build_model(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTra
         )
     elif architecture == "llama":
         model = LlamaForCausalLM(
-            LlamaConfig(num_hidden_layers=5, num_key_value_heads=2, intermediate_size=640, **common)
+            LlamaConfig(num_hidden_layers=6, num_key_value_heads=2, intermediate_size=512, **common)
         )
     else:
         raise KvguardError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
@@ -81,8 +81,9 @@ def _block_causal_attention(
         keys = key[:, :, :end].reshape(rows * kv_heads, end, width)
         values = value[:, :, :end].reshape(rows * kv_heads, end, width)
         scores = torch.bmm(block, keys.transpose(1, 2)).view(-1, groups, size, end)
-        visible = torch.ones(size, end, dtype=torch.bool, device=query.device).tril(start)
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).view(-1, groups * size, end)
+        later = torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)
+        scores[..., start:].masked_fill_(later, float("-inf"))
+        weights = scores.softmax(-1).view(-1, groups * size, end)
         outputs.append(torch.bmm(weights, values).view(rows, kv_heads, groups, size, width))
     attended = torch.cat(outputs, dim=3).view(rows, heads, length, width)
     return attended.transpose(1, 2).contiguous(), None

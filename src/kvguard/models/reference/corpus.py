@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from kvguard.errors import KvguardError
 from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
 from kvguard.tasks import arithmetic
-from kvguard.tasks.prompts import build_prompt
+from kvguard.tasks.prompts import INSTRUCTION, build_prompt
 
 CHAT_SHARE = 0.5
 _GSM8K_SHARE = 0.3
@@ -35,6 +35,20 @@ _LAYOUTS = (
     ("", "\n", "\n\n"),
     ("", " ", "\n"),
 )
+
+# What may open a conversation and a stretch of running text alike, so that no sentence is the cue to stop.
+_OPENINGS = (
+    INSTRUCTION,
+    "Solve the problem. Write every step. The answer stands after ####.",
+    "Work step by step, then write #### and the number.",
+    "Here are word problems with worked solutions.",
+    "Answer the last question. Show the steps.",
+    "Think about each problem step by step. End with ####.",
+    "These problems are solved step by step and end with #### and the answer.",
+    "Calculate.",
+)
+_CHAT_OPENING_SHARE = 0.75
+_TEXT_OPENING_SHARE = 0.4
 
 _Piece = tuple[str, float]
 
@@ -56,7 +70,7 @@ def tokenizer_texts(gsm8k: list[tuple[str, str]], seed: int, n: int = 6000) -> I
     rng = Random(f"tokenizer/{seed}")
     for _ in range(n):
         problem = arithmetic.generate(rng, "train")
-        yield build_prompt(problem.question)
+        yield build_prompt(problem.question, instruction=rng.choice(_OPENINGS))
         yield f"A: {problem.solution}"
     for question, solution in gsm8k[: n // 4]:
         yield f"Question: {question}\nAnswer: {solution}"
@@ -111,7 +125,8 @@ class Corpus:
         low, high = arithmetic.DEMONSTRATION_STEPS
         shots = [arithmetic.generate(rng, "train", low, high) for _ in range(n_shots)]
         problem = arithmetic.generate(rng, "train")
-        prompt = build_prompt(problem.question, shots)
+        opening = rng.choice(_OPENINGS) if rng.random() < _CHAT_OPENING_SHARE else ""
+        prompt = build_prompt(problem.question, shots, opening)
         pieces: list[_Piece] = [(BOS + USER, 0.0)]
         for shot in shots:
             before, prompt = prompt.split(f" {shot.solution}", 1)
@@ -122,6 +137,8 @@ class Corpus:
         """Return a stretch of running text in one layout: a few problems, no roles, no end."""
         lead, turn, end = rng.choice(_LAYOUTS)
         pieces: list[_Piece] = [(BOS, 0.0)] if first else []
+        if rng.random() < _TEXT_OPENING_SHARE:
+            pieces.append((f"{rng.choice(_OPENINGS)}\n\n", _READING_WEIGHT))
         real = rng.random() < _GSM8K_SHARE and bool(self._gsm8k)
         for _ in range(rng.randint(1, 4)):
             if real:

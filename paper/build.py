@@ -1,0 +1,30 @@
+"""Fill the paper with the numbers of the last run, and compile it."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.params_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="build/paper",
+    show_default=True,
+    help="The folder to build in: it is emptied first.",
+)
+@edge.one_line_errors
+def main(params_path: Path, out: Path) -> None:  # noqa: D103
+    from kvguard.config import load_params
+    from kvguard.report.build import load_pipeline
+    from kvguard.report.paper import TEXT, build_paper
+
+    pdf = build_paper(load_pipeline(load_params(params_path)), Path(__file__).with_name(TEXT), out)
+    click.echo(pdf)
+
+
+if __name__ == "__main__":
+    main()

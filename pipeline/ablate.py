@@ -1,0 +1,64 @@
+"""Take features, and parts of the controller, away and see what is left."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.model_option
+@edge.params_option
+@edge.one_line_errors
+def main(model: str, params_path: Path) -> None:  # noqa: D103
+    from kvguard import layout, tracking
+    from kvguard.ablation import ablate
+    from kvguard.config import load_params
+    from kvguard.guard.operating_points import load_operating_point
+    from kvguard.hazard.protocols import PROTOCOLS
+    from kvguard.hazard.splits import read_split
+    from kvguard.hazard.train import HazardModel
+    from kvguard.report.figures import ablation_figures, model_title
+    from kvguard.traces import read_table
+
+    params = load_params(params_path)
+    title = model_title(model, params.spec(model).is_reference)
+    source, features = layout.traces(model), layout.features(model)
+    trained, evaluated = layout.trained(model, "v2"), layout.evaluated(model, "v2")
+    out, metrics, plots = (
+        layout.results("ablate", model),
+        layout.metrics("ablate", model),
+        layout.plots("ablate", model),
+    )
+    settings = {"ablate": params.ablate.model_dump(), "train": params.train.model_dump(), "seed": params.seed}
+    inputs = [source, features, trained, evaluated]
+    with tracking.run("ablate", model=model, protocol="v2", params=settings, inputs=inputs) as run:
+        run.log_table(f"features-{model}", features)
+        results = ablate(
+            features,
+            read_table("traces", source),
+            read_split(PROTOCOLS["v2"], trained),
+            HazardModel.load(trained),
+            load_operating_point(evaluated, "balanced"),
+            params.train,
+            params.evaluate,
+            params.ablate,
+            model=model,
+            seed=params.seed,
+            n_resamples=params.n_resamples,
+        )
+        results.write(out)
+        headline = results.metrics("features", "controllers")
+        layout.write_json(metrics, headline)
+        ablation_figures(results.frame, title, plots)
+        run.log_metrics(results.metrics("features", "controllers", "hysteresis", "thresholds"))
+        run.log_table(f"results-ablate-{model}", out, context="output")
+        run.log_artifact(plots, "plots")
+        run.log_outputs([out, metrics])
+    auroc = {name: headline["features"][name]["auroc"]["value"] for name in ("full", "position_only")}
+    click.echo(f"{out}: AUROC {auroc['full']:.3f}, of the position alone {auroc['position_only']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

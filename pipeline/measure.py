@@ -1,0 +1,35 @@
+"""Say what each compressor does to a model, against no compression and against random eviction."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.model_option
+@edge.params_option
+@edge.one_line_errors
+def main(model: str, params_path: Path) -> None:  # noqa: D103
+    from kvguard import layout, tracking
+    from kvguard.config import load_params
+    from kvguard.measure.stage import STAGE, measure
+
+    params = load_params(params_path)
+    source, out, metrics = layout.traces(model), layout.results(STAGE, model), layout.metrics(STAGE, model)
+    settings = {"seed": params.seed, "n_resamples": params.n_resamples}
+    with tracking.run(STAGE, model=model, params=settings, inputs=[source]) as run:
+        run.log_table(f"traces-{model}", source)
+        results = measure(layout.generated(model), model, params.n_resamples, params.seed)
+        results.write(out)
+        headline = results.metrics("outcomes")
+        layout.write_json(metrics, headline)
+        run.log_metrics(headline)
+        run.log_table(f"{STAGE}-{model}", out, context="output")
+        run.log_outputs([out, metrics])
+    click.echo(f"{out}: {len(results.frame)} numbers on {source}")
+
+
+if __name__ == "__main__":
+    main()

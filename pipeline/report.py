@@ -1,0 +1,38 @@
+"""Lay out what every stage found: one page with a trace explorer, and its tables as Markdown and LaTeX."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.params_option
+@edge.one_line_errors
+def main(params_path: Path) -> None:  # noqa: D103
+    from dataclasses import asdict
+
+    from kvguard import layout, tracking
+    from kvguard.config import load_params
+    from kvguard.report import build
+
+    params = load_params(params_path)
+    models = (params.model, params.transfer_to)
+    inputs = [
+        *(layout.results(stage, model) for stage in ("measure", "ablate", "transfer") for model in models),
+        *(layout.evaluated(model, protocol) for model in models for protocol in params.protocols),
+    ]
+    settings = {"models": models, "protocols": params.protocols, "report": params.report.model_dump()}
+    with tracking.run("report", params=settings, inputs=inputs) as run:
+        built = build.build(params)
+        run.log_metrics(asdict(built))
+        run.log_artifact(build.PAGE)
+        run.log_artifact(build.TABLES, "tables")
+        run.log_artifact(build.FIGURES, "plots")
+        run.log_outputs([build.PAGE, build.TABLES, build.FIGURES])
+    click.echo(f"{build.PAGE}: {built.n_bytes / 1e6:.1f} MB, {built.n_traces} traces in its explorer")
+
+
+if __name__ == "__main__":
+    main()

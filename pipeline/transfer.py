@@ -1,0 +1,58 @@
+"""Train on one model's traces and test on another's, against the other's own hazard model."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.model_option
+@click.option("--to", "target", required=True, help="The model that is tested.")
+@edge.params_option
+@edge.one_line_errors
+def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
+    from kvguard import layout, tracking
+    from kvguard.config import load_params
+    from kvguard.guard.operating_points import load_operating_point
+    from kvguard.report.figures import model_title, transfer_figures
+    from kvguard.transfer import Side, transfer
+
+    params = load_params(params_path)
+    both = {name: params.spec(name) for name in (model, target)}
+    title = f"{model_title(model, both[model].is_reference)} to {target}"
+    out, metrics, plots = (
+        layout.results("transfer", model),
+        layout.metrics("transfer", model),
+        layout.plots("transfer", model),
+    )
+    inputs = [
+        path
+        for name in both
+        for path in (layout.traces(name), layout.features(name), layout.trained(name, "v2"))
+    ]
+    settings = {"target": target, "train": params.train.model_dump(), "seed": params.seed}
+    with tracking.run("transfer", model=model, protocol="v2", params=settings, inputs=inputs) as run:
+        results = transfer(
+            Side.load(model),
+            Side.load(target),
+            load_operating_point(layout.evaluated(target, "v2"), "balanced"),
+            params.train,
+            params.evaluate,
+            params.ablate,
+            seed=params.seed,
+            n_resamples=params.n_resamples,
+        )
+        results.write(out)
+        layout.write_json(metrics, results.metrics("transfer"))
+        transfer_figures(results.frame, title, plots)
+        run.log_metrics(results.metrics("transfer"))
+        run.log_table(f"results-transfer-{model}", out, context="output")
+        run.log_artifact(plots, "plots")
+        run.log_outputs([out, metrics])
+    click.echo(f"{out}: {model} -> {target}")
+
+
+if __name__ == "__main__":
+    main()

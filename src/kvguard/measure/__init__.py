@@ -1,0 +1,1 @@
+"""What compression does to a model: outcomes, paired comparisons, signals."""

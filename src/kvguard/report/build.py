@@ -1,0 +1,72 @@
+"""What the ``report`` stage writes: the page, its tables as files, the figures that no other stage draws."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvguard import layout
+from kvguard.config import Params
+from kvguard.models.registry import load_tokenizer
+from kvguard.report import explorer, figures, markup, page
+from kvguard.report.catalogue import Numbers, Pipeline, tables
+from kvguard.results import read_results
+
+_log = logging.getLogger(__name__)
+
+REPORTS = Path("reports")
+PAGE, TABLES, FIGURES = REPORTS / "report.html", REPORTS / "tables", layout.PLOTS / "report"
+LIMIT = 10_000_000  # bytes of a page that still opens at once
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a report holds, as numbers."""
+
+    n_bytes: int
+    n_tables: int
+    n_traces: int
+
+
+def load_pipeline(params: Params) -> Pipeline:
+    """Read the results of every stage that was run."""
+    models = (params.model, params.transfer_to)
+    paths = [
+        *(layout.results(stage, model) for stage in ("measure", "ablate", "transfer") for model in models),
+        *(
+            layout.results(stage, model, protocol)
+            for stage in ("train", "evaluate")
+            for model in models
+            for protocol in params.protocols
+        ),
+    ]
+    return Pipeline(params, Numbers(read_results(path for path in paths if path.is_file())))
+
+
+def build(params: Params) -> Built:
+    """Write the report of what was run; what was not says so, with the command that would."""
+    pipeline = load_pipeline(params)
+    found = tables(pipeline)
+    markup.write(found.values(), TABLES)
+    figures.state_machine(FIGURES / "state-machine.png")
+    ready = [model for model in pipeline.models if explorer.is_ready(model)]
+    explorers = [_explored(pipeline, model) for model in ready]
+    unexplored = [
+        (pipeline.title(model), "dvc repro evaluate") for model in pipeline.models if model not in ready
+    ]
+    text = page.render(pipeline, found, explorers, unexplored, FIGURES)
+    layout.write_text(PAGE, text)
+    n_bytes = PAGE.stat().st_size
+    if n_bytes > LIMIT:
+        _log.warning(
+            "%s: %.1f MB is slow to open; lower report.traces_per_condition", PAGE, n_bytes / 1_000_000
+        )
+    return Built(n_bytes, len(found), sum(len(each["traces"]) for each in explorers))
+
+
+def _explored(pipeline: Pipeline, model: str) -> dict[str, Any]:
+    tokenizer = load_tokenizer(model, pipeline.params.spec(model))
+    shown = pipeline.params.report.traces_per_condition
+    return {"title": pipeline.title(model), **explorer.explore(model, tokenizer.batch_decode, shown)}
