@@ -170,7 +170,7 @@ class TrainParams(_Section):
     split: SplitParams
     exclude_features: tuple[Text, ...] = ()
     horizons: tuple[Count, ...] = (16, 32, 64, 128)
-    max_tokens: Count = 400_000
+    max_tokens: Count = 250_000
     positive_weight: Positive | Literal["balanced"] = 1.0
     calibration: Literal["isotonic", "platt"] = "isotonic"
     xgboost: XgboostParams = XgboostParams()
