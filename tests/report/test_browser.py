@@ -85,10 +85,15 @@ def test_a_catastrophe_is_marked_with_onset_state_and_hazard(opened):
     assert calm != hot
 
 
+def test_it_opens_on_a_catastrophe(opened):
+    assert "onset at token" in shown(opened)["verdict"]
+
+
 @pytest.mark.parametrize("name", ["model", "compressor", "ratio", "prompt"])
 def test_each_choice_changes_tokens_and_curves(opened, name):
     before = shown(opened)
-    others = options(opened, name)[1:]
+    now = opened.input_value(f"select[name={name}]")
+    others = [value for value in options(opened, name) if value != now]
     assert others
     opened.select_option(f"select[name={name}]", others[0])
     after = shown(opened)

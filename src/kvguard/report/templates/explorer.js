@@ -162,8 +162,20 @@
     show();
   }
 
+  // Begin where there is something to see: a catastrophe that was foreseen.
+  function begin() {
+    refresh();
+    const { traces } = model();
+    const first = traces.find((t) => t.onset !== null && t.safe !== null && t.safe < t.onset);
+    if (!first) return;
+    for (const name of ["compressor", "ratio", "prompt"]) {
+      pick[name].value = String(first[name]);
+      refresh();
+    }
+  }
+
   offer(pick.model, models.map(({ title }, number) => [number, title]));
-  refresh();
+  begin();
   form.addEventListener("change", refresh);
   pick.back.addEventListener("click", () => step(-1));
   pick.next.addEventListener("click", () => step(1));
