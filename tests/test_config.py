@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvguard.compressors import Condition, conditions
-from kvguard.config import Params, Preset, load_params
+from kvguard.config import ControllerParams, Params, Preset, load_params
 from kvguard.errors import KvguardError
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -57,7 +57,7 @@ def test_the_default_sweep_has_26_conditions_and_the_first_plan_16():
         ("models.reference.sourc", "x", ["'models.reference.sourc'", "did you mean 'source'"]),
         ("validate.max_snapkv", 1, ["'validate.max_snapkv'", "max_snapkv_inside_window"]),
         ("model", "refrence", ["model", "'refrence'", "did you mean 'reference'", "reference_llama"]),
-        ("transfer_to", "llama8b", ["transfer_to", "'llama8b'", "reference_llama"]),
+        ("transfer_to", "llama9b", ["transfer_to", "'llama9b'", "did you mean 'llama8b'"]),
         ("transfer_to", "reference", ["transfer_to", "'reference'", "name another"]),
         ("generate.preset", "defualt", ["generate.preset", "'defualt'", "did you mean 'default'", "seed16"]),
         ("presets.small.compressors", ["snapk"], ["presets.small", "'snapk'", "did you mean 'snapkv'"]),
@@ -69,8 +69,9 @@ def test_the_default_sweep_has_26_conditions_and_the_first_plan_16():
         ("models.reference.task", "arithmetics", ["models.reference.task", "did you mean 'arithmetic'"]),
         ("sample.n", 0, ["sample.n", "0", "greater than or equal to 1"]),
         ("sample.n", "500", ["sample.n", "'500'", "integer"]),
-        ("evaluate.k_escalate", 0, ["evaluate.k_escalate", "0"]),
-        ("evaluate.tau_low", 0.9, ["evaluate", "tau_low 0.9", "tau_high 0.6"]),
+        ("evaluate.n_trials", 0, ["evaluate.n_trials", "0"]),
+        ("evaluate.balanced_fpr", 1.5, ["evaluate.balanced_fpr", "1.5"]),
+        ("report.models", ["qwen4b"], ["report.models", "'qwen4b'", "qwen3b"]),
         ("train.split.train", 0.7, ["train.split", "1.1", "sum to 1"]),
         ("protocols", ["v3"], ["protocols.0", "'v3'"]),
         ("protocols", ["v2", "v2"], ["protocols", "twice"]),
@@ -88,6 +89,11 @@ def test_a_mistake_is_one_line_with_key_value_and_mend(data, load, key, value, w
     assert "params.yaml" in message
     for word in words:
         assert word in message
+
+
+def test_an_operating_point_has_its_thresholds_in_order():
+    with pytest.raises(ValueError, match=r"tau_low 0\.9 is above tau_high 0\.6: swap them"):
+        ControllerParams(tau_low=0.9, tau_high=0.6, k_escalate=3, j_deescalate=8)
 
 
 def test_a_missing_key_is_named(data, load):
