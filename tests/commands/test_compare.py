@@ -48,9 +48,9 @@ def test_protocols_stand_side_by_side_with_their_intervals(workspace):
         assert row(output, "prompts in test").split()[-2:] == ["50", "100"]
         for name in ("AUROC, all tokens", "AUROC, pre-onset tokens"):
             assert "0.990 [0.980, 1.000]  0.750 [0.740, 0.760]" in row(output, name)
-        assert "0.800 [0.790, 0.810]  0.400 [0.390, 0.410]" in row(output, "failure rate, uncontrolled")
-        assert "0.400 [0.390, 0.410]  0.200 [0.190, 0.210]" in row(output, "failure rate, controlled")
-        assert row(output, "false positives").split()[-2:] == ["-", "-"]
+        assert "80.0 [79.0, 81.0]     40.0 [39.0, 41.0]" in row(output, "failures without guard, %")
+        assert "40.0 [39.0, 41.0]     20.0 [19.0, 21.0]" in row(output, "failures with guard, %")
+        assert row(output, "false positives, %").split()[-2:] == ["-", "-"]
     turned = kvguard("compare", "v2", "v1", "--model", "tiny")
     assert "0.750 [0.740, 0.760]  0.990 [0.980, 1.000]" in row(turned.stdout, "AUROC, all tokens")
     assert "tiny_llama" not in turned.stdout

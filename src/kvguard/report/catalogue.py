@@ -205,7 +205,9 @@ _POINT: tuple[Column, ...] = (
     *_GUARDED,
 )
 _SWEPT: tuple[Column, ...] = (*_GUARDED, ("lead time, median", "lead_time_median", Kind.COUNT))
-_COMPARED: tuple[tuple[str, str, str, str, str, Kind], ...] = (
+# What is compared between protocols: label, stage, table, subject, metric, kind.
+COMPARED: tuple[tuple[str, str, str, str, str, Kind], ...] = (
+    ("prompts in test", "train", "model", "hazard", "n_test_prompts", Kind.COUNT),
     ("AUROC, pre-onset tokens", "train", "predictor", "pre_onset", "auroc", Kind.FRACTION),
     ("AUROC, all tokens", "train", "predictor", "all", "auroc", Kind.FRACTION),
     ("AUPRC, pre-onset tokens", "train", "predictor", "pre_onset", "auprc", Kind.FRACTION),
@@ -465,7 +467,7 @@ def _compared(pipeline: Pipeline) -> Table:
             return []
         return [
             (text, *(Cell(numbers.get(stage, model, p, table, subject, m), kind) for p in protocols))
-            for text, stage, table, subject, m, kind in _COMPARED
+            for text, stage, table, subject, m, kind in COMPARED
         ]
 
     note = (

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kvguard.report.catalogue import COMPARED, Cell, Kind
 from kvguard.report.terminal import table
+from kvguard.statistics import Interval
 
 STAGES = ("train", "evaluate")
-_CONTROLLER = "controller-balanced.overall"
-ROWS = {
-    "prompts in test": "model.hazard.n_test_prompts",
-    "AUROC, all tokens": "predictor.all.auroc",
-    "AUROC, pre-onset tokens": "predictor.pre_onset.auroc",
-    "recall at 5 % FPR, all tokens": "predictor.all.recall_at_5pct_fpr",
-    "recall at 5 % FPR, pre-onset": "predictor.pre_onset.recall_at_5pct_fpr",
-    "F1, all tokens": "predictor.all.f1",
-    "F1, pre-onset tokens": "predictor.pre_onset.f1",
-    "failure rate, uncontrolled": f"{_CONTROLLER}.cbr_uncontrolled",
-    "failure rate, controlled": f"{_CONTROLLER}.cbr_controlled",
-    "relative reduction": f"{_CONTROLLER}.reduction_relative",
-    "false positives": f"{_CONTROLLER}.false_positive_rate",
-}
 _NOTE = """\
 [95 % interval over prompts]. Controller at its balanced operating point. A failure is in v1 a catastrophe or
 a wrong answer (CFR), in v2 a catastrophe (CBR): looping or non-termination. From the last finished runs."""
@@ -43,15 +31,15 @@ def comparison_text(
         columns = []
         for protocol in protocols:
             found = {key: value for stage in STAGES for key, value in find(stage, model, protocol).items()}
-            columns.append([_cell(found, name) for name in ROWS.values()])
-        tables.append(table([model, *protocols], list(zip(ROWS, *columns, strict=True))))
+            columns.append([_cell(found, ".".join(names), kind) for _, _, *names, kind in COMPARED])
+        labels = [label for label, *_ in COMPARED]
+        tables.append(table([model, *protocols], list(zip(labels, *columns, strict=True))))
     return "\n\n".join([*tables, _NOTE])
 
 
-def _cell(metrics: Metrics, name: str) -> str | None:
-    value, low, high = (metrics.get(f"{name}.{part}") for part in ("value", "low", "high"))
-    if value is None:
+def _cell(metrics: Metrics, name: str, kind: Kind) -> str | None:
+    if f"{name}.value" not in metrics:
         return None
-    if low is None or high is None:
-        return f"{value:.3f}".removesuffix(".000")
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    found = Interval(*(metrics.get(f"{name}.{part}", float("nan")) for part in ("value", "low", "high")))
+    cell = Cell(found, kind)
+    return f"{cell.value} {cell.interval}".rstrip()
