@@ -52,7 +52,7 @@ class PeakMemory:
 
 @click.command(help=__doc__)
 @click.option("--model", default="reference", show_default=True)
-@click.option("--prompts", default=100, show_default=True, help="Prompts, each under every condition.")
+@click.option("--prompts", default=500, show_default=True, help="Prompts, each under every condition.")
 @click.option("--sample", default=100, show_default=True, help="Traces that kvpress answers too.")
 @click.option("--preset", default="default", show_default=True)
 def main(model: str, prompts: int, sample: int, preset: str) -> None:
