@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,17 +77,25 @@ def _build(name: str, params: Mapping[str, Any], ratio: float) -> BasePress:
         near = difflib.get_close_matches(name, known, n=3)
         raise KvguardError(f"press: kvpress has no '{name}'; did you mean {', '.join(near or known)}?")
     arguments = {key: _inner(value, ratio) for key, value in params.items()}
-    if any(field.name == "compression_ratio" and field.init for field in dataclasses.fields(cls)):
+    if "compression_ratio" in inspect.signature(cls).parameters:
         arguments["compression_ratio"] = ratio
     try:
-        return cls(**arguments)
+        press = cls(**arguments)
     except (TypeError, AssertionError, ValueError) as error:
         raise KvguardError(
             f"press {name}: {error}; mend its parameters in params.yaml, compressors"
         ) from None
+    if isinstance(press, kvpress.DecodingPress | kvpress.PrefillDecodingPress):
+        raise KvguardError(
+            f"press {name}: it compresses what is being generated, and a sweep compresses prompts: name the "
+            "press inside it instead, and give the guard a compression interval"
+        )
+    return press
 
 
 def _inner(value: Any, ratio: float) -> Any:
+    if isinstance(value, list):  # ComposedPress takes several
+        return [_inner(item, ratio) for item in value]
     if isinstance(value, Mapping) and "press" in value:
         return _build(value["press"], {k: v for k, v in value.items() if k != "press"}, ratio)
     return value

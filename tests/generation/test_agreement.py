@@ -50,7 +50,7 @@ def compare(
             if not presses:
                 continue
             done = prefill(model, prompt, presses, implementation)
-            rows += [Row(len(prompt), done.logits, done.kept[c]) for c in presses]
+            rows += [Row(prompt, done.logits, done.kept[c]) for c in presses]
             keys += [(prompt, c) for c in presses]
     got = decode(model, rows, batch_size=7, max_new_tokens=new, eos_ids=eos)
     for r, (prompt, condition) in enumerate(keys):
@@ -83,7 +83,9 @@ def test_a_headwise_press_agrees_and_leaves_nothing_behind(model: PreTrainedMode
     before = kvpress_generate(model, prompt, None, NEW, EOS).token_ids
     condition = Condition("ada", 0.75)
     done = prefill(model, prompt, {condition: press_of(condition, specs)}, "sdpa")
-    decode(model, [Row(90, done.logits, done.kept[condition])], batch_size=1, max_new_tokens=NEW, eos_ids=EOS)
+    decode(
+        model, [Row(prompt, done.logits, done.kept[condition])], batch_size=1, max_new_tokens=NEW, eos_ids=EOS
+    )
     assert all(getattr(m, "masked_key_indices", None) is None for m in attention_modules(model))
     assert kvpress_generate(model, prompt, None, NEW, EOS).token_ids == before
 
@@ -94,7 +96,7 @@ def test_tokens_do_not_depend_on_the_batch(model: PreTrainedModel) -> None:
     ]
     none = Condition("none", 0.0)
     done = [prefill(model, p, {none: None}, "sdpa") for p in prompts]
-    rows = [Row(len(p), d.logits, d.kept[none]) for p, d in zip(prompts, done, strict=True)]
+    rows = [Row(p, d.logits, d.kept[none]) for p, d in zip(prompts, done, strict=True)]
     alone, together = (
         decode(model, rows, batch_size=size, max_new_tokens=NEW, eos_ids=EOS) for size in (1, 4)
     )
@@ -105,10 +107,16 @@ def test_tokens_do_not_depend_on_the_batch(model: PreTrainedModel) -> None:
 
 def test_a_sampler_decides_the_tokens(model: PreTrainedModel) -> None:
     none = Condition("none", 0.0)
-    done = prefill(model, torch.arange(2, 40), {none: None}, "sdpa")
-    rows = [Row(38, done.logits, done.kept[none])]
+    prompt = torch.arange(2, 40)
+    done = prefill(model, prompt, {none: None}, "sdpa")
+    rows = [Row(prompt, done.logits, done.kept[none])]
     got = decode(
-        model, rows, batch_size=1, max_new_tokens=5, eos_ids=EOS, sampler=lambda x: torch.full((len(x),), 9)
+        model,
+        rows,
+        batch_size=1,
+        max_new_tokens=5,
+        eos_ids=EOS,
+        sampler=lambda x, _: torch.full((len(x),), 9),
     )
     assert got.token_ids[0].tolist() == [9] * 5
     assert got.lengths[0] == 5
@@ -120,7 +128,7 @@ def test_every_row_that_ends_is_reported_once(model: PreTrainedModel) -> None:
     rows = []
     for n in (30, 35, 33):
         done = prefill(model, torch.arange(2, 2 + n), {none: None}, "sdpa")
-        rows.append(Row(n, done.logits, done.kept[none]))
+        rows.append(Row(torch.arange(2, 2 + n), done.logits, done.kept[none]))
     seen: list[int] = []
     got = decode(
         model,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import kvpress  # noqa: F401  (wraps every attention function registered so far: ours must come after)
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
@@ -38,7 +39,7 @@ def grouped_attention(
     key, value : Tensor
         [B, Hkv, S, D], views into the cache.
     ragged : RaggedCache
-        The cache of the step; its layers carry the masks.
+        The cache of the step; its layers say which rows attend together, and to how many entries.
 
     Returns
     -------
@@ -47,9 +48,17 @@ def grouped_attention(
     """
     batch, q_heads, dim = query.shape[0], query.shape[1], query.shape[3]
     grouped = query.view(batch, key.shape[1], q_heads // key.shape[1], dim)  # [B, Hkv, G, D]
-    mask = ragged.layers[module.layer_idx].mask  # type: ignore[index]
-    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(batch, 1, q_heads, dim), None
+    outputs = [
+        F.scaled_dot_product_attention(
+            grouped[first:last],
+            key[first:last, :, :width],
+            value[first:last, :, :width],
+            attn_mask=mask,
+            scale=scaling,
+        )
+        for first, last, width, mask in ragged.layers[module.layer_idx].segments  # type: ignore[index]
+    ]
+    return torch.cat(outputs).view(batch, 1, q_heads, dim), None
 
 
 AttentionInterface.register(NAME, grouped_attention)
@@ -57,9 +66,12 @@ AttentionInterface.register(NAME, grouped_attention)
 
 @contextmanager
 def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Run a model under another attention implementation, and put the old one back."""
+    """Run a model under another attention implementation, and put the old one back.
+
+    ``sdpa`` is the usual one: a model loaded for another in its place (``usual_attention``) runs under that.
+    """
     before = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    model.set_attn_implementation(getattr(model, "usual_attention", name) if name == "sdpa" else name)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,34 +14,34 @@ from kvguard.catastrophes import NO_ONSET, TraceTokens, onsets
 from kvguard.compressors import Condition, attention_for
 from kvguard.errors import KvguardError
 from kvguard.generation.decode import Generated, Row, decode
-from kvguard.generation.parts import Part
+from kvguard.generation.parts import SweepPart
 from kvguard.generation.plan import Sweep, Tally
 from kvguard.generation.prefill import prefill
+from kvguard.generation.workers import Report
 from kvguard.models.registry import LoadedModel
 from kvguard.tasks.answers import is_correct, parse_answer
-from kvguard.traces import SIGNALS, conform, write_table
+from kvguard.traces import SIGNALS, conform
 
-Report = Callable[[Tally], None]
+T = TypeVar("T")
 
 
 def generate_parts(
-    sweep: Sweep, loaded: LoadedModel, parts: Sequence[Part], out: Path, batch_size: int, report: Report
+    sweep: Sweep,
+    loaded: LoadedModel,
+    parts: Sequence[SweepPart],
+    out: Path,
+    batch_size: int,
+    report: Report,
 ) -> None:
     """Make parts that share a block and an attention implementation, one prefill per prompt for all."""
     first = parts[0]
-    conditions = [condition for part in parts for condition in part.conditions]
-    presses = {condition: sweep.press(condition) for condition in conditions}
-    implementation = attention_for(presses[conditions[0]])
     block = sweep.prompts.iloc[first.start : first.stop]
-    encoded = [loaded.encode(prompt) for prompt in block["prompt"]]
-    prefilled = [
-        prefill(loaded.model, torch.tensor(ids, device=loaded.model.device), presses, implementation)
-        for ids in encoded
-    ]
+    prefilled = prefill_block(sweep, loaded, block, [c for part in parts for c in part.conditions])
     for part in parts:
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
-        rows = [Row(len(encoded[i]), prefilled[i].logits, prefilled[i].kept[c]) for i, c in keys]
-        generated = _decode(sweep, loaded, rows, batch_size, _judge_rows(sweep, loaded, block, keys, report))
+        rows = [prefilled[key] for key in keys]
+        answers = [block["answer"].iloc[index] for index, _ in keys]
+        generated = _decode(sweep, loaded, rows, batch_size, _judge_rows(sweep, loaded, answers, report))
         raw = pd.DataFrame(
             {
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
@@ -54,12 +55,32 @@ def generate_parts(
                     loaded.decode(generated.token_ids[r, :n].tolist())
                     for r, n in enumerate(generated.lengths)
                 ],
-                "stop_reason": np.where(generated.stopped, "eos", "length"),
+                "stop_reason": np.select([~generated.valid, generated.stopped], ["invalid", "eos"], "length"),
             }
         )
         tokens = _tokens_frame(raw["trace_id"].to_numpy(), generated)
-        write_table("tokens", conform("tokens", tokens), part.tokens_path(out), part.metadata)
-        write_table("parts", conform("parts", raw), part.path(out), part.metadata)
+        part.write("tokens", conform("tokens", tokens), out)
+        part.write("parts", conform("parts", raw), out)
+
+
+def prefill_block(
+    sweep: Sweep, loaded: LoadedModel, block: pd.DataFrame, conditions: Sequence[Condition]
+) -> dict[tuple[int, Condition], Row]:
+    """Prefill each prompt once: the row of every (position in the block, condition).
+
+    Parameters
+    ----------
+    conditions
+        All of one attention implementation.
+    """
+    presses = {condition: sweep.press(condition) for condition in conditions}
+    implementation = attention_for(presses[conditions[0]])
+    rows: dict[tuple[int, Condition], Row] = {}
+    for index, prompt in enumerate(block["prompt"]):
+        ids = torch.tensor(loaded.encode(prompt), device=loaded.model.device)
+        done = prefill(loaded.model, ids, presses, implementation)
+        rows |= {(index, condition): Row(ids, done.logits, kept) for condition, kept in done.kept.items()}
+    return rows
 
 
 def _decode(
@@ -69,23 +90,37 @@ def _decode(
     batch_size: int,
     on_finish: Callable[[int, np.ndarray, bool], None],
 ) -> Generated:
-    """Decode, with half the batch after running out of memory."""
+    return within_memory(
+        loaded,
+        batch_size,
+        lambda size: decode(
+            loaded.model,
+            rows,
+            batch_size=size,
+            max_new_tokens=sweep.spec.max_new_tokens,
+            eos_ids=loaded.eos_ids,
+            on_finish=on_finish,
+        ),
+    )
+
+
+def within_memory(loaded: LoadedModel, batch_size: int, run: Callable[[int], T]) -> T:
+    """Return ``run(batch_size)``; after running out of memory, of half the batch, and so on.
+
+    Raises
+    ------
+    KvguardError
+        There is no memory for one row.
+    """
     while True:
         try:
-            return decode(
-                loaded.model,
-                rows,
-                batch_size=batch_size,
-                max_new_tokens=sweep.spec.max_new_tokens,
-                eos_ids=loaded.eos_ids,
-                on_finish=on_finish,
-            )
+            return run(batch_size)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
                 raise
             if batch_size == 1:
                 raise KvguardError(
-                    f"model {sweep.name}: no memory for even one row; use a smaller max_new_tokens or dtype"
+                    f"model {loaded.name}: no memory for even one row; use a smaller max_new_tokens or dtype"
                 ) from None
             batch_size = max(1, batch_size // 2)
         if loaded.model.device.type == "cuda":
@@ -93,27 +128,25 @@ def _decode(
 
 
 def _judge_rows(
-    sweep: Sweep,
-    loaded: LoadedModel,
-    block: pd.DataFrame,
-    keys: Sequence[tuple[int, Condition]],
-    report: Report,
+    sweep: Sweep, loaded: LoadedModel, answers: Sequence[str], report: Report
 ) -> Callable[[int, np.ndarray, bool], None]:
     reported: set[int] = set()
 
     def on_finish(row: int, token_ids: np.ndarray, stopped: bool) -> None:
-        if row in reported:  # decoded again with half the batch
-            return
-        reported.add(row)
-        verdict = is_correct(
-            parse_answer(loaded.decode(token_ids.tolist())), block["answer"].iloc[keys[row][0]]
-        )
-        trace = TraceTokens(token_ids, np.array([len(token_ids)]), np.array(["eos" if stopped else "length"]))
-        begun = onsets(trace, sweep.catastrophes, sweep.spec.max_new_tokens)
-        failed = any(onset[0] != NO_ONSET for onset in begun.values())
-        report(Tally(1, int(failed), int(verdict is not None), int(bool(verdict))))
+        if row not in reported:  # else it was decoded again with half the batch
+            reported.add(row)
+            report(tally(sweep, loaded, answers[row], token_ids, stopped))
 
     return on_finish
+
+
+def tally(sweep: Sweep, loaded: LoadedModel, answer: str, token_ids: np.ndarray, stopped: bool) -> Tally:
+    """Judge one finished trace for the progress bar."""
+    verdict = is_correct(parse_answer(loaded.decode(token_ids.tolist())), answer)
+    trace = TraceTokens(token_ids, np.array([len(token_ids)]), np.array(["eos" if stopped else "length"]))
+    begun = onsets(trace, sweep.catastrophes, sweep.spec.max_new_tokens)
+    failed = any(onset[0] != NO_ONSET for onset in begun.values())
+    return Tally(1, int(failed), int(verdict is not None), int(bool(verdict)))
 
 
 def _tokens_frame(ids: np.ndarray, generated: Generated) -> pd.DataFrame:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+# What one more call of an attention kernel costs, in the bytes of keys and values it could have read instead.
+_CALL = {"cpu": 1 << 17}
+_CALL_ELSEWHERE = 1 << 25
+_CHECKED = 8  # steps between two looks at the order of the rows
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class KeptCache:
     keys, values : list of Tensor
         One per layer, [H, T, D]: the full prefill cache (then shared by many conditions), or the press's own.
     indices : list of Tensor or None
-        One per layer, [H, n]: the kept entries of ``keys`` in prompt order; None keeps them all.
+        One per layer, [H, n]: the kept entries of ``keys``, best score first; None keeps them all.
     dead : list of (Tensor or None), or None
         One per layer, [H, T] bool: entries that a head-wise press masks out instead of removing.
     """
@@ -45,12 +53,25 @@ class KeptCache:
         return sum(alive) / len(alive)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the kept keys and values of a layer, each [H, n, D]."""
+        """Return the kept keys and values of a layer in prompt order, each [H, n, D]."""
         keys, values = self.keys[index], self.values[index]
         if self.indices is None:
             return keys, values
-        picked = self.indices[index].long().unsqueeze(-1).expand(-1, -1, keys.shape[-1])
+        ordered = self.indices[index].long().sort(dim=-1).values
+        picked = ordered.unsqueeze(-1).expand(-1, -1, keys.shape[-1])
         return keys.gather(1, picked), values.gather(1, picked)
+
+
+class Segment(NamedTuple):
+    """Neighbouring rows of a step, ``first`` to ``last``, that attend to their first ``width`` entries.
+
+    The mask is additive, [last - first, 1 or H, 1, width].
+    """
+
+    first: int
+    last: int
+    width: int
+    mask: Tensor
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -65,8 +86,8 @@ class RaggedLayer(CacheLayerMixin):
         self.keys, self.values = keys, values
         self.is_initialized = True
         self.dead: Tensor | None = None  # [rows, H, capacity] bool, only where a press masks heads
-        self.mask: Tensor | None = None  # additive, [n, 1 or H, 1, length], of the step under way
-        self.slots: Tensor | None = None  # [n], where this step writes
+        self.segments: list[Segment] = []  # of the step under way
+        self.places: Tensor | None = None  # [n * H], where this step writes, in the storage as [..., D]
         self.width = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -76,15 +97,14 @@ class RaggedLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, cache_kwargs: Any = None
     ) -> tuple[Tensor, Tensor]:
         """Append one token per active row: key and value [n, H, 1, D]; return the views to attend to."""
-        n = key_states.shape[0]
-        assert self.slots is not None
-        rows = torch.arange(n, device=self.keys.device)
-        self.keys[rows, :, self.slots] = key_states[:, :, 0]
-        self.values[rows, :, self.slots] = value_states[:, :, 0]
+        n, dim = key_states.shape[0], key_states.shape[3]
+        assert self.places is not None
+        self.keys.view(-1, dim).index_copy_(0, self.places, key_states.reshape(-1, dim))
+        self.values.view(-1, dim).index_copy_(0, self.places, value_states.reshape(-1, dim))
         return self.keys[:n, :, : self.width], self.values[:n, :, : self.width]
 
     def get_mask_sizes(self, cache_position: Tensor) -> tuple[int, int]:
-        """Width and offset of the keys attended to (unused: the mask comes from the cache)."""
+        """Width and offset of the keys attended to (unused: the masks come from the cache)."""
         return self.width, 0
 
     def get_seq_length(self) -> int:
@@ -129,6 +149,9 @@ class RaggedCache(Cache):
         )
         self.lengths = torch.zeros(n_layers, rows, dtype=torch.long)  # on the host: the one truth
         self.device = torch.device(device)
+        entry = 2 * n_heads * head_dim * dtype.itemsize
+        self._call = _CALL.get(self.device.type, _CALL_ELSEWHERE) // entry  # what a call costs, in entries
+        self._steps, self._wasted = 0, 0  # entries that a layer read in vain since rows were last moved
 
     @staticmethod
     def bytes_per_row(n_layers: int, capacity: int, n_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -151,6 +174,31 @@ class RaggedCache(Cache):
                 if dead is not None:
                     layer.dead[row, :, :n] = dead
 
+    def tail(self, row: int, start: int) -> list[tuple[Tensor, Tensor]]:
+        """Copy the keys and values of a row from entry ``start`` on, each [H, m, D], layer by layer."""
+        ends = self.lengths[:, row].tolist()
+        return [
+            (layer.keys[row, :, start:end].clone(), layer.values[row, :, start:end].clone())
+            for layer, end in zip(self.layers, ends, strict=True)
+        ]
+
+    def extend(self, row: int, tail: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Append keys and values, each [H, m, D], to every layer of a row."""
+        for index, (layer, (keys, values)) in enumerate(zip(self.layers, tail, strict=True)):
+            begin = int(self.lengths[index, row])
+            end = begin + keys.shape[1]
+            layer.keys[row, :, begin:end] = keys
+            layer.values[row, :, begin:end] = values
+            self.lengths[index, row] = end
+
+    def live(self, n: int) -> NDArray[np.float64]:
+        """Return the entries that each row attends to, a mean over layers and heads. [n]"""
+        total = self.lengths[:, :n].sum(dim=0).numpy().astype(np.float64)
+        for layer in self.layers:
+            if layer.dead is not None:
+                total -= layer.dead[:n].sum(dim=(1, 2)).cpu().numpy() / layer.dead.shape[1]
+        return total / len(self.layers)
+
     def move(self, source: int, target: int) -> None:
         """Copy row ``source`` over row ``target``."""
         for index, layer in enumerate(self.layers):
@@ -170,43 +218,127 @@ class RaggedCache(Cache):
             if layer.dead is not None:
                 layer.dead[row, :, int(self.lengths[index, row]) :] = False
 
-    def evict(self, row: int, index: int, keep: Tensor) -> None:
-        """Keep only some entries of a row in one layer.
+    def evict(self, rows: NDArray[np.int64], index: int, keep: Tensor, lengths: NDArray[np.int64]) -> None:
+        """Keep only some entries of some rows in one layer.
 
         Parameters
         ----------
-        row, index : int
-            The row and the layer.
+        rows, index
+            The rows [R], and the layer.
         keep : Tensor
-            [H, m] indices of the entries to keep, ascending, every head with its own choice.
+            [R, H or 1, m] indices of the entries to keep, in their new order; a head may have its own choice.
+        lengths : ndarray
+            [R], how many of the m count in a row.
         """
-        layer, m = self.layers[index], keep.shape[1]
-        picked = keep.unsqueeze(-1).expand(-1, -1, layer.keys.shape[-1])
-        layer.keys[row, :, :m] = layer.keys[row].gather(1, picked)
-        layer.values[row, :, :m] = layer.values[row].gather(1, picked)
+        layer = self.layers[index]
+        n_heads, capacity = layer.keys.shape[1:3]
+        where = torch.from_numpy(rows).to(self.device)
+        first = (where[:, None] * n_heads + torch.arange(n_heads, device=self.device)) * capacity  # [R, H]
+        flat = first[:, :, None] + keep
+        for store in (layer.keys, layer.values):  # whole entries of a flat view: faster than a gather
+            picked = store.view(-1, store.shape[-1]).index_select(0, flat.flatten())
+            store[where, :, : keep.shape[2]] = picked.view(*flat.shape, -1)
         if layer.dead is not None:
-            alive = layer.dead[row].gather(1, keep)
-            layer.dead[row] = False
-            layer.dead[row, :, :m] = alive
-        self.lengths[index, row] = m
+            dead = layer.dead.view(-1)[flat]
+            layer.dead[where] = False
+            layer.dead[where, :, : keep.shape[2]] = dead
+        self.lengths[index, rows] = torch.from_numpy(lengths)
+
+    def arrange(self, n: int) -> NDArray[np.int64] | None:
+        """Bring rows of like length together, once their disorder has cost what moving them costs.
+
+        Only rows that would attend among longer or shorter ones are moved.
+
+        Returns
+        -------
+        ndarray or None
+            [n]: row i is now the one that was row ``order[i]``; None if none was moved.
+        """
+        self._steps += 1
+        if self._steps % _CHECKED:
+            return None
+        lengths = self.lengths[:, :n].sum(dim=0).numpy() // len(self.layers)
+        ranked = np.argsort(-lengths, kind="stable")
+        ideal = _cut(lengths[ranked].tolist(), self._call)
+        wasted = _read(_cut(lengths.tolist(), self._call), self._call) - _read(ideal, self._call)
+        self._wasted += _CHECKED * wasted
+        here = np.repeat(np.arange(len(ideal)), [last - first for first, last, _ in ideal])  # [n], by place
+        wanted = np.empty(n, dtype=np.int64)
+        wanted[ranked] = here
+        astray = np.flatnonzero(wanted != here)
+        if not len(astray) or self._wasted <= 2 * lengths[astray].sum():
+            return None
+        self._wasted = 0
+        order = np.arange(n)
+        source = astray[np.argsort(wanted[astray], kind="stable")]
+        target = astray[np.argsort(here[astray], kind="stable")]
+        order[target] = source
+        self._permute(torch.from_numpy(source), torch.from_numpy(target))
+        return order
+
+    def _permute(self, source: Tensor, target: Tensor) -> None:
+        """Move rows ``source`` to ``target``, the same rows in another order."""
+        self.lengths[:, target] = self.lengths[:, source]
+        widths = self.lengths[:, target].amax(dim=1).tolist()
+        source, target = source.to(self.device), target.to(self.device)
+        for layer, width in zip(self.layers, widths, strict=True):
+            for store in (layer.keys[:, :, :width], layer.values[:, :, :width]):
+                store.index_copy_(0, target, store.index_select(0, source))
+            if layer.dead is not None:
+                layer.dead[target] = layer.dead[source]
 
     def begin(self, n: int) -> None:
         """Prepare a step of the first ``n`` rows: where each layer writes, and what it may attend to."""
-        shared: dict[bytes, tuple[Tensor, Tensor, int]] = {}
+        shared: dict[bytes, tuple[Tensor, Tensor, list[Segment]]] = {}
         for index, layer in enumerate(self.layers):
             lengths = self.lengths[index, :n]
             token = lengths.numpy().tobytes()
             if token not in shared:
-                slots = lengths.to(self.device, non_blocking=True)
-                width = int(lengths.max()) + 1
-                beyond = torch.arange(width, device=self.device) > slots[:, None]
-                mask = torch.zeros(beyond.shape, dtype=layer.keys.dtype, device=self.device)
-                shared[token] = slots, mask.masked_fill_(beyond, float("-inf"))[:, None, None], width
-            layer.slots, layer.mask, layer.width = shared[token]
+                shared[token] = self._plan(layer, lengths)
+            layer.places, mask, layer.segments = shared[token]
+            layer.width = mask.shape[3]
             if layer.dead is not None:
                 dead = layer.dead[:n, :, None, : layer.width]
-                layer.mask = layer.mask.expand(dead.shape).masked_fill(dead, float("-inf"))
+                mask = mask.expand(dead.shape).masked_fill(dead, float("-inf"))
+                layer.segments = _segments([segment[:3] for segment in layer.segments], mask)
+
+    def _plan(self, layer: RaggedLayer, lengths: Tensor) -> tuple[Tensor, Tensor, list[Segment]]:
+        """Return where rows of these lengths write [n * H], their mask [n, 1, 1, W], and their segments."""
+        n_heads, capacity = layer.keys.shape[1:3]
+        parts = _cut((lengths + 1).tolist(), self._call)
+        slots = lengths.to(self.device, non_blocking=True)
+        heads = torch.arange(len(lengths) * n_heads, device=self.device).view(-1, n_heads)
+        places = (heads * capacity + slots[:, None]).flatten()
+        width = max(width for _, _, width in parts)
+        beyond = torch.arange(width, device=self.device) > slots[:, None]
+        mask = torch.zeros(beyond.shape, dtype=layer.keys.dtype, device=self.device)
+        mask = mask.masked_fill_(beyond, float("-inf"))[:, None, None]
+        return places, mask, _segments(parts, mask)
 
     def advance(self, n: int) -> None:
         """Count the token that the step appended to each of the first ``n`` rows."""
         self.lengths[:, :n] += 1
+
+
+def _cut(lengths: Sequence[int], call: int) -> list[tuple[int, int, int]]:
+    """Cut rows into neighbours that attend in one call: (first, last, width) of each.
+
+    A row that would make its segment read more padding than a further ``call`` is worth begins the next one.
+    """
+    parts, first, width, total = [], 0, 0, 0
+    for row, length in enumerate(lengths):
+        wider = max(width, length)
+        if row > first and wider * (row - first + 1) - total - length > call:
+            parts.append((first, row, width))
+            first, wider, total = row, length, 0
+        width, total = wider, total + length
+    return [*parts, (first, len(lengths), width)]
+
+
+def _segments(parts: Sequence[tuple[int, int, int]], mask: Tensor) -> list[Segment]:
+    return [Segment(first, last, width, mask[first:last, :, :, :width]) for first, last, width in parts]
+
+
+def _read(parts: Sequence[tuple[int, int, int]], call: int) -> int:
+    """Return what attending in these parts costs, in entries."""
+    return sum((last - first) * width + call for first, last, width in parts)

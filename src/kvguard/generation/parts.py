@@ -1,19 +1,20 @@
-"""The sweep's plan: closed sets of rows that are made, stored and found again on their own.
+"""Closed sets of rows that are made, stored and found again on their own: what makes a stage resumable.
 
-A part is a block of prompts under one compressor's ratios. It is decoded as a batch of its own, so its bytes
-do not depend on which other parts were already there; its fingerprint names all that its bytes depend on.
+A part is decoded as a batch of its own, so its bytes do not depend on which other parts were already there;
+its fingerprint names all that its bytes depend on. A part is whole when all of its files are there, each
+written atomically and carrying the fingerprint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -25,36 +26,39 @@ from kvguard.traces import read_metadata, read_table, write_table
 if TYPE_CHECKING:
     import pandas as pd
 
-_CODE = ("attention", "cache", "decode", "parts", "prefill", "sampler", "signals", "../compressors")
+_ROOT = Path(__file__).parents[1]
 _LIBRARIES = ("kvpress", "tokenizers", "torch", "transformers")
+_CODE = (
+    *(
+        f"generation/{name}.py"
+        for name in ("attention", "cache", "decode", "parts", "prefill", "sampler", "signals")
+    ),
+    "compressors.py",
+)
 _KEY = "kvguard.fingerprint"
 _IDS = "kvguard.trace_ids"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A block of prompts x one compressor's conditions.
+    """A closed set of rows.
 
     Parameters
     ----------
-    start, stop : int
-        The block's prompts, as positions in the prompts table.
+    name : str
+        What the part's files are called by.
     trace_ids : tuple of int
-        One per row of the part: prompt by prompt, condition by condition.
+        One per row of the part, in order.
+    fingerprint : str
+        Names all that the part's bytes depend on; see :func:`fingerprint`.
     """
 
-    block: int
-    start: int
-    stop: int
-    compressor: str
-    conditions: tuple[Condition, ...]
+    name: str
     trace_ids: tuple[int, ...]
     fingerprint: str
 
-    @property
-    def name(self) -> str:
-        """What the part's files are called by."""
-        return f"{self.block:04d}-{self.compressor}"
+    # The kinds of table that hold a part, in the order they are written, and how their files' names begin.
+    kinds: ClassVar[Mapping[str, str]]
 
     @property
     def n_traces(self) -> int:
@@ -64,25 +68,46 @@ class Part:
     @property
     def metadata(self) -> dict[str, str]:
         """What the part's files carry in their Parquet metadata."""
-        return {_KEY: self.fingerprint, _IDS: _digest(self.trace_ids)}
+        return {_KEY: self.fingerprint, _IDS: digest(self.trace_ids)}
 
-    def path(self, folder: Path) -> Path:
-        """File of the part's raw traces; the part exists when this file does."""
-        return folder / f"part-{self.name}.parquet"
+    def path(self, kind: str, folder: Path) -> Path:
+        """File of one of the part's tables."""
+        return folder / f"{self.kinds[kind]}-{self.name}.parquet"
 
-    def tokens_path(self, folder: Path) -> Path:
-        """File of the part's tokens."""
-        return folder / f"tokens-{self.name}.parquet"
+    def write(self, kind: str, frame: pd.DataFrame, folder: Path) -> None:
+        """Store one of the part's tables."""
+        write_table(kind, frame, self.path(kind, folder), self.metadata)
 
     def is_made(self, folder: Path) -> bool:
-        """Tell whether both files are there, whole, and of this fingerprint."""
+        """Tell whether all files are there, whole, and of this fingerprint."""
         try:
             return all(
-                read_metadata(path).get(_KEY) == self.fingerprint
-                for path in (self.path(folder), self.tokens_path(folder))
+                read_metadata(self.path(kind, folder)).get(_KEY) == self.fingerprint for kind in self.kinds
             )
         except KvguardError:
             return False
+
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True)
+class SweepPart(Part):
+    """A block of prompts x one compressor's conditions.
+
+    Parameters
+    ----------
+    start, stop : int
+        The block's prompts, as positions in the prompts table.
+    """
+
+    block: int
+    start: int
+    stop: int
+    compressor: str
+    conditions: tuple[Condition, ...]
+
+    kinds: ClassVar[Mapping[str, str]] = {"tokens": "tokens", "parts": "part"}
 
 
 def plan_parts(
@@ -91,7 +116,7 @@ def plan_parts(
     compressors: Mapping[str, CompressorSpec],
     prompts_per_part: int,
     depends_on: Mapping[str, Any],
-) -> list[Part]:
+) -> list[SweepPart]:
     """Cut a sweep into parts, block by block.
 
     Parameters
@@ -105,49 +130,91 @@ def plan_parts(
     for condition in conditions:
         by_compressor.setdefault(condition.compressor, []).append(condition)
     parts = []
-    for block, start in enumerate(range(0, len(prompts), prompts_per_part)):
-        stop = min(start + prompts_per_part, len(prompts))
-        rows = prompts.iloc[start:stop]
+    for block, (start, stop) in enumerate(blocks(len(prompts), prompts_per_part)):
         for compressor, own in by_compressor.items():
-            spec = None if compressor == NONE else compressors[compressor].model_dump()
-            fingerprint = _digest(
-                {
-                    "prompts": [rows["prompt_id"].tolist(), rows["prompt"].tolist()],
-                    "compressor": [compressor, spec, [c.ratio for c in own]],
-                    "code": _code_digest(),
-                    "libraries": {name: version(name) for name in _LIBRARIES},
-                    **depends_on,
-                }
-            )
+            made_of = describe(prompts.iloc[start:stop], own, compressors)
             ids = tuple(i * len(conditions) + conditions.index(c) for i in range(start, stop) for c in own)
-            parts.append(Part(block, start, stop, compressor, tuple(own), ids, fingerprint))
+            parts.append(
+                SweepPart(
+                    name=f"{block:04d}-{compressor}",
+                    trace_ids=ids,
+                    fingerprint=fingerprint({**made_of, **depends_on}),
+                    block=block,
+                    start=start,
+                    stop=stop,
+                    compressor=compressor,
+                    conditions=tuple(own),
+                )
+            )
     return parts
 
 
-def discard_strangers(folder: Path, parts: Sequence[Part]) -> None:
-    """Delete the files of parts that are not in the plan, and what a killed write left behind."""
-    planned = {path for part in parts for path in (part.path(folder), part.tokens_path(folder))}
-    for path in [*folder.glob("part-*"), *folder.glob("tokens-*")]:
-        if path not in planned:
-            path.unlink(missing_ok=True)
+def blocks(n: int, size: int) -> list[tuple[int, int]]:
+    """Cut the positions 0 .. n - 1 into blocks of ``size``: (start, stop) of each."""
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def number_anew(folder: Path, parts: Sequence[Part]) -> None:
-    """Give kept parts the trace ids of the present plan, which prompts or compressors may have joined."""
+def describe(
+    prompts: pd.DataFrame, conditions: Sequence[Condition], compressors: Mapping[str, CompressorSpec]
+) -> dict[str, Any]:
+    """Return what the prompts and conditions of a part give to its fingerprint."""
+    specs = {c.compressor: compressors[c.compressor] for c in conditions if c.compressor != NONE}
+    return {
+        "prompts": [prompts["prompt_id"].tolist(), prompts["prompt"].tolist()],
+        "conditions": [str(condition) for condition in conditions],
+        "presses": {name: spec.model_dump() for name, spec in specs.items()},
+    }
+
+
+def fingerprint(made_of: Mapping[str, Any], code: Iterable[str] = ()) -> str:
+    """Digest what a part's bytes depend on, with the libraries and the modules that make tokens.
+
+    Parameters
+    ----------
+    code : iterable of str
+        Further modules, as paths below the package.
+    """
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return digest({**made_of, "code": _code_digest((*_CODE, *code)), "libraries": libraries})
+
+
+def keep_made(folder: Path, parts: Sequence[P]) -> list[P]:
+    """Clear ``folder`` of all but the plan's finished parts, and return the parts that are missing.
+
+    Kept parts get the trace ids of the present plan, which other rows may have joined.
+    """
+    _discard_strangers(folder, parts)
+    missing = [part for part in parts if not part.is_made(folder)]
     for part in parts:
-        for kind, path in (("tokens", part.tokens_path(folder)), ("parts", part.path(folder))):
-            if read_metadata(path).get(_IDS) != part.metadata[_IDS]:
-                frame = read_table(kind, path)
-                nth = np.cumsum(np.diff(frame["trace_id"], prepend=frame["trace_id"].iloc[:1]) != 0)
-                frame["trace_id"] = np.array(part.trace_ids, dtype=np.int32)[nth]
-                write_table(kind, frame, path, part.metadata)
+        if part not in missing:
+            _number_anew(folder, part)
+    return missing
 
 
-def _digest(value: Any) -> str:
+def _discard_strangers(folder: Path, parts: Sequence[Part]) -> None:
+    """Delete the files of parts that are not in the plan, and what a killed write left behind."""
+    planned = {part.path(kind, folder) for part in parts for kind in part.kinds}
+    for prefix in {prefix for part in parts for prefix in part.kinds.values()}:
+        for path in folder.glob(f"{prefix}-*"):
+            if path not in planned:
+                path.unlink(missing_ok=True)
+
+
+def _number_anew(folder: Path, part: Part) -> None:
+    for kind in part.kinds:
+        path = part.path(kind, folder)
+        if read_metadata(path).get(_IDS) != part.metadata[_IDS]:
+            frame = read_table(kind, path)
+            nth = np.cumsum(np.diff(frame["trace_id"], prepend=frame["trace_id"].iloc[:1]) != 0)
+            frame["trace_id"] = np.array(part.trace_ids, dtype=np.int32)[nth]
+            part.write(kind, frame, folder)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @cache
-def _code_digest() -> str:
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in _CODE)).hexdigest()
+def _code_digest(names: tuple[str, ...]) -> str:
+    return hashlib.sha256(b"".join((_ROOT / name).read_bytes() for name in names)).hexdigest()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from kvguard.models.registry import LoadedModel
 
 if TYPE_CHECKING:
     from kvpress import BasePress
+    from transformers import PreTrainedModel
 
 _MOST_ROWS = {"cpu": 128}
 _MOST_ROWS_ELSEWHERE = 512
@@ -121,18 +122,8 @@ def plan_batch(sweep: Sweep, loaded: LoadedModel, longest: int, workers: int, ou
     """Plan the rows of a batch from free memory, once per folder: a resumed run keeps to its first plan."""
     if sweep.settings.batch_size != "auto":
         return sweep.settings.batch_size
-    config, device = loaded.model.config.get_text_config(), loaded.model.device
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = (
-        RaggedCache.bytes_per_row(
-            config.num_hidden_layers,
-            longest + sweep.spec.max_new_tokens,
-            config.num_key_value_heads,
-            head_dim,
-            loaded.model.dtype,
-        )
-        + 8 * config.vocab_size * 4
-    )  # the logits and what the signals make of them
+    n_tokens = longest + sweep.spec.max_new_tokens
+    row = _row_bytes(loaded.model, n_tokens)
     path = out / "batch.json"
     key = [loaded.fingerprint, row, workers]
     try:
@@ -141,11 +132,43 @@ def plan_batch(sweep: Sweep, loaded: LoadedModel, longest: int, workers: int, ou
             return int(stored["batch_size"])
     except (OSError, ValueError, KeyError):
         pass
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_memory()
-    rows = int(free / 2 / workers / row)
-    batch_size = min(1 << max(0, rows.bit_length() - 1), _MOST_ROWS.get(device.type, _MOST_ROWS_ELSEWHERE))
+    batch_size = batch_of(rows_in_memory(loaded.model, n_tokens, workers), loaded.model.device)
     path.write_text(json.dumps({"key": key, "batch_size": batch_size}))
     return batch_size
+
+
+def made_with(sweep: Sweep, loaded: LoadedModel, batch_size: int, threads: int) -> dict[str, Any]:
+    """Return what every part's bytes depend on, whatever its prompts and conditions."""
+    return {
+        "weights": loaded.fingerprint,
+        "dtype": sweep.spec.dtype,
+        "device": loaded.model.device.type,
+        "max_new_tokens": sweep.spec.max_new_tokens,
+        "batch_size": batch_size,
+        "threads": threads,
+    }
+
+
+def rows_in_memory(model: PreTrainedModel, n_tokens: int, processes: int = 1) -> int:
+    """Return how many rows of ``n_tokens`` fit into half of what memory is free, in each of ``processes``."""
+    device = model.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_memory()
+    return int(free / 2 / processes / _row_bytes(model, n_tokens))
+
+
+def batch_of(rows: int, device: torch.device) -> int:
+    """Return the rows to decode together where ``rows`` fit: a power of two, and no more than pays."""
+    return min(1 << max(0, rows.bit_length() - 1), _MOST_ROWS.get(device.type, _MOST_ROWS_ELSEWHERE))
+
+
+def _row_bytes(model: PreTrainedModel, n_tokens: int) -> int:
+    """Return the memory of one row: its cache, its logits and what the signals make of them."""
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = RaggedCache.bytes_per_row(
+        config.num_hidden_layers, n_tokens, config.num_key_value_heads, head_dim, model.dtype
+    )
+    return cache + 8 * config.vocab_size * 4
 
 
 def _free_host_memory() -> int:

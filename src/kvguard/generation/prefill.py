@@ -7,6 +7,7 @@ kvpress's own context manager.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -75,9 +76,9 @@ def prefill(
     KvguardError
         If a press refuses the prompt.
     """
-    for press in presses.values():
+    for condition, press in presses.items():
         if press is not None:
-            press.post_init_from_model(model)
+            _introduce(model, condition, press)
     scorers = {
         c: p for c, p in presses.items() if p is not None and only_scores(p) and p.compression_ratio > 0
     }
@@ -94,11 +95,39 @@ def prefill(
         for condition, press in presses.items():
             if condition in scorers:
                 kept[condition] = KeptCache(keys, values, [layer[condition] for layer in selections])
-            elif press is None or getattr(press, "compression_ratio", None) == 0:
+            elif press is None or _keeps_all(press):
                 kept[condition] = KeptCache(keys, values)
             else:
                 kept[condition] = _through_kvpress(model, input_ids, condition, press)
     return Prefill(output, kept)
+
+
+def _introduce(model: PreTrainedModel, condition: Condition, press: BasePress) -> None:
+    """Let a press prepare itself for the model: some load what was trained for it."""
+    try:
+        press.post_init_from_model(model)
+    except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise KvguardError(f"{condition}: the press cannot serve this model: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error))[:200]
+
+
+def _keeps_all(press: BasePress) -> bool:
+    try:
+        return bool(press.compression_ratio == 0)
+    except (AttributeError, AssertionError, ValueError):  # known only after a pass: DMSPress, SimLayerKVPress
+        return False
+
+
+@torch.inference_mode()
+def full_cache(model: PreTrainedModel, input_ids: Tensor) -> KeptCache:
+    """Return the uncompressed cache of token ids [T], computed in one pass."""
+    cache = DynamicCache(config=model.config)
+    with attention(model, "sdpa"):
+        _forward(model, input_ids, cache)
+    return KeptCache(*_layers(cache))
 
 
 class _Selection:
@@ -120,12 +149,12 @@ class _Selection:
                     scores[key] = press.score(
                         module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs
                     )[0]
-                except AssertionError as error:
-                    raise KvguardError(f"{condition}: the press refuses this prompt: {error}") from None
+                except (AssertionError, NotImplementedError) as error:
+                    raise KvguardError(
+                        f"{condition}: the press refuses this prompt: {_line(error)}"
+                    ) from None
             n_kept = compute_n_kept(layer.keys.shape[2], press.compression_ratio)
-            selection[condition] = (
-                scores[key].topk(n_kept, dim=-1).indices.sort(dim=-1).values.to(torch.int32)
-            )
+            selection[condition] = scores[key].topk(n_kept, dim=-1).indices.to(torch.int32)
         self.into.append(selection)
 
 
@@ -139,8 +168,8 @@ def _through_kvpress(
             _forward(model, input_ids, cache)
         keys, values = _layers(cache)
         dead = [_dead_entries(module, k) for module, k in zip(modules, keys, strict=True)]
-    except AssertionError as error:
-        raise KvguardError(f"{condition}: the press refuses this prompt: {error}") from None
+    except (AssertionError, KeyError, NotImplementedError, OSError, ValueError) as error:
+        raise KvguardError(f"{condition}: the press refuses this prompt: {_line(error)}") from None
     finally:
         clear_head_masks(model)
     return KeptCache(keys, values, dead=dead if any(d is not None for d in dead) else None)

@@ -2,19 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which token of each row is drawn; chance depends on nothing else.
+
+    Attributes
+    ----------
+    row, t, attempt : ndarray
+        [B]: the row's number, the token's index in it, and how often the row has been rewound.
+    """
+
+    row: NDArray[np.int64]
+    t: NDArray[np.int64]
+    attempt: NDArray[np.int64]
 
 
 class Sampler(Protocol):
     """Draws one token per row: logits [B, V] -> token ids [B]."""
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, draw: Draw) -> Tensor:
         """Draw the tokens."""
         ...
 
 
-def greedy(logits: Tensor) -> Tensor:
+def greedy(logits: Tensor, draw: Draw) -> Tensor:
     """Take the most likely token of each row (the first one on a tie, as transformers does)."""
     return logits.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """Sampling at a temperature from the smallest set of tokens that holds ``top_p`` of the probability.
+
+    The random number of a token is a hash of (seed, row, t, attempt), so that a row's text depends neither on
+    the batch around it nor on the order of steps, and a rewound row draws anew (Holtzman et al. 2020,
+    arXiv 1904.09751).
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __call__(self, logits: Tensor, draw: Draw) -> Tensor:
+        """Draw the tokens."""
+        scaled = torch.nan_to_num(logits.float()) / self.temperature
+        probabilities, order = torch.softmax(scaled, dim=-1).sort(dim=-1, descending=True, stable=True)
+        total = probabilities.double().cumsum(-1)  # [B, V]
+        kept = ((total - probabilities) < self.top_p).sum(-1, keepdim=True)  # at least the first token
+        mass = total.gather(1, kept - 1)
+        wanted = torch.from_numpy(self._uniform(draw)).to(mass)[:, None] * mass
+        place = torch.minimum(torch.searchsorted(total, wanted, right=True), kept - 1)
+        return order.gather(1, place)[:, 0]
+
+    def _uniform(self, draw: Draw) -> NDArray[np.float64]:
+        """Return a number in [0, 1) for each draw. [B]"""
+        state = np.full(len(draw.row), self.seed, dtype=np.uint64)
+        for part in (draw.row, draw.t, draw.attempt):
+            state = _mixed(state ^ part.astype(np.uint64))
+        return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One step of SplitMix64 (Steele, Lea and Flood 2014)."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 N_LOGPROBS = 20
+_FAR = 200.0  # nats: exp of less is nothing in float32
 
 
 def signals(logits: Tensor, chosen: Tensor) -> Tensor:
@@ -26,17 +27,25 @@ def signals(logits: Tensor, chosen: Tensor) -> Tensor:
         avg_logp (mean log-probability over the vocabulary), rank_of_chosen (0 = the most likely).
     """
     logits = logits.float()
-    logp = torch.log_softmax(logits, dim=-1)
-    top, top_ids = logp.topk(N_LOGPROBS, dim=-1)
-    # Renormalised from the logits: 1 - p1 would cancel where the top token is nearly certain.
-    others = torch.softmax(logits.scatter(1, top_ids[:, :1], float("-inf")), dim=-1)
+    top = logits.topk(N_LOGPROBS, dim=-1).values
+    best, second = top[:, :1], top[:, 1:2]
+    # Relative to the second most likely token, whose exp is 1, as is the top token's after the clamp: taking
+    # that one away leaves the alternatives without cancellation, and the chain rule of entropy does the rest.
+    beneath = (logits - second).clamp_(min=-_FAR, max=0.0)
+    weights = beneath.exp()
+    total = weights.sum(-1, keepdim=True) - 1.0
+    h_alts = total.log() - torch.linalg.vecdot(weights, beneath)[:, None] / total
+    odds = total * (second - best).exp()  # of any other token against the top one
+    log_sum = odds.log1p()  # less the best logit, so that none of the digits below it are lost
+    logp = (top - best) - log_sum
+    p_best, p_others = logp[:, :1].exp(), odds / (1.0 + odds)
     columns = [
-        torch.special.entr(logp.exp()).sum(-1),
-        top[:, 0].exp(),
-        top[:, :5].exp().sum(-1).clamp(max=1.0),
-        *top.unbind(-1),
-        torch.special.entr(others).sum(-1),
-        logp.mean(-1),
-        (logits > logits.gather(1, chosen[:, None])).sum(-1).float(),
+        p_others * h_alts - p_best * logp[:, :1] + torch.special.entr(p_others),
+        p_best,
+        logp[:, :5].exp().sum(-1, keepdim=True).clamp(max=1.0),
+        logp,
+        h_alts,
+        (logits.mean(-1, keepdim=True) - best) - log_sum,
+        (logits > logits.gather(1, chosen[:, None])).sum(-1, keepdim=True).float(),
     ]
-    return torch.stack(columns, dim=-1)
+    return torch.cat(columns, dim=-1)

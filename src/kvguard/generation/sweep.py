@@ -10,9 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from kvguard.catastrophes import judge
-from kvguard.generation.parts import Part, discard_strangers, number_anew, plan_parts
-from kvguard.generation.plan import Sweep, check_prompts, plan_batch, plan_workers
-from kvguard.generation.workers import make_parts
+from kvguard.compressors import attention_for
+from kvguard.generation.block import generate_parts
+from kvguard.generation.parts import SweepPart, keep_made, plan_parts
+from kvguard.generation.plan import Sweep, check_prompts, made_with, plan_batch, plan_workers
+from kvguard.generation.workers import Work, make_units
 from kvguard.models.registry import load_model
 from kvguard.traces import conform, read_table, remove_temporaries, write_table
 
@@ -49,29 +51,30 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
         sweep.conditions,
         sweep.compressors,
         sweep.settings.prompts_per_part,
-        {
-            "weights": loaded.fingerprint,
-            "dtype": sweep.spec.dtype,
-            "device": loaded.model.device.type,
-            "max_new_tokens": sweep.spec.max_new_tokens,
-            "batch_size": batch_size,
-            "threads": threads,
-        },
+        made_with(sweep, loaded, batch_size, threads),
     )
     remove_temporaries(out)
-    discard_strangers(out, parts)
-    missing = [part for part in parts if not part.is_made(out)]
+    missing = keep_made(out, parts)
     traces = out / "traces.parquet"
     traces.unlink(missing_ok=True)
-    number_anew(out, [part for part in parts if part not in missing])
-    make_parts(sweep, loaded, missing, out, batch_size, workers, threads, progress)
+    work = Work("generate", sweep, generate_parts, out, batch_size, workers, threads)
+    make_units(work, loaded, _units(sweep, missing), sweep.n_traces, progress)
     write_table("traces", _assemble(sweep, parts, out), traces)
     return SweepResult(len(missing), len(parts) - len(missing), traces)
 
 
-def _assemble(sweep: Sweep, parts: Sequence[Part], out: Path) -> pd.DataFrame:
+def _units(sweep: Sweep, parts: Sequence[SweepPart]) -> list[list[SweepPart]]:
+    """Group parts that one prefill can serve."""
+    groups: dict[tuple[int, str], list[SweepPart]] = {}
+    for part in parts:
+        implementation = attention_for(sweep.press(part.conditions[0]))
+        groups.setdefault((part.block, implementation), []).append(part)
+    return list(groups.values())
+
+
+def _assemble(sweep: Sweep, parts: Sequence[SweepPart], out: Path) -> pd.DataFrame:
     """Judge all raw traces, in the order of their ids."""
-    raw = pd.concat([read_table("parts", part.path(out)) for part in parts])
+    raw = pd.concat([read_table("parts", part.path("parts", out)) for part in parts])
     raw = raw.sort_values("trace_id", ignore_index=True)
     params = {name: json.dumps(spec.params, sort_keys=True) for name, spec in sweep.compressors.items()}
     verdicts = judge(raw, sweep.prompts, sweep.catastrophes, sweep.spec.max_new_tokens)

@@ -5,22 +5,68 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from kvguard.compressors import attention_for
+from kvguard.config import ModelSpec
 from kvguard.errors import KvguardError
-from kvguard.generation.block import generate_parts
-from kvguard.generation.parts import Part
-from kvguard.generation.plan import Sweep, Tally
+from kvguard.generation.parts import P, Part
+from kvguard.generation.plan import Tally
 from kvguard.models.registry import LoadedModel, load_model
+
+Report = Callable[[Tally], None]
+
+
+class Job(Protocol):
+    """What parts are made of; it travels to the workers, which load its model."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in the params."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's spec."""
+
+    @property
+    def device(self) -> str:
+        """``auto``, ``cuda``, ``mps`` or ``cpu``."""
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(frozen=True)
+class Work(Generic[J, P]):
+    """How the parts of a job are made.
+
+    Parameters
+    ----------
+    stage : str
+        The stage that asks, for errors.
+    make : callable
+        ``make(job, loaded, parts, out, batch_size, report)`` makes and stores a unit of parts; a module's
+        function, so that it can travel.
+    workers, threads : int
+        Processes, and the CPU threads of each.
+    """
+
+    stage: str
+    job: J
+    make: Callable[[J, LoadedModel, Sequence[P], Path, int, Report], None]
+    out: Path
+    batch_size: int
+    workers: int
+    threads: int
 
 
 class Progress:
@@ -41,58 +87,48 @@ class Progress:
         self.bar.update(tally.n)
 
 
-def make_parts(
-    sweep: Sweep,
-    loaded: LoadedModel,
-    parts: Sequence[Part],
-    out: Path,
-    batch_size: int,
-    workers: int,
-    threads: int,
-    progress: bool,
+def make_units(
+    work: Work[J, P], loaded: LoadedModel, units: Sequence[Sequence[P]], total: int, progress: bool
 ) -> None:
-    """Make all ``parts``, in this process or in ``workers`` others.
+    """Make all ``units`` of parts, in this process or in others.
+
+    Parameters
+    ----------
+    units
+        Parts that are made together; the largest start first, so that workers end together.
+    total
+        Traces of the whole job, those of kept parts among them.
 
     Raises
     ------
     KvguardError
         If a worker is killed, or a part fails for a reason the user can mend.
     """
-    units = _units(sweep, parts)
-    pending = sum(part.n_traces for part in parts)
-    report = Progress(sweep.name, sweep.n_traces, sweep.n_traces - pending, progress and pending > 0)
-    workers = min(workers, len(units))
+    units = sorted(units, key=lambda unit: -sum(part.n_traces for part in unit))
+    pending = sum(part.n_traces for unit in units for part in unit)
+    report = Progress(work.job.name, total, total - pending, progress and pending > 0)
+    workers = min(work.workers, len(units))
     if workers <= 1:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with cpu_threads(work.threads):
             for unit in units:
-                generate_parts(sweep, loaded, unit, out, batch_size, report)
-        finally:
-            torch.set_num_threads(before)
+                work.make(work.job, loaded, unit, work.out, work.batch_size, report)
     else:
-        _in_processes(sweep, units, out, batch_size, workers, threads, report)
+        _in_processes(work, units, workers, report)
     report.bar.close()
 
 
-def _units(sweep: Sweep, parts: Sequence[Part]) -> list[list[Part]]:
-    """Group parts that one prefill can serve; the largest groups first, so that workers end together."""
-    groups: dict[tuple[int, str], list[Part]] = {}
-    for part in parts:
-        implementation = attention_for(sweep.press(part.conditions[0]))
-        groups.setdefault((part.block, implementation), []).append(part)
-    return sorted(groups.values(), key=lambda group: -sum(part.n_traces for part in group))
+@contextmanager
+def cpu_threads(n: int) -> Iterator[None]:
+    """Run the body on ``n`` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _in_processes(
-    sweep: Sweep,
-    units: Sequence[list[Part]],
-    out: Path,
-    batch_size: int,
-    workers: int,
-    threads: int,
-    report: Progress,
-) -> None:
+def _in_processes(work: Work[J, P], units: Sequence[Sequence[P]], workers: int, report: Report) -> None:
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[Tally | None] = context.SimpleQueue()
 
@@ -102,13 +138,13 @@ def _in_processes(
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (sweep, out, batch_size, threads, queue))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (work, queue))
     try:
         for future in as_completed([pool.submit(_run_unit, unit) for unit in units]):
             future.result()
     except BrokenProcessPool:
         raise KvguardError(
-            f"generate: a worker process of model {sweep.name} was killed (out of memory?); "
+            f"{work.stage}: a worker process of model {work.job.name} was killed (out of memory?); "
             "run it again to go on, or set a smaller generate.batch_size or generate.workers"
         ) from None
     finally:
@@ -119,24 +155,20 @@ def _in_processes(
 
 @dataclass
 class _Worker:
-    sweep: Sweep
+    work: Work[Any, Any]
     loaded: LoadedModel
-    out: Path
-    batch_size: int
     queue: SimpleQueue[Tally | None]
 
 
 _worker: _Worker
 
 
-def _start_worker(
-    sweep: Sweep, out: Path, batch_size: int, threads: int, queue: SimpleQueue[Tally | None]
-) -> None:
+def _start_worker(work: Work[Any, Any], queue: SimpleQueue[Tally | None]) -> None:
     global _worker
     threading.Thread(target=_follow_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    loaded = load_model(sweep.name, sweep.spec, sweep.device)
-    _worker = _Worker(sweep, loaded, out, batch_size, queue)
+    torch.set_num_threads(work.threads)
+    loaded = load_model(work.job.name, work.job.spec, work.job.device)
+    _worker = _Worker(work, loaded, queue)
 
 
 def _follow_parent() -> None:
@@ -147,6 +179,6 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def _run_unit(parts: list[Part]) -> None:
-    w = _worker
-    generate_parts(w.sweep, w.loaded, parts, w.out, w.batch_size, w.queue.put)
+def _run_unit(parts: Sequence[Part]) -> None:
+    work = _worker.work
+    work.make(work.job, _worker.loaded, parts, work.out, work.batch_size, _worker.queue.put)
