@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kvguard.errors import KvguardError
+from kvguard.models.availability import check_available, loading, pick_device, resolve
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kvguard.config import ModelSpec
@@ -55,24 +51,6 @@ class LoadedModel:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
-def pick_device(device: str) -> torch.device:
-    """Resolve ``auto`` to CUDA before MPS before CPU.
-
-    Raises
-    ------
-    KvguardError
-        If the device asked for is not there.
-    """
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, available in there.items() if available)
-    if not there.get(device.partition(":")[0], False):
-        raise KvguardError(f"device: '{device}' is not available here; use --device auto, or cpu")
-    return torch.device(device)
-
-
 def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
     """Load a model and its tokenizer.
 
@@ -90,75 +68,72 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
     KvguardError
         If the source cannot be found or loaded.
     """
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     if logging.is_progress_bar_enabled():
         logging.disable_progress_bar()  # ours count traces; one per weight tensor would drown them
+    check_available(name, spec, device)
     where = pick_device(device)
-    source = _resolve(name, spec.source)
+    source = resolve(name, spec)
     tokenizer = load_tokenizer(name, spec)
-    with _loading(name, spec):
+    with loading(name, spec, where):
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, spec.dtype), attn_implementation="sdpa"
+            source, revision=spec.revision, device_map={"": where}, **_how(spec)
         )
-    model.to(where).eval()  # type: ignore[arg-type]
-    return LoadedModel(name, model, tokenizer, _fingerprint(source, model))
+    model.usual_attention = model.config._attn_implementation
+    return LoadedModel(name, model.eval(), tokenizer, _fingerprint(source, spec, model))
 
 
 def load_tokenizer(name: str, spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer alone; arguments and errors as in :func:`load_model`."""
     from transformers import AutoTokenizer
 
-    with _loading(name, spec):
-        return AutoTokenizer.from_pretrained(_resolve(name, spec.source))
+    with loading(name, spec):
+        return AutoTokenizer.from_pretrained(resolve(name, spec), revision=spec.revision)
 
 
 def vocabulary_size(name: str, spec: ModelSpec) -> int:
     """Return the number of logits of a model, from its configuration alone."""
     from transformers import AutoConfig
 
-    with _loading(name, spec):
-        return int(AutoConfig.from_pretrained(_resolve(name, spec.source)).get_text_config().vocab_size)
+    with loading(name, spec):
+        config = AutoConfig.from_pretrained(resolve(name, spec), revision=spec.revision)
+    return int(config.get_text_config().vocab_size)
 
 
-@contextmanager
-def _loading(name: str, spec: ModelSpec) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = re.sub(r"\s+", " ", str(error))[:200]
-        raise KvguardError(
-            f"model {name}: '{spec.source}' cannot be loaded ({reason}); "
-            "check the name and the network, set HF_TOKEN for a gated model, or use path:/some/dir"
-        ) from None
+def _how(spec: ModelSpec) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that say in which form the weights are held."""
+    import torch
+    from transformers import BitsAndBytesConfig
 
-
-def _resolve(name: str, source: str) -> str:
-    kind, _, rest = source.partition(":")
-    if kind == "embedded":
-        from kvguard.models.reference import WEIGHTS
-
-        path = WEIGHTS / rest
-    elif kind == "path":
-        path = Path(rest)
-    else:
-        return source
-    if not (path / "config.json").is_file():
-        raise KvguardError(
-            f"model {name}: no model lies at {path} (config.json is missing); mend models.{name}.source"
+    dtype = getattr(torch, spec.dtype)
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": "sdpa" if spec.attention == "auto" else spec.attention,
+    }
+    if spec.quantisation == "nf4":
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
-    return str(path)
+    return how
 
 
-def _fingerprint(source: str, model: PreTrainedModel) -> str:
-    """Digest the files of a local model; a hub model is known by its commit."""
+def _fingerprint(source: str, spec: ModelSpec, model: PreTrainedModel) -> str:
+    """Digest the files of a local model, or name a hub model's commit; and say how it is held."""
     folder = Path(source)
-    if not folder.is_dir():
-        return f"{source}@{getattr(model.config, '_commit_hash', None)}"
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model"}:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(folder.iterdir()):
+            if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model"}:
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+                digest.update(path.name.encode() + b"\0" + content)
+        weights = digest.hexdigest()
+    else:
+        weights = f"{source}@{getattr(model.config, '_commit_hash', None)}"
+    unusual = [spec.quantisation] * (spec.quantisation != "none") + ["eager"] * (spec.attention == "eager")
+    return "/".join([weights, *unusual])

@@ -3,8 +3,10 @@
 import re
 from decimal import Decimal, InvalidOperation
 
-_NUMBER = r"[-+]?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
-_MARKED = re.compile(rf"####\s*(?P<hash>{_NUMBER})|\\boxed\s*\{{\s*(?:\\\$)?\s*(?P<boxed>{_NUMBER})")
+_NUMBER = r"(?:\$\s?)?[-+]?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+# What may stand before the number: Markdown's and LaTeX's brackets and emphasis, a variable and its "=".
+_DRESS = r"(?:[\s*_(\[{]|\\(?:text|mathrm|mathbf)\b|\\[(\[,;! ]|[A-Za-z]\s*=)*"
+_MARKED = re.compile(rf"(?:####|\\boxed\s*\{{){_DRESS}(?P<number>{_NUMBER})")
 _SAID = re.compile(rf"\banswer(?:\s+is|:)?\s*:?\s*({_NUMBER})", re.IGNORECASE)
 _MARK = re.compile(r"####|\\boxed")
 # A sign counts only where it cannot be an operator or a hyphen: not right after a digit or a letter.
@@ -36,7 +38,8 @@ def parse_answer(text: str) -> str | None:
     without that the last number. A text that has a mark but no number after any mark has no answer:
     it began to state one and failed.
     """
-    marked = [match.group("hash") or match.group("boxed") for match in _MARKED.finditer(text)]
+    text = text.replace("{,}", ",").replace("\\$", "$").replace("−", "-")  # as LaTeX writes them
+    marked = [match.group("number") for match in _MARKED.finditer(text)]
     if marked:
         return canonical_number(marked[-1])
     if _MARK.search(text):

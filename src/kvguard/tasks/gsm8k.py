@@ -47,7 +47,9 @@ def _rows(source: str) -> list[Mapping[str, str]]:
 
 def _hub_rows() -> Iterable[Mapping[str, str]]:
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.logging.set_verbosity_error()  # it would announce each of its retries
     try:
         return datasets.load_dataset("openai/gsm8k", "main", split="test")
     except Exception as error:  # datasets and its HTTP layer share no base class
