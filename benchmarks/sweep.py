@@ -1,30 +1,86 @@
-"""The sweep against kvpress one prompt at a time: the same traces, in one run, as a ratio.
+"""A sweep against kvpress one prompt at a time, and against transformers' batches without compression.
 
     python benchmarks/sweep.py --model reference --prompts 20 --sample 60
+    python benchmarks/sweep.py --random-weights qwen7b --prompts 50 --sample 20
 
-kvpress answers a random sample of the traces; both sides use all cores. Agreement is checked first.
+All in one run: kvguard makes the whole sweep; kvpress and transformers answer a random sample of its traces.
+Every side uses all cores, or the accelerator. Agreement with kvpress is checked before any speed is shown.
+Weights that are random cost as much as real ones; their texts mean nothing.
 """
 
+import json
 import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import click
 import numpy as np
+import pandas as pd
 import psutil
 import torch
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kvguard.compressors import conditions
-from kvguard.config import load_params
+from kvguard.config import ModelSpec, load_params
+from kvguard.generation.attention import attention
+from kvguard.generation.cache import RaggedCache
 from kvguard.generation.oracle import kvpress_generate
 from kvguard.generation.plan import Sweep
 from kvguard.generation.sweep import run_sweep
-from kvguard.models.registry import load_model
+from kvguard.models.availability import pick_device
+from kvguard.models.registry import LoadedModel, load_model, load_tokenizer
 from kvguard.tasks import sample_prompts
 from kvguard.traces import read_table
+
+T = TypeVar("T")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen7b": {  # Qwen/Qwen2.5-7B
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "tie_word_embeddings": False,
+    },
+    "tiny": {  # tries the command itself
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+def save_random(shape: str, layers: int | None, like: ModelSpec, folder: Path, device: str) -> ModelSpec:
+    """Write a model of random weights, with the tokenizer of ``like``, and return how to load it."""
+    dtype = "float32" if shape == "tiny" else "bfloat16"
+    config = Qwen2Config(**SHAPES[shape], dtype=dtype, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    config.layer_types = config.layer_types[: config.num_hidden_layers]
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with pick_device(device):
+            model = Qwen2ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    model.save_pretrained(folder)
+    load_tokenizer("reference", like).save_pretrained(folder)
+    return like.model_copy(update={"source": f"path:{folder}", "dtype": dtype})
 
 
 class PeakMemory:
@@ -50,60 +106,163 @@ class PeakMemory:
         self._thread.join()
 
 
+def bandwidth(device: torch.device) -> float:
+    """Bytes per second that a plain copy reads and writes, the best of ten."""
+    source = torch.ones((1 << 32 if device.type == "cuda" else 1 << 28) // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = [timed(lambda: target.copy_(source), device)[1] for _ in range(10)]
+    return 2 * source.nbytes / min(seconds)
+
+
+def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What a function returns, and the seconds it took."""
+    started = time.perf_counter()
+    result = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started
+
+
+@torch.inference_mode()
+def transformers_generate(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], new: int, batch_size: int
+) -> int:
+    """Generate greedily in padded batches of uncompressed prompts; return the tokens up to each row's end."""
+    total, eos = 0, torch.tensor(loaded.eos_ids)
+    with attention(loaded.model, "sdpa"):
+        for first in range(0, len(prompts), batch_size):
+            rows = prompts[first : first + batch_size]
+            width = max(map(len, rows))
+            ids = torch.tensor([[loaded.eos_ids[0]] * (width - len(row)) + list(row) for row in rows])
+            seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+            out: Tensor = loaded.model.generate(  # type: ignore[operator]
+                input_ids=ids.to(loaded.model.device),
+                attention_mask=seen.to(loaded.model.device),
+                max_new_tokens=new,
+                do_sample=False,
+                eos_token_id=loaded.eos_ids,
+                pad_token_id=loaded.eos_ids[0],
+            )
+            ended = torch.isin(out[:, width:].cpu(), eos)
+            total += int((ended.cumsum(1) - ended.long() == 0).sum())
+    return total
+
+
+def decode_bytes(loaded: LoadedModel, traces: pd.DataFrame, batch_size: int) -> float:
+    """What decoding must at least read: each row's own entries at every token, the weights once a step."""
+    config = loaded.model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    entry = RaggedCache.bytes_per_row(
+        config.num_hidden_layers, 1, config.num_key_value_heads, head_dim, loaded.model.dtype
+    )
+    steps = traces["token_ids"].map(len).to_numpy() - 1  # the first token comes from the prefill
+    entries = (steps * traces["n_kept_tokens"].to_numpy() + steps * (steps + 1) / 2).sum()
+    weights = sum(p.nbytes for p in loaded.model.parameters())
+    return float(entries * entry + steps.sum() / batch_size * weights)
+
+
 @click.command(help=__doc__)
 @click.option("--model", default="reference", show_default=True)
+@click.option("--random-weights", type=click.Choice(sorted(SHAPES)), help="A shape, instead of a model.")
+@click.option(
+    "--layers", type=int, help="Layers of the random model; fewer than its shape has is a trimmed one."
+)
 @click.option("--prompts", default=500, show_default=True, help="Prompts, each under every condition.")
-@click.option("--sample", default=100, show_default=True, help="Traces that kvpress answers too.")
+@click.option("--shots", type=int, help="Worked examples before each question; the model's own by default.")
+@click.option("--new", type=int, help="Tokens generated at most; the model's own by default.")
+@click.option("--sample", default=100, show_default=True, help="Traces that the others answer too.")
 @click.option("--preset", default="default", show_default=True)
-def main(model: str, prompts: int, sample: int, preset: str) -> None:
+def main(
+    model: str,
+    random_weights: str | None,
+    layers: int | None,
+    prompts: int,
+    shots: int | None,
+    new: int | None,
+    sample: int,
+    preset: str,
+) -> None:
     params = load_params()
-    spec = params.spec(model)
-    sweep = Sweep(
-        model,
-        spec,
-        sample_prompts(spec.task, prompts, params.seed + 1, spec.n_shots, spec.task_source),
-        conditions(params.presets[preset]),
-        params.compressors,
-        params.generate,
-        params.catastrophes,
-        params.device,
-    )
-    loaded = load_model(model, spec, params.device)
     folder = Path(tempfile.mkdtemp())
     try:
-        with PeakMemory() as memory:
-            started = time.perf_counter()
-            result = run_sweep(sweep, folder)
-            ours = time.perf_counter() - started
-        traces = read_table("traces", result.traces)
+        if random_weights is None:
+            spec = params.spec(model)
+        else:
+            spec = save_random(
+                random_weights, layers, params.spec("reference"), folder / "model", params.device
+            )
+            model = f"{random_weights} (random weights{f', {layers} layers' if layers else ''})"
+        changes = {"n_shots": shots, "max_new_tokens": new}
+        spec = spec.model_copy(update={k: v for k, v in changes.items() if v is not None})
+        sweep = Sweep(
+            model,
+            spec,
+            sample_prompts(spec.task, prompts, params.seed + 1, spec.n_shots, spec.task_source),
+            conditions(params.presets[preset]),
+            params.compressors,
+            params.generate,
+            params.catastrophes,
+            params.device,
+        )
+        compare(sweep, folder / "sweep", sample)
     finally:
         shutil.rmtree(folder)
 
-    rows = np.random.default_rng(0).choice(len(traces), min(sample, len(traces)), replace=False)
-    asked = sweep.prompts.set_index("prompt_id")["prompt"]
+
+def compare(sweep: Sweep, folder: Path, sample: int) -> None:
+    """Run all three sides, check that they agree, and print what each took."""
+    device, new = pick_device(sweep.device), sweep.spec.max_new_tokens
+    with PeakMemory() as memory:
+        result, ours = timed(lambda: run_sweep(sweep, folder), device)
+    traces = read_table("traces", result.traces)
+    planned = folder / "batch.json"
+    batch_size = json.loads(planned.read_text())["batch_size"] if planned.exists() else None
+    batch_size = int(batch_size or sweep.settings.batch_size)
+
+    loaded = load_model(sweep.name, sweep.spec, sweep.device)
+    sampled = traces.iloc[
+        np.random.default_rng(0).choice(len(traces), min(sample, len(traces)), replace=False)
+    ]
+    asked = sweep.prompts.set_index("prompt_id")["prompt"].map(loaded.encode)
+    presses = {(c.compressor, c.ratio): c for c in sweep.conditions}
     agreeing = tokens = 0
-    started = time.perf_counter()
-    for trace in traces.iloc[rows].itertuples():
-        condition = next(
-            c for c in sweep.conditions if (c.compressor, c.ratio) == (trace.compressor, trace.ratio)
+    theirs = 0.0
+    for trace in sampled.itertuples():
+        ids = torch.tensor(asked[trace.prompt_id], device=device)
+        press = sweep.press(presses[trace.compressor, trace.ratio])
+        reference, seconds = timed(
+            lambda ids=ids, press=press: kvpress_generate(loaded.model, ids, press, new, loaded.eos_ids),
+            device,
         )
-        ids = torch.tensor(loaded.encode(asked[trace.prompt_id]), device=loaded.model.device)
-        reference = kvpress_generate(
-            loaded.model, ids, sweep.press(condition), spec.max_new_tokens, loaded.eos_ids
-        )
+        theirs += seconds
         agreeing += reference.agrees(list(trace.token_ids))
         tokens += len(reference.token_ids)
-    theirs = time.perf_counter() - started
+    click.echo(f"\n{sweep.name}: {agreeing} of {len(sampled)} traces agree with kvpress")
+    if agreeing < len(sampled) and loaded.model.dtype == torch.float32:
+        raise click.ClickException("in float32 every trace must agree; no speed is shown for other texts")
 
+    prompts = sorted((asked[p] for p in sampled["prompt_id"]), key=len)
+    batched, plain = timed(lambda: transformers_generate(loaded, prompts, new, batch_size), device)
     n_tokens = int(traces["token_ids"].map(len).sum())
-    click.echo(
-        f"\n{model}: {len(traces)} traces, {n_tokens} tokens; {agreeing} of {len(rows)} agree with kvpress"
-    )
-    click.echo(f"{'':24}{'traces/s':>12}{'tokens/s':>12}")
-    click.echo(f"{'kvpress, one by one':24}{len(rows) / theirs:12.2f}{tokens / theirs:12.0f}")
-    click.echo(f"{'kvguard':24}{len(traces) / ours:12.2f}{n_tokens / ours:12.0f}")
-    click.echo(
-        f"ratio (tokens/s): {n_tokens / ours / (tokens / theirs):.1f}x; peak memory {memory.mb:.0f} MB"
+    click.echo(f"{len(traces)} traces of {n_tokens} tokens, {batch_size} rows to a batch")
+    click.echo(f"{'':44}{'traces/s':>12}{'tokens/s':>12}{'ratio':>8}")
+    for name, n, n_new, seconds in (
+        ("kvpress, one by one", len(sampled), tokens, theirs),
+        ("transformers, batched and uncompressed", len(sampled), batched, plain),
+        ("kvguard", len(traces), n_tokens, ours),
+    ):
+        ratio = n_new / seconds / (tokens / theirs)
+        click.echo(f"{name:44}{n / seconds:12.2f}{n_new / seconds:12.0f}{ratio:7.1f}x")
+    copied = bandwidth(device)
+    share = decode_bytes(loaded, traces, batch_size) / ours / copied
+    click.echo(f"peak memory {memory.mb:.0f} MB of the host" + cuda_peak(device))
+    click.echo(f"{share:.1%} of the copy bandwidth ({copied / 1e9:.1f} GB/s), over the sweep's whole time")
+
+
+def cuda_peak(device: torch.device) -> str:
+    """Peak memory of the accelerator, in words."""
+    return (
+        f", {torch.cuda.max_memory_allocated() / 1e6:.0f} MB of the device" if device.type == "cuda" else ""
     )
 
 

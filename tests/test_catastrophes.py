@@ -61,6 +61,28 @@ def test_repeat_counts_token_by_token_are_those_of_the_definition(traces):
     assert found == [counts_by_definition(trace, WINDOW) for trace in traces]
 
 
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1), st.lists(st.integers(0, 1), min_size=5, max_size=30)),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_repeat_counts_after_rewinding_are_those_of_the_tokens_kept(rounds):
+    """Row 1 is rewound to a share of its tokens and goes on, again and again, beside a row far ahead."""
+    counter = RepeatCounter(2, WINDOW, capacity=2)
+    for token in range(60):
+        counter.update(np.array([token]), np.array([0]))
+    trace = []
+    for share, more in rounds:
+        trace = trace[: int(share * len(trace))]
+        counter.rewind(1, len(trace))
+        for token in more:
+            trace.append(token)
+            found = counter.update(np.array([-2, token]), np.array([0, 1]))
+            assert found[1] == counts_by_definition(trace, WINDOW)[-1]
+
+
 @given(tables)
 def test_looping_begins_at_the_earliest_second_occurrence_of_a_window_repeated_often_enough(traces):
     found = looping_onset(batch(traces), PARAMS, 40)

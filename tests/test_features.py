@@ -75,6 +75,72 @@ def test_rows_may_stand_at_different_tokens():
     assert (both == bulk[[1, 3]]).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=4),
+    st.integers(1, 7),
+    st.integers(0, 3),
+)
+def test_a_rewound_row_is_one_that_never_saw_what_it_forgot(excursions, period, seed):
+    """Row 1 takes ``beyond`` stray tokens after its first ``kept`` ones, and is rewound, each time."""
+    rng = np.random.default_rng(seed)
+    traces = [np.resize(rng.integers(0, 50, period), 60) for _ in range(3)]
+    tokens, traces = dataset([*traces, np.resize(traces[1], 60)], seed)  # the stray tokens go on like row 1's
+    signals, ids = (tokens[name].to_numpy().reshape(4, 60, -1) for name in (list(SIGNALS), ["token_id"]))
+    signals[3, 30:, 5] = np.nan
+    state = FeatureState(traces["ratio"].to_numpy(), MASK, MAX_NEW_TOKENS)
+    found = np.empty((3, 60, len(FEATURES)), dtype=np.float32)
+    stops = dict(sorted(excursions))
+    for t in range(60):
+        if beyond := min(stops.get(t, 0), MAX_NEW_TOKENS - t):
+            for stray in range(beyond):
+                state.update(signals[3, stray, None], ids[3, stray], np.array([1]))
+            state.rewind(1, t)
+        found[:, t] = state.update(signals[:3, t], ids[:3, t, 0], np.arange(3))
+    bulk = featurize_tokens(tokens, traces, PARAMS, MAX_NEW_TOKENS, MASK)[list(FEATURES)].to_numpy()
+    assert found.tobytes() == np.ascontiguousarray(bulk[:180]).tobytes()
+
+
+def test_a_row_rewound_to_nothing_serves_another_trace_at_another_ratio():
+    tokens, traces = dataset([np.resize([1, 2], 50), np.resize([2, 1], 50)])
+    traces["ratio"] = [0.25, 0.75]
+    state = FeatureState(np.array([0.25]), MASK, MAX_NEW_TOKENS)
+    signals, ids = tokens[list(SIGNALS)].to_numpy(), tokens["token_id"].to_numpy()
+    for n in range(50):
+        state.update(signals[n : n + 1], ids[n : n + 1])
+    state.rewind(0, 0)
+    state.set_ratio(0, 0.75)
+    found = np.concatenate([state.update(signals[n : n + 1], ids[n : n + 1]) for n in range(50, 100)])
+    bulk = featurize_tokens(tokens, traces, PARAMS, MAX_NEW_TOKENS, MASK)[list(FEATURES)].to_numpy()
+    assert found.tobytes() == np.ascontiguousarray(bulk[50:]).tobytes()
+
+
+def test_a_ratio_changes_for_its_row_alone_and_from_its_next_token_on():
+    tokens, _ = dataset([[1, 2, 3], [4, 5, 6]])
+    ratios = np.array([0.5, 0.25])
+    state = FeatureState(ratios, MASK, MAX_NEW_TOKENS)
+    signals, ids = tokens[list(SIGNALS)].to_numpy(), tokens["token_id"].to_numpy()
+    column = FEATURES.index("compression_ratio")
+    found = [state.update(signals[[0, 3]], ids[[0, 3]])[:, column].tolist()]
+    state.set_ratio(0, 0.0)
+    found.append(state.update(signals[[1, 4]], ids[[1, 4]])[:, column].tolist())
+    assert found == [[0.5, 0.25], [0.0, 0.25]]
+    assert ratios.tolist() == [0.5, 0.25]  # the caller's own array
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_signals_that_are_no_numbers_stay_in_their_row(bad):
+    tokens, traces = dataset([np.arange(30), np.arange(30)])
+    signals, ids = tokens[list(SIGNALS)].to_numpy(), tokens["token_id"].to_numpy()
+    clean = stream(tokens, traces)
+    state = FeatureState(traces["ratio"].to_numpy(), MASK, MAX_NEW_TOKENS)
+    signals[4] = bad
+    with np.errstate(invalid="ignore"):
+        found = np.stack([state.update(signals[[n, 30 + n]], ids[[n, 30 + n]]) for n in range(30)], axis=1)
+    assert found[1].tobytes() == clean[30:].tobytes()
+    assert np.isfinite(found[0]).all(axis=1).tolist() == [not 4 <= n < 13 for n in range(30)]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 59), st.integers(0, 10))
 def test_no_feature_depends_on_a_later_token(cut, seed):

@@ -35,6 +35,7 @@ _ROLLED_SIGNALS = [SIGNALS.index(name) for name in ROLLED[:-1]]
 _ROW = {name: row for row, name in enumerate(FEATURES)}
 _MEANS = slice(_ROW["entropy_mean_8"], _ROW["delta_h_mean_8"] + 1, 2)
 _STDS = slice(_ROW["entropy_std_8"], _ROW["delta_h_std_8"] + 1, 2)
+_BACK = np.arange(WINDOW)[:, None]
 _CHUNK = 1 << 14  # tokens whose windows are gathered together: they stay in the CPU's cache
 _NO_ONSET = -1
 
@@ -63,9 +64,10 @@ def thinking_mask(tokenizer: Tokenizer, words: Iterable[str]) -> Bools:
     return np.array([text.strip().lower() in wanted for text in texts], dtype=bool)
 
 
-def _look_up(mask: Bools, token_ids: NDArray[Any]) -> Bools:
+def look_up(mask: Bools, token_ids: NDArray[Any]) -> Bools:
     """Return ``mask[token_ids]``; ids past its end (a padded vocabulary's) are no words. [R]"""
-    return np.append(mask, False)[np.minimum(token_ids, len(mask))]
+    found: Bools = mask[np.minimum(token_ids, len(mask) - 1)] & (token_ids < len(mask))
+    return found
 
 
 def _compute(
@@ -92,16 +94,12 @@ def _compute(
     """
     rolled = windows[:, : len(ROLLED)]
     count = np.minimum(t + 1, WINDOW).astype(np.float32)
-    mean = rolled[0].copy()
-    for back in range(1, WINDOW):
-        mean += rolled[back]
+    mean = np.add.reduce(rolled, axis=0)  # newest to oldest, as every sum here
     mean /= count
-    squares = np.zeros_like(mean)
-    for back in range(WINDOW):
-        deviation = rolled[back] - mean
-        deviation *= t >= back
-        deviation *= deviation
-        squares += deviation
+    deviation = rolled - mean
+    np.copyto(deviation, 0, where=(t < _BACK)[:, None])
+    deviation *= deviation
+    squares = np.add.reduce(deviation, axis=0)
     squares /= count
     out[:_N_SIGNALS] = signals
     out[_ROW["delta_h"]] = windows[0, _SERIES.index("delta_h")]
@@ -109,7 +107,7 @@ def _compute(
     out[_ROW["rep_count"]] = windows[0, -1]
     out[_ROW["is_thinking_token"]] = thinking
     out[_MEANS] = mean
-    out[_STDS] = np.sqrt(squares)
+    np.sqrt(squares, out=out[_STDS])
     out[_ROW["rep_count_sum_8"]] = windows[:, -1].sum(axis=0)
     out[_ROW["token_position"]] = t.astype(np.float32) / np.float32(max_new_tokens)
     out[_ROW["compression_ratio"]] = ratio
@@ -128,12 +126,15 @@ class FeatureState:
 
     def __init__(self, ratios: NDArray[Any], mask: Bools, max_new_tokens: int) -> None:
         n_rows = len(ratios)
-        self._ratios = np.asarray(ratios, dtype=np.float32)
+        self._ratios = np.array(ratios, dtype=np.float32)
         self._mask = mask
         self._max_new_tokens = max_new_tokens
         self._t = np.zeros(n_rows, dtype=np.int64)
-        self._windows = np.zeros((WINDOW, len(_SERIES), n_rows), dtype=np.float32)
+        # Every value of every series, so that a row can be rewound; zeros before its first token.
+        self._history = np.zeros((WINDOW + max_new_tokens, len(_SERIES), n_rows), dtype=np.float32)
         self._repeats = RepeatCounter(n_rows, REPEAT_WINDOW, max_new_tokens)
+        self._rows = np.arange(n_rows)
+        self._offsets = (np.arange(len(_SERIES)) - _BACK * len(_SERIES))[:, :, None] * n_rows  # [8, 5, 1]
 
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Floats:
         """Take the next token of each of ``rows`` and return its features.
@@ -152,20 +153,30 @@ class FeatureState:
         Floats
             In the order of ``FEATURES``. [R, 40]
         """
+        row_numbers = self._rows[rows]
         columns = np.ascontiguousarray(signals[:, :_N_SIGNALS].T)
-        t = self._t[rows]
-        windows = self._windows[:, :, rows]
+        t = self._t[row_numbers]
+        history = self._history.reshape(-1)
+        places = self._offsets + ((WINDOW + t) * self._history[0].size + row_numbers)  # [8, 5, R]
         newest = np.empty((len(_SERIES), len(t)), dtype=np.float32)
         newest[:3] = columns[_ROLLED_SIGNALS]
-        newest[3] = np.where(t > 0, newest[0] - windows[0, 0], np.float32(0))
+        newest[3] = np.where(t > 0, newest[0] - history[places[1, 0]], np.float32(0))
         newest[4] = self._repeats.update(token_ids, rows)
-        windows = np.concatenate([newest[None], windows[:-1]])
+        history[places[0]] = newest
         out = np.empty((len(FEATURES), len(t)), dtype=np.float32)
-        thinking = _look_up(self._mask, token_ids)
-        _compute(columns, windows, t, thinking, self._ratios[rows], self._max_new_tokens, out)
-        self._windows[:, :, rows] = windows
-        self._t[rows] = t + 1
+        thinking = look_up(self._mask, token_ids)
+        _compute(columns, history[places], t, thinking, self._ratios[row_numbers], self._max_new_tokens, out)
+        self._t[row_numbers] = t + 1
         return np.ascontiguousarray(out.T)
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens of ``row``; with 0 it is free for another sequence."""
+        self._t[row] = n_tokens
+        self._repeats.rewind(row, n_tokens)
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Let the compression ratio of ``row`` be ``ratio`` from its next token on."""
+        self._ratios[row] = ratio
 
 
 def featurize_tokens(
@@ -205,7 +216,7 @@ def featurize_tokens(
     np.subtract(now[0, 1:], now[0, :-1], out=now[3, 1:])
     now[3, starts] = 0
     now[4] = repeat_counts(tokens["token_id"].to_numpy(), lengths, REPEAT_WINDOW)
-    thinking = _look_up(mask, tokens["token_id"].to_numpy())
+    thinking = look_up(mask, tokens["token_id"].to_numpy())
 
     out = np.empty((len(FEATURES), len(t)), dtype=np.float32)
     for begin in range(0, len(t), _CHUNK):

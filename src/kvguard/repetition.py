@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
 _CHUNK = 1 << 20  # tokens hashed and sorted together
+_NO_TOKEN = -1
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 
 
@@ -127,15 +129,18 @@ def repeat_counts(token_ids: NDArray[Any], lengths: Ints, window: int) -> Ints:
 class RepeatCounter:
     """``rep_count`` token by token, for many rows at once.
 
-    For every earlier position s of a row it keeps the length of the longest common suffix of the tokens
-    up to s and the tokens up to now; a new token extends or clears each. Exact, without hashing.
+    For every earlier position s of a row it keeps the length, one window at most, of the longest common
+    suffix of the tokens up to s and the tokens up to now; a new token extends or clears each. Exact, without
+    hashing.
     """
 
     def __init__(self, n_rows: int, window: int, capacity: int = 256) -> None:
         self.window = window
+        self._rows = np.arange(n_rows)
         self._lengths = np.zeros(n_rows, dtype=np.int64)
-        self._tokens = np.full((n_rows, capacity), -1, dtype=np.int32)  # [B, capacity]
-        self._common = np.zeros((n_rows, capacity), dtype=np.int32)  # [B, capacity]
+        self._tokens = np.full((n_rows, capacity), _NO_TOKEN, dtype=np.int32)  # [B, capacity]
+        # [B, 1 + capacity]: column s + 1 belongs to s, so that the next token finds s - 1 at s
+        self._common = np.zeros((n_rows, 1 + capacity), dtype=np.min_scalar_type(window + 1))
 
     def update(self, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Ints:
         """Append one token to each of ``rows`` and return their ``rep_count``. [R] -> [R]"""
@@ -143,18 +148,29 @@ class RepeatCounter:
         longest = int(now.max(initial=0))
         if longest == self._tokens.shape[1]:
             self._grow()
-        history = self._tokens[rows, :longest]  # [R, t]
-        common = np.zeros(history.shape, dtype=np.int32)
-        common[:, 1:] = self._common[rows, : max(longest - 1, 0)]
-        common += 1
-        common *= history == token_ids[:, None]
-        counts = (common >= self.window).sum(axis=1)
-        self._common[rows, :longest] = common
-        row_numbers = np.arange(len(self._lengths))[rows]
-        self._tokens[row_numbers, now] = token_ids
+        newest = token_ids.astype(np.int32)
+        common = self._common[rows, :longest]  # [R, t]
+        common = common + (common < self.window)
+        common *= self._tokens[rows, :longest] == newest[:, None]
+        self._common[rows, 1 : longest + 1] = common
+        self._tokens[self._rows[rows], now] = newest
         self._lengths[rows] = now + 1
+        counts: Ints = (common == self.window).sum(axis=1)
         return counts
 
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens of ``row``."""
+        tokens = self._tokens[row]
+        tokens[n_tokens:] = _NO_TOKEN
+        self._lengths[row] = n_tokens
+        if n_tokens > 1:
+            before = np.full(self.window - 1, _NO_TOKEN, dtype=np.int32)
+            windows = sliding_window_view(np.concatenate([before, tokens[:n_tokens]]), self.window)
+            same = (windows[:-1] == windows[-1])[:, ::-1]  # [n - 1, window], newest first
+            self._common[row, 1:n_tokens] = np.minimum.accumulate(same, axis=1).sum(axis=1)
+
     def _grow(self) -> None:
-        self._tokens = np.concatenate([self._tokens, np.full_like(self._tokens, -1)], axis=1)
-        self._common = np.concatenate([self._common, np.zeros_like(self._common)], axis=1)
+        n_rows, capacity = self._tokens.shape
+        more = np.full((n_rows, capacity), _NO_TOKEN, dtype=np.int32)
+        self._tokens = np.concatenate([self._tokens, more], axis=1)
+        self._common = np.concatenate([self._common, np.zeros_like(more, self._common.dtype)], axis=1)

@@ -95,6 +95,16 @@ def test_wrong_usage_exits_with_2(workspace, arguments):
     assert kvguard(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("command", [["run"], ["sweep", "--out", "x"]])
+def test_the_device_can_be_named(workspace, monkeypatch, command):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = kvguard(*command, "--model", "tiny", "--preset", "small", "-n", "1", "--device", "cuda")
+    assert result.exit_code == 1
+    assert "'cuda' is not available here" in result.stderr
+
+
 def test_an_unknown_model_lists_the_known(workspace):
     result = kvguard("run", "--model", "tinny", "--preset", "small")
     assert result.exit_code == 1
@@ -114,6 +124,15 @@ def test_summary_lists_models_and_where_to_look_next(folder):
     assert result.exit_code == 0
     for word in ("0.750", "0.500", "0.250", "mlflow ui", "dvc metrics show", "dvc plots show"):
         assert word in result.stdout
+    assert "Live" not in result.stdout
+    live = {
+        "policies-prefill": {"static": {"cbr": {"value": 0.625}}, "rollback": {"cbr": {"value": 0.0625}}},
+        "gap": {"rollback": {"cbr_simulated": {"value": 0.03125}}},
+    }
+    (folder / "metrics/live-validate").mkdir()
+    (folder / "metrics/live-validate/m.json").write_text(json.dumps(live))
+    row = kvguard("summary").stdout.partition("Live")[2].splitlines()[4].split()
+    assert row == ["m", "-", "0.625", "0.031", "0.062", "-", "-", "-"]
 
 
 def test_help_imports_nothing_heavy():

@@ -16,18 +16,29 @@ params_strategy = st.builds(
     st.integers(1, 4),
     st.integers(1, 5),
 )
-hazards = st.lists(st.sampled_from([LOW, 0.2, MIDDLE, 0.8, HIGH, float("nan")]), min_size=1, max_size=40)
+hazard_values = [LOW, 0.2, MIDDLE, 0.8, HIGH, float("nan")]
+hazards = st.lists(st.sampled_from(hazard_values), min_size=1, max_size=40)
+cleared_hazards = st.lists(st.sampled_from([*hazard_values, None]), max_size=40)
 
 
 def states_of(hazard, params):
     controller = Controller(1, params)
-    return [State(int(controller.update(np.array([value]))[0])) for value in hazard]
+    states = []
+    for value in hazard:
+        if value is None:
+            controller.clear(0)
+        else:
+            states.append(State(int(controller.update(np.array([value]))[0])))
+    return states
 
 
 def scalar_states(hazard, params):
-    """One row, by the table of the module's docstring."""
+    """One row, by the table of the module's docstring; None clears its runs."""
     state, low, high, calm, states = State.NORMAL, 0, 0, 0, []
     for value in hazard:
+        if value is None:
+            low = high = calm = 0
+            continue
         low = low + 1 if value >= params.tau_low else 0
         high = high + 1 if value >= params.tau_high else 0
         calm = calm + 1 if value < params.tau_low else 0
@@ -54,6 +65,8 @@ def scalar_states(hazard, params):
         ([HIGH, HIGH, MIDDLE, MIDDLE, MIDDLE], "NSSSS"),
         ([HIGH, float("nan"), HIGH, HIGH], "NNNS"),
         ([HIGH, HIGH, LOW, LOW, float("nan"), LOW, LOW, LOW], "NSSSSSSN"),
+        ([MIDDLE, None, MIDDLE, MIDDLE], "NNA"),
+        ([HIGH, HIGH, LOW, LOW, None, LOW, LOW, LOW], "NSSSSSN"),
     ],
 )
 def test_the_table_of_transitions(hazard, states):
@@ -61,7 +74,7 @@ def test_the_table_of_transitions(hazard, states):
     assert "".join(state.name[0] for state in states_of(hazard, params)) == states
 
 
-@given(params_strategy, hazards)
+@given(params_strategy, cleared_hazards)
 def test_many_rows_at_once_agree_with_one_row_in_plain_python(params, hazard):
     assert states_of(hazard, params) == scalar_states(hazard, params)
 
@@ -78,7 +91,7 @@ def test_rows_do_not_touch_each_other_whatever_their_clocks(params, rows):
     assert found == [scalar_states(hazard, params) for hazard in rows]
 
 
-@given(params_strategy, hazards)
+@given(params_strategy, cleared_hazards)
 def test_no_oscillation_is_faster_than_the_hysteresis_allows(params, hazard):
     states = [State.NORMAL, *states_of(hazard, params)]
     escalations = [t for t in range(1, len(states)) if states[t] > states[t - 1]]
@@ -93,3 +106,26 @@ def test_no_oscillation_is_faster_than_the_hysteresis_allows(params, hazard):
 def test_whole_traces_go_through_the_states_of_one_token_at_a_time(params, rows):
     found = states_of_traces(np.concatenate(rows), np.array([len(row) for row in rows]), params)
     assert found.tolist() == [state for hazard in rows for state in scalar_states(hazard, params)]
+
+
+def test_clearing_a_row_leaves_its_state_and_the_other_rows_alone():
+    controller = Controller(2, ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=2, j_deescalate=2))
+    for value in (HIGH, HIGH, LOW):
+        controller.update(np.array([value, value]))
+    controller.clear(0)
+    assert controller.states.tolist() == [State.SAFE, State.SAFE]
+    assert controller.update(np.array([LOW, LOW])).tolist() == [State.SAFE, State.NORMAL]
+
+
+@given(params_strategy, cleared_hazards)
+def test_a_row_has_escalated_when_its_newest_hazards_lead_to_safe_from_any_state(params, hazard):
+    controller = Controller(1, params)
+    high = 0
+    for value in hazard:
+        if value is None:
+            controller.clear(0)
+            high = 0
+        else:
+            controller.update(np.array([value]))
+            high = high + 1 if value >= params.tau_high else 0
+        assert controller.escalated(np.array([0])).tolist() == [high >= params.k_escalate]

@@ -22,6 +22,11 @@ params_option = click.option(
     help="The settings.",
 )
 model_option = click.option("--model", required=True, help="A name from models in the settings.")
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "mps", "cpu"]),
+    help="Where the model runs, in place of the settings' device; auto takes CUDA before MPS before CPU.",
+)
 protocol_option = click.option(
     "--protocol",
     type=click.Choice(["v1", "v2"]),

@@ -26,6 +26,28 @@ if TYPE_CHECKING:
 @click.option("--preset", help="A name from presets in the settings, experiment-001 say, in their place.")
 @click.option("-n", "n", type=click.IntRange(min=1), default=10, show_default=True, help="Prompts.")
 @click.option("--show", is_flag=True, help="Print one trace of each condition too.")
+@click.option("--guard", "guarded", is_flag=True, help="Ask under guard too, and print both side by side.")
+@click.option(
+    "--action",
+    type=click.Choice(["hold", "restore", "rollback", "restart"]),
+    help="What the guard does when it alarms; rollback by default.",
+)
+@click.option(
+    "--point",
+    type=click.Choice(["conservative", "balanced", "aggressive"]),
+    help="When it alarms: the operating point; balanced by default.",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The guard's folder, as stage export writes it; models/MODEL by default.",
+)
+@click.option(
+    "--interval",
+    type=click.IntRange(min=1),
+    help="Under guard, compress while decoding too, every so many tokens; hold needs it.",
+)
+@edge.device_option
 @edge.params_option
 @edge.one_line_errors
 def run(
@@ -35,21 +57,34 @@ def run(
     preset: str | None,
     n: int,
     show: bool,
+    guarded: bool,
+    action: str | None,
+    point: str | None,
+    bundle: Path | None,
+    interval: int | None,
+    device: str | None,
     params_path: Path,
 ) -> None:
     """Ask a model N prompts with and without compression, and print how they ended."""
     if (preset is None) == (compressor is None) or (compressor is None) != (ratio is None):
         raise click.UsageError("give --compressor with --ratio, or --preset")
+    if not guarded and (action or point or bundle or interval):
+        raise click.UsageError("--action, --point, --bundle and --interval go with --guard")
     import tempfile
 
+    from kvguard import layout
     from kvguard.commands.plan import draw_prompts, plan_sweep
     from kvguard.config import load_params
     from kvguard.generation.sweep import run_sweep
     from kvguard.traces import read_table, read_tokens
 
-    params = load_params(params_path)
+    params = load_params(params_path).on(device)
     chosen = _preset(params, preset, compressor, ratio)
     prompts = draw_prompts(params, model, n)
+    if guarded:
+        act, where = action or "rollback", bundle or layout.exported(model)
+        _guarded(params, model, prompts, chosen, act, point or "balanced", where, interval, show)
+        return
     with tempfile.TemporaryDirectory(prefix="kvguard-") as folder:
         result = run_sweep(plan_sweep(params, model, prompts, chosen), Path(folder))
         traces = read_table("traces", result.traces)
@@ -69,6 +104,67 @@ def _preset(params: Params, name: str | None, compressor: str | None, ratio: flo
     assert ratio is not None
     check_known("--compressor", compressor, params.compressors)
     return Preset(compressors=(compressor,), ratios=(ratio,))
+
+
+def _guarded(
+    params: Params,
+    model: str,
+    prompts: pd.DataFrame,
+    preset: Preset,
+    action: str,
+    point: str,
+    bundle: Path,
+    interval: int | None,
+    show: bool,
+) -> None:
+    """Ask the prompts without and with a guard, under each of the preset's conditions."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from kvguard.commands.trace import pieces
+    from kvguard.compressors import NONE, build_press, conditions
+    from kvguard.guard.front import Guard
+    from kvguard.guard.trial import run_trial, summary, trace_text
+    from kvguard.models.registry import load_model
+
+    guard, spec = Guard.load(bundle, point, params.guard), params.spec(model)
+    presses = {
+        c: None if c.compressor == NONE else build_press(params.compressors[c.compressor], c.ratio)
+        for c in conditions(preset)
+    }
+    loaded = load_model(model, spec, params.device)
+    total = len(prompts) * sum(1 if press is None else 2 for press in presses.values())
+    with tqdm(total=total, desc=model, unit="trace") as bar:
+
+        def finished(_: int) -> None:
+            bar.update()
+
+        trials = [
+            run_trial(
+                guard,
+                loaded,
+                prompts,
+                condition,
+                press,
+                params.catastrophes,
+                max_new_tokens=spec.max_new_tokens,
+                action=action,
+                compression_interval=interval,
+                on_finish=finished,
+            )
+            for condition, press in presses.items()
+        ]
+    how = f"compressed every {interval} tokens" if interval else "compressed once"
+    title = (
+        f"{model}: {len(prompts)} {spec.task} prompts, {spec.max_new_tokens} new tokens, {how}\n"
+        f"guard {bundle}: {point} operating point, {action}"
+    )
+    click.echo(f"{title}\n\n{summary(trials)}")
+    if show:
+        for trial in trials:
+            if trial.guarded is not None:
+                click.echo("\n" + trace_text(trial, partial(pieces, loaded.tokenizer)))
 
 
 def _screen(params: Params, model: str, n: int, traces: pd.DataFrame, tokens: pd.DataFrame) -> str:

@@ -12,9 +12,12 @@ from kvguard.commands import edge
 @click.option("--preset", help="A name from presets in the settings; that of generate by default.")
 @click.option("-n", "n", type=click.IntRange(min=1), help="Prompts; as many as the settings say by default.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder.")
+@edge.device_option
 @edge.params_option
 @edge.one_line_errors
-def sweep(model: str, preset: str | None, n: int | None, out: Path, params_path: Path) -> None:
+def sweep(
+    model: str, preset: str | None, n: int | None, out: Path, device: str | None, params_path: Path
+) -> None:
     """Generate the traces of a preset; started again, it keeps what is finished."""
     from kvguard.commands.plan import draw_prompts, plan_sweep
     from kvguard.config import check_known, load_params
@@ -23,7 +26,7 @@ def sweep(model: str, preset: str | None, n: int | None, out: Path, params_path:
     from kvguard.report.terminal import condition_table
     from kvguard.traces import read_table, write_table
 
-    params = load_params(params_path)
+    params = load_params(params_path).on(device)
     if preset is not None:
         check_known("--preset", preset, params.presets)
     chosen = params.presets[preset or params.generate.preset]

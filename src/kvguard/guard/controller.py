@@ -35,42 +35,44 @@ class State(IntEnum):
     SAFE = 2
 
 
+_NORMAL, _ALERT, _SAFE = (np.uint8(state) for state in State)
+
+
 class Controller:
     """The state machine over many rows, stepping one token at a time."""
 
     def __init__(self, n_rows: int, params: ControllerParams) -> None:
-        self._params = params
+        self.params = params
         self.states = np.full(n_rows, State.NORMAL, dtype=np.uint8)
-        self._low = np.zeros(n_rows, dtype=np.int32)
-        self._high = np.zeros(n_rows, dtype=np.int32)
-        self._calm = np.zeros(n_rows, dtype=np.int32)
+        self._runs = np.zeros((3, n_rows), dtype=np.int32)  # low, high, calm
 
     def update(
         self, hazard: NDArray[np.floating], rows: NDArray[np.int64] | slice = slice(None)
     ) -> NDArray[np.uint8]:
         """Take the hazard of the next token of each of ``rows`` and return their states. [R] -> [R]"""
-        params = self._params
-        low = _run(self._low, rows, hazard >= params.tau_low)
-        high = _run(self._high, rows, hazard >= params.tau_high)
-        calm = _run(self._calm, rows, hazard < params.tau_low)
-        states = self.states[rows]
-        to_safe = high >= params.k_escalate
-        to_alert = ~to_safe & (states == State.NORMAL) & (low >= params.k_escalate)
-        to_normal = calm >= params.j_deescalate  # excludes the others: a calm run ends every other run
-        states = np.where(to_safe, np.uint8(State.SAFE), states)
-        states = np.where(to_alert, np.uint8(State.ALERT), states)
-        states = np.where(to_normal, np.uint8(State.NORMAL), states)
+        params = self.params
+        goes_on = np.empty((3, len(hazard)), dtype=bool)
+        np.greater_equal(hazard, params.tau_low, out=goes_on[0])
+        np.greater_equal(hazard, params.tau_high, out=goes_on[1])
+        np.less(hazard, params.tau_low, out=goes_on[2])
+        runs = (self._runs[:, rows] + 1) * goes_on
+        self._runs[:, rows] = runs
+        low, high, calm = runs
+        states = self.states[rows].copy()
+        np.copyto(states, _ALERT, where=(low >= params.k_escalate) & (states == _NORMAL))
+        np.copyto(states, _SAFE, where=high >= params.k_escalate)
+        np.copyto(states, _NORMAL, where=calm >= params.j_deescalate)  # a calm run ends the others
         self.states[rows] = states
         return states
 
+    def escalated(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell of each row whether its run of hazards >= tau_high is long enough for SAFE. [R]"""
+        reached: NDArray[np.bool_] = self._runs[1, rows] >= self.params.k_escalate
+        return reached
 
-def _run(
-    counter: NDArray[np.int32], rows: NDArray[np.int64] | slice, goes_on: NDArray[np.bool_]
-) -> NDArray[np.int32]:
-    """Lengthen the runs that go on, end the others, and return them."""
-    run = (counter[rows] + 1) * goes_on
-    counter[rows] = run
-    return run
+    def clear(self, row: int) -> None:
+        """End the runs of ``row``; its state stays."""
+        self._runs[:, row] = 0
 
 
 def run_controller(hazard: NDArray[np.floating], params: ControllerParams) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ Either keeps the order of the margins, so it changes what a threshold means and 
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -44,7 +45,11 @@ class Isotonic:
 
     def __call__(self, margin: Margins) -> NDArray[np.float32]:
         """Return the probability of each token. [N]"""
-        return np.interp(margin, self.margin, self.probability).astype(np.float32)
+        return np.interp(margin, *self._curve).astype(np.float32)
+
+    @cached_property
+    def _curve(self) -> NDArray[np.float64]:
+        return np.array([self.margin, self.probability])  # [2, B]
 
 
 @dataclass(frozen=True)

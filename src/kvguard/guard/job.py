@@ -1,0 +1,267 @@
+"""One call of the guard: its arguments checked, its prompts prefilled as many at a time as memory takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kvguard.compressors import NONE, Condition, attention_for, shortest_prompt
+from kvguard.config import ControllerParams, GuardParams
+from kvguard.errors import KvguardError
+from kvguard.features import Bools
+from kvguard.generation.budget import Budget, scorer_for
+from kvguard.generation.decode import Batch, Row
+from kvguard.generation.plan import batch_of, rows_in_memory
+from kvguard.generation.prefill import attention_modules, prefill
+from kvguard.generation.sampler import Draw, Nucleus, Sampler, greedy
+from kvguard.guard.live import Action, Guarded, GuardedRun, GuardedStep
+from kvguard.guard.watch import HazardTrigger, Watch
+from kvguard.hazard.train import HazardModel
+from kvguard.models.registry import LoadedModel
+
+if TYPE_CHECKING:
+    from kvpress import BasePress
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments of a call, see :meth:`kvguard.guard.front.Guard.generate`."""
+
+    press: BasePress | None
+    max_new_tokens: int
+    action: Action
+    interval: int | None
+    sampler: Sampler
+    batch_size: int | None
+
+    @classmethod
+    def checked(
+        cls,
+        press: BasePress | None,
+        max_new_tokens: int,
+        action: str,
+        compression_interval: int | None,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        batch_size: int | None,
+    ) -> Options:
+        """Check the arguments of a call.
+
+        Raises
+        ------
+        KvguardError
+            Naming the argument and the mend.
+        """
+        counts = {
+            "max_new_tokens": max_new_tokens,
+            "compression_interval": compression_interval,
+            "batch_size": batch_size,
+        }
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise KvguardError(f"{name}: {value} is too few: pass at least 1")
+        if action not in set(Action):
+            raise KvguardError(f"action: unknown name {action!r} (known: {', '.join(Action)})")
+        _check_press(press)
+        if compression_interval is not None and press is None:
+            raise KvguardError("compression_interval: there is nothing to evict by: pass a press too")
+        if action == Action.HOLD and compression_interval is None:
+            raise KvguardError(
+                "action: hold stops evicting, and nothing is evicted while decoding without "
+                "compression_interval: pass that, or choose restore or rollback"
+            )
+        sampler = _sampler(temperature, top_p, seed)
+        return cls(press, max_new_tokens, Action(action), compression_interval, sampler, batch_size)
+
+    def check_model(self, loaded: LoadedModel) -> None:
+        """Refuse a model that cannot be compressed, or not by this press while decoding.
+
+        Raises
+        ------
+        KvguardError
+            Naming the model or the press.
+        """
+        try:
+            attention_modules(loaded.model)
+        except AttributeError:
+            raise KvguardError(
+                f"model {loaded.name}: a {type(loaded.model).__name__} has no attention layers where kvpress "
+                "looks for them: use a Llama, Mistral, Phi3, Qwen2, Qwen3 or Gemma3"
+            ) from None
+        if self.press is not None and self.interval is not None:
+            scorer_for(loaded.model, self.press, self.interval)
+
+    @property
+    def condition(self) -> Condition:
+        """The press under the name of its class."""
+        if self.press is None:
+            return Condition(NONE, 0.0)
+        return Condition(type(self.press).__name__, getattr(self.press, "compression_ratio", None) or 0.0)
+
+    def ratio(self, row: Row) -> float:
+        """Return the compression ratio of a row: what the press was asked, else what it came to."""
+        if self.press is None:
+            return 0.0
+        asked = getattr(self.press, "compression_ratio", None)
+        return float(asked) if asked is not None else 1 - row.cache.n_kept / row.n_prompt
+
+    def refusal(self, n_tokens: int, window: int) -> str | None:
+        """Say why a prompt of ``n_tokens`` cannot be asked, if so."""
+        if n_tokens + self.max_new_tokens > window:
+            return (
+                f"{n_tokens} tokens and {self.max_new_tokens} new ones exceed the model's window of "
+                f"{window}: shorten it, or pass a smaller max_new_tokens"
+            )
+        needed = shortest_prompt(self.press) if self.press is not None else 1
+        if n_tokens < needed:
+            return f"{n_tokens} tokens are too few for {self.condition}, which needs {needed}: lengthen it"
+        return None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Prompts that decode together: their places by row; and what is wrong with those that do not decode."""
+
+    numbers: Sequence[int]
+    refused: Mapping[int, str]
+    run: GuardedRun | None = None
+    budget: Budget | None = None
+
+    def steps(self) -> Iterator[GuardedStep]:
+        """Decode.
+
+        Raises
+        ------
+        KvguardError
+            Memory runs out.
+        """
+        if self.run is not None:
+            with _enough_memory(), self.budget or nullcontext():
+                yield from self.run.steps()
+
+    def results(self) -> dict[int, Guarded]:
+        """Return what became of each prompt, once all steps are done."""
+        return dict(zip(self.numbers, self.run.results(), strict=True)) if self.run is not None else {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call does.
+
+    Attributes
+    ----------
+    encoded
+        The token ids of every prompt.
+    mask
+        See :func:`kvguard.features.thinking_mask`. [V]
+    """
+
+    loaded: LoadedModel
+    encoded: Sequence[Sequence[int]]
+    options: Options
+    hazard: HazardModel
+    point: ControllerParams
+    params: GuardParams
+    mask: Bools
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Prefill as many prompts at a time as memory takes; those that cannot be asked come first."""
+        found = {n: self.options.refusal(len(ids), self.loaded.window) for n, ids in enumerate(self.encoded)}
+        refused = {n: _about(n, reason) for n, reason in found.items() if reason is not None}
+        yield Chunk([], refused)
+        asked = [n for n in found if n not in refused]
+        if not asked:
+            return
+        longest = max(len(self.encoded[n]) for n in asked) + self.options.max_new_tokens
+        fit = rows_in_memory(self.loaded.model, longest)
+        batch_size = self.options.batch_size or batch_of(fit, self.loaded.model.device)
+        waiting = max(batch_size, fit - batch_size)  # a prefilled prompt takes no more than a decoding one
+        for begin in range(0, len(asked), waiting):
+            with _enough_memory():
+                chunk = self._chunk(asked[begin : begin + waiting], batch_size)
+            yield chunk
+
+    def _chunk(self, numbers: Sequence[int], batch_size: int) -> Chunk:
+        rows, kept, refused = [], [], {}
+        for number in numbers:
+            try:
+                rows.append(self._prefill(self.encoded[number]))
+                kept.append(number)
+            except KvguardError as error:
+                refused[number] = _about(number, str(error))
+        if not rows:
+            return Chunk([], refused)
+        options, model = self.options, self.loaded.model
+        size, eos = options.max_new_tokens, self.loaded.eos_ids
+        batch = Batch(model, rows, batch_size, size, eos, restorable=options.action.restores)
+        ratios = np.array([options.ratio(row) for row in rows])
+        watch = Watch(HazardTrigger(self.hazard, ratios, self.mask, size), self.point)
+        budget = Budget(model, [options.press] * len(rows), options.interval) if options.interval else None
+        run = GuardedRun(
+            batch,
+            watch,
+            options.action,
+            self.params,
+            sampler=_renumbered(options.sampler, kept),
+            budget=budget,
+            thinking=self.mask,
+        )
+        return Chunk(kept, refused, run, budget)
+
+    def _prefill(self, ids: Sequence[int]) -> Row:
+        prompt = torch.tensor(ids, device=self.loaded.model.device)
+        condition, press = self.options.condition, self.options.press
+        done = prefill(self.loaded.model, prompt, {condition: press}, attention_for(press))
+        return Row(prompt, done.logits, done.kept[condition])
+
+
+def _check_press(press: Any) -> None:
+    from kvpress import BasePress, DecodingPress, PrefillDecodingPress
+
+    if press is not None and not isinstance(press, BasePress):
+        raise KvguardError(f"press: {press!r} is no kvpress press: pass SnapKVPress(0.75), say, or None")
+    if isinstance(press, DecodingPress | PrefillDecodingPress):
+        raise KvguardError(
+            f"press: a {type(press).__name__} compresses while decoding by itself: pass the press inside "
+            "it, and compression_interval"
+        )
+
+
+def _sampler(temperature: float, top_p: float, seed: int) -> Sampler:
+    if temperature < 0:
+        raise KvguardError(f"temperature: {temperature:g} is negative: pass 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise KvguardError(f"top_p: {top_p:g} is no share: pass one above 0, and 1 to leave nothing out")
+    if seed < 0:
+        raise KvguardError(f"seed: {seed} is negative: pass 0 or more")
+    return Nucleus(temperature, top_p, seed) if temperature > 0 else greedy
+
+
+def _renumbered(sampler: Sampler, numbers: Sequence[int]) -> Sampler:
+    """Let a row's chance depend on its place among all prompts, not on that in its chunk."""
+    places = np.array(numbers, dtype=np.int64)
+
+    def renumbered(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
+        return sampler(logits, replace(draw, row=places[draw.row]))
+
+    return renumbered
+
+
+def _about(number: int, reason: str) -> str:
+    return f"prompt {number}: {reason}"
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        raise KvguardError("memory ran out: pass a smaller batch_size or max_new_tokens") from None

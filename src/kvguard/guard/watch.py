@@ -1,0 +1,197 @@
+"""What watches rows while they are generated: a trigger turns tokens into risks, the controller into states.
+
+Everything works on row numbers: a step may hold any subset of the rows, each at a token of its own.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvguard.config import ControllerParams
+from kvguard.errors import KvguardError
+from kvguard.features import REPEAT_WINDOW, Bools, FeatureState, Floats
+from kvguard.guard.controller import Controller
+from kvguard.hazard.live import LiveHazard
+from kvguard.hazard.train import HazardModel
+from kvguard.repetition import Ints, RepeatCounter
+from kvguard.schemas import FEATURES, SIGNALS
+
+_ENTROPY = SIGNALS.index("entropy")
+
+
+class Trigger(Protocol):
+    """Turns the tokens of many rows into risks."""
+
+    @property
+    def ratios(self) -> Floats:
+        """The compression ratio that each row begins with. [B]"""
+
+    @property
+    def span(self) -> int:
+        """How many tokens, the newest included, a risk accuses."""
+
+    def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
+        """Take the next token of each of ``rows`` and return its risk.
+
+        Parameters
+        ----------
+        signals
+            In the order of ``SIGNALS``. [R, 26]
+        token_ids, rows
+            [R], [R]
+
+        Returns
+        -------
+        Floats
+            In [0, 1]; NaN where it is unknown. [R]
+        """
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens of ``row``."""
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Let the compression ratio of ``row`` be ``ratio`` from its next token on."""
+
+
+class HazardTrigger:
+    """The risk is the hazard: the probability of an onset within H tokens.
+
+    Parameters
+    ----------
+    ratios
+        Compression ratio of each row. [B]
+    mask
+        See :func:`~kvguard.features.thinking_mask`. [V]
+
+    Raises
+    ------
+    KvguardError
+        The model reads a feature that is not known while a row is generated.
+    """
+
+    span = 1
+
+    def __init__(self, model: HazardModel, ratios: NDArray[Any], mask: Bools, max_new_tokens: int) -> None:
+        for name in model.features:
+            if name not in FEATURES:
+                raise KvguardError(
+                    f"hazard model: it reads {name}, which no token has while it is generated; "
+                    "take a model of protocol v2"
+                )
+        self._columns = [FEATURES.index(name) for name in model.features]
+        self.ratios = np.array(ratios, dtype=np.float32)
+        self._hazard = LiveHazard(model)
+        self._features = FeatureState(self.ratios, mask, max_new_tokens)
+
+    def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
+        """Return the hazards; NaN for a row one of whose last signals was no number. [R]"""
+        features = self._features.update(signals, token_ids, rows)
+        hazard = self._hazard.predict(features[:, self._columns])
+        hazard[~np.isfinite(features).all(axis=1)] = np.nan
+        return hazard
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens of ``row``."""
+        self._features.rewind(row, n_tokens)
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Let the compression ratio of ``row`` be ``ratio`` from its next token on."""
+        self._features.set_ratio(row, ratio)
+
+
+class EntropyTrigger:
+    """The risk is the token's entropy as a share of the largest possible, the logarithm of the vocabulary."""
+
+    span = 1
+
+    def __init__(self, ratios: NDArray[Any], vocabulary: int) -> None:
+        self.ratios = np.array(ratios, dtype=np.float32)
+        self._largest = np.float32(np.log(vocabulary))
+
+    def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
+        """Return the shares. [R]"""
+        share: Floats = np.minimum(signals[:, _ENTROPY] / self._largest, np.float32(1))
+        return share
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Do nothing: a token's entropy knows no other token."""
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Do nothing: the ratio plays no part."""
+
+
+class LoopTrigger:
+    """The risk is 1 once the last 20 tokens stood before, else 0: a detector that can only react.
+
+    As LoopGuard (arXiv 2604.10044) does, it sees a loop when the loop has begun.
+    """
+
+    span = REPEAT_WINDOW
+
+    def __init__(self, ratios: NDArray[Any], max_new_tokens: int) -> None:
+        self.ratios = np.array(ratios, dtype=np.float32)
+        self._repeats = RepeatCounter(len(ratios), REPEAT_WINDOW, max_new_tokens)
+
+    def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
+        """Return 1 for rows that repeat themselves, else 0. [R]"""
+        return (self._repeats.update(token_ids, rows) > 0).astype(np.float32)
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens of ``row``."""
+        self._repeats.rewind(row, n_tokens)
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Do nothing: the ratio plays no part."""
+
+
+class Watch:
+    """A trigger and the controller that follows its risks.
+
+    Attributes
+    ----------
+    ratios
+        The compression ratio that each row begins with. [B]
+    params
+        The controller's.
+    span
+        How many tokens, the newest included, a risk accuses.
+    """
+
+    def __init__(self, trigger: Trigger, params: ControllerParams) -> None:
+        self.ratios, self.params, self.span = trigger.ratios, params, trigger.span
+        self._trigger = trigger
+        self._controller = Controller(len(trigger.ratios), params)
+
+    def update(
+        self, signals: Floats, token_ids: NDArray[Any], rows: Ints
+    ) -> tuple[Floats, NDArray[np.uint8]]:
+        """Take the next token of each of ``rows`` and return its risk and the row's state.
+
+        Parameters
+        ----------
+        signals
+            In the order of ``SIGNALS``. [R, 26]
+        token_ids, rows
+            [R], [R]
+
+        Returns
+        -------
+        tuple
+            Risks [R], NaN where unknown, and states [R].
+        """
+        risk = self._trigger.update(signals, token_ids, rows)
+        return risk, self._controller.update(risk, rows)
+
+    def escalated(self, rows: Ints) -> NDArray[np.bool_]:
+        """Tell of each row whether its newest risks would lead it to SAFE, were it not there. [R]"""
+        return self._controller.escalated(rows)
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Let ``row`` go on from its first ``n_tokens`` tokens, in the state that it is in."""
+        self._trigger.rewind(row, n_tokens)
+        self._controller.clear(row)
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Let the compression ratio of ``row`` be ``ratio`` from its next token on."""
+        self._trigger.set_ratio(row, ratio)
