@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kvguard.errors import KvguardError
 
 NO_COMPRESSION = "none"
+WORST = "worst"  # the condition that fails most in the sweep
 
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -26,10 +27,17 @@ class _Section(BaseModel):
 
 
 class ModelSpec(_Section):
-    """Where a model comes from and how it is asked."""
+    """Where a model comes from, in which form it is held, and how it is asked.
+
+    ``revision`` is a branch, tag or commit of the hub. ``attention`` is how passes over many tokens attend
+    (``auto`` is ``sdpa``); a press that needs attention weights gets ``eager`` whatever it says.
+    """
 
     source: Text
+    revision: Text = "main"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantisation: Literal["none", "nf4"] = "none"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
     task: Text
     task_source: Text | None = None
     n_shots: Natural = 3
@@ -191,12 +199,73 @@ class ControllerParams(_Section):
         return self
 
 
+class GuardParams(_Section):
+    """How the live guard acts.
+
+    ``max_rewinds`` bounds the rewinds of one row; ``resume`` compresses a restored row again once it has been
+    calm.
+    """
+
+    max_rewinds: Natural = 2
+    resume: bool = False
+
+
 class EvaluateParams(_Section):
     """How operating points are searched and chosen: at most these false-positive rates on tune prompts."""
 
     n_trials: Count = 500
     conservative_fpr: Share = 0.01
-    balanced_fpr: Share = 0.05
+    balanced_fpr: Share = 0.02
+
+
+class LiveValidateParams(_Section):
+    """What the live guard is measured on, and against what.
+
+    ``conditions`` are written ``name@ratio``; ``worst`` is the one that fails most in the sweep. The first
+    ``decoding_n`` prompts are also asked under a budget that is enforced every ``compression_interval``
+    tokens while decoding; without it ``hold`` can do nothing. ``switch_offsets`` are tokens before the onset
+    at which ``switch_traces`` failing traces are restored.
+    """
+
+    n: Count = 400
+    seed: Natural
+    conditions: tuple[Text, ...] = Field(min_length=1)
+    actions: tuple[Literal["hold", "restore", "rollback", "restart"], ...] = (
+        "hold",
+        "restore",
+        "rollback",
+        "restart",
+    )
+    baselines: tuple[Literal["entropy", "loop"], ...] = ("entropy", "loop")
+    point: Literal["conservative", "balanced", "aggressive"] = "balanced"
+    prompts_per_part: Count = 100
+    compression_interval: Count = 16
+    decoding_n: Natural = 100
+    switch_offsets: tuple[Annotated[int, Field(strict=True)], ...] = (128, 64, 32, 16, 8, 4, 0, -8)
+    switch_traces: Natural = 200
+
+    @field_validator("conditions")
+    @classmethod
+    def _conditions_parse(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            name, ratio = _parse_entry(entry)
+            if entry != WORST and not ratio:
+                raise ValueError(f"{entry!r} has no ratio above 0: write {name}@0.5, or {WORST}")
+        return entries
+
+    @model_validator(mode="after")
+    def _hold_can_act(self) -> "LiveValidateParams":
+        if "hold" in self.actions and not self.decoding_n:
+            raise ValueError("hold acts only under a budget while decoding: raise decoding_n or drop hold")
+        if self.decoding_n > self.n:
+            raise ValueError(f"decoding_n {self.decoding_n} is more than n {self.n}: lower it")
+        return self
+
+    @property
+    def pairs(self) -> list[tuple[str, float] | None]:
+        """Each (compressor, ratio) once, in order; None stands for the worst."""
+        found = [None if entry == WORST else _parse_entry(entry) for entry in self.conditions]
+        return [pair and (pair[0], pair[1] or 0.0) for pair in dict.fromkeys(found)]
 
 
 class AblateParams(_Section):
@@ -233,6 +302,8 @@ class Params(_Section):
     validation: ValidateParams = Field(alias="validate")
     train: TrainParams
     evaluate: EvaluateParams
+    guard: GuardParams = GuardParams()
+    live_validate: LiveValidateParams
     ablate: AblateParams
     report: ReportParams
 
@@ -256,7 +327,14 @@ class Params(_Section):
         for name, preset in self.presets.items():
             for compressor, _ in preset.pairs()[1:]:
                 check_known(f"presets.{name}.compressors", compressor, self.compressors)
+        for pair in self.live_validate.pairs:
+            if pair is not None:
+                check_known("live_validate.conditions", pair[0], self.compressors)
         return self
+
+    def on(self, device: str | None) -> "Params":
+        """Return these settings on another device, if one is named."""
+        return self.model_copy(update={"device": device}) if device else self
 
     def spec(self, model: str) -> ModelSpec:
         """Return the spec of the model called ``model``."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DATA, METRICS, PLOTS = Path("data"), Path("metrics"), Path("plots")
+DATA, METRICS, PLOTS, MODELS = Path("data"), Path("metrics"), Path("plots"), Path("models")
 
 
 def prompts(model: str) -> Path:
@@ -43,6 +43,16 @@ def trained(model: str, protocol: str) -> Path:
 def evaluated(model: str, protocol: str) -> Path:
     """Return the folder of ``evaluate``."""
     return DATA / "evaluate" / f"{model}-{protocol}"
+
+
+def exported(model: str) -> Path:
+    """Return the folder of ``export``, which a live guard is loaded from."""
+    return MODELS / model
+
+
+def live(model: str) -> Path:
+    """Return the folder of ``live-validate``."""
+    return DATA / "live-validate" / model
 
 
 def results(stage: str, model: str, protocol: str | None = None) -> Path:

@@ -32,8 +32,9 @@ FEATURES = (
 )
 V1_ONLY = ("rank_of_chosen", "token_position_v1")
 
-STOP_REASONS = ("eos", "length")
+STOP_REASONS = ("eos", "length", "invalid")  # invalid: logits that are no numbers
 PARTS = ("train", "tune", "test")
+REGIMES = ("prefill", "decoding", "switch")  # compressed once; held to a budget besides; restored on the way
 
 # Float32 rounding may carry a probability or an entropy this far over its bound.
 TOLERANCE = 1e-5
@@ -47,6 +48,8 @@ _STAGE = {
     "split_v1": "train",
     "pareto": "evaluate",
     "controlled": "evaluate",
+    "live": "live-validate",
+    "live_parts": "live-validate",
 }
 
 
@@ -132,6 +135,28 @@ _RAW = {
 }
 _TOKEN_KEY = {"trace_id": _INDEX, "t": _INDEX}
 
+_JUDGED = {
+    "predicted": Column(_STR, nullable=True),
+    "correct": Column(_BOOL, nullable=True),
+    "catastrophes": Column(arrow.list_(_STR)),
+    "onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
+    "amnesia": Column(_BOOL, nullable=True),
+}
+# A generation of the live guard. hazard and kv_tokens (cache entries held) run over its tokens; they are
+# empty where the guard acts. safe_at counts the tokens drawn before SAFE, -1: never.
+_LIVE = {
+    "trace_id": _INDEX,
+    "regime": Column(_STR, checks=(pa.Check.isin(REGIMES),)),
+    "policy": _TEXT,
+    **{name: column for name, column in _RAW.items() if name != "trace_id"},
+    "kv_saved": Column(_F64, checks=(_FINITE, _between(-TOLERANCE, 1.0))),
+    "safe_at": Column(_INT, checks=(_between(-1, None),)),
+    **dict.fromkeys(("n_steps", "n_restores", "n_rewinds", "n_rewound"), _INDEX),
+    "hazard": Column(arrow.list_(_F32)),
+    "kv_tokens": Column(arrow.list_(_F32)),
+    "error": Column(_STR, nullable=True),
+}
+
 TABLES: dict[str, Table] = {
     "prompts": Table(
         dict.fromkeys(("prompt_id", "task", "question", "prompt", "answer"), _TEXT), ("prompt_id",)
@@ -142,15 +167,13 @@ TABLES: dict[str, Table] = {
         {
             "model": _TEXT,
             **_RAW,
-            "predicted": Column(_STR, nullable=True),
-            "correct": Column(_BOOL, nullable=True),
-            "catastrophes": Column(arrow.list_(_STR)),
-            "onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
-            "amnesia": Column(_BOOL, nullable=True),
+            **_JUDGED,
             "compressor_params": _TEXT,
         },
         ("trace_id",),
     ),
+    "live_parts": Table(_LIVE, ("trace_id",)),
+    "live": Table({"model": _TEXT, **_LIVE, **_JUDGED}, ("trace_id",)),
     "features": Table(
         {
             **_TOKEN_KEY,

@@ -1,0 +1,52 @@
+"""Run the live guard on fresh prompts, against no guard and other triggers, and hold the forecast to it."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.commands import edge
+
+
+@click.command(help=__doc__)
+@edge.model_option
+@edge.params_option
+@edge.one_line_errors
+def main(model: str, params_path: Path) -> None:  # noqa: D103
+    from kvguard import layout, tracking
+    from kvguard.config import load_params
+    from kvguard.live.plan import PROTOCOL, Live
+    from kvguard.live.stage import STAGE, headline, live_latency, live_results, offline, run_live
+    from kvguard.models.registry import load_model
+    from kvguard.report.figures import live_figures, model_title
+    from kvguard.traces import read_table
+
+    params = load_params(params_path)
+    spec = params.spec(model)
+    out, metrics, plots = layout.live(model), layout.metrics(STAGE, model), layout.plots(STAGE, model)
+    sections = {"live_validate": params.live_validate, "guard": params.guard, "model": spec}
+    settings = {name: section.model_dump() for name, section in sections.items()}
+    trained, evaluated = layout.trained(model, PROTOCOL), layout.evaluated(model, PROTOCOL)
+    inputs = [layout.prompts(model), layout.traces(model), layout.features(model), trained, evaluated]
+    with tracking.run(STAGE, model=model, protocol=PROTOCOL, params=settings, inputs=inputs) as run:
+        live = Live.load(params, model)
+        loaded = load_model(model, spec, params.device)
+        done = run_live(live, loaded, out)
+        results = live_results(live, read_table("live", done.table), params.n_resamples, params.seed)
+        latency = live_latency(live, loaded)
+        results.write(out / "results.parquet")
+        latency.write(out / "latency.parquet")
+        found = headline(results)
+        layout.write_json(metrics, found)
+        live_figures(results.frame, latency.frame, plots, model_title(model, spec.is_reference))
+        run.log_metrics(found | latency.metrics("latency") | offline(model))
+        run.log_table(f"live-{model}", done.table, context="output")
+        run.log_table(f"results-{STAGE}-{model}", out / "results.parquet", context="output")
+        run.log_artifact(plots, "plots")
+        run.log_outputs([out, metrics])
+    cbr = {name: numbers["cbr"]["value"] for name, numbers in found["policies-prefill"].items()}
+    what = ", ".join(f"{name} {value:.3f}" for name, value in cbr.items())
+    click.echo(f"{out}: {done.n_made} parts made, {done.n_kept} kept; CBR {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Making the live parts of one block of prompts: prefill once, decode under each policy, store it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvguard.compressors import Condition
+from kvguard.features import Bools, thinking_mask
+from kvguard.generation.block import prefill_block, tally, within_memory
+from kvguard.generation.budget import Budget
+from kvguard.generation.decode import Batch, Row
+from kvguard.generation.workers import Report
+from kvguard.guard.live import Action, Guarded, GuardedRun
+from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trigger, Watch
+from kvguard.live.plan import DECODING, POLICIES, Live, LivePart
+from kvguard.models.registry import LoadedModel
+from kvguard.traces import conform
+
+Key = tuple[int, Condition]
+
+
+def make_live_parts(
+    live: Live,
+    loaded: LoadedModel,
+    parts: Sequence[LivePart],
+    out: Path,
+    batch_size: int,
+    report: Report,
+) -> None:
+    """Make parts that share a block, a regime and an attention implementation."""
+    first = parts[0]
+    block = live.sweep.prompts.iloc[first.start : first.stop]
+    conditions = list(dict.fromkeys(condition for part in parts for condition in part.conditions))
+    prefilled = prefill_block(live.sweep, loaded, block, conditions)
+    thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
+    for part in parts:
+        keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
+        rows = [prefilled[key] for key in keys]
+        answers = [block["answer"].iloc[index] for index, _ in keys]
+        guarded = _decode(live, loaded, part, keys, rows, thinking, answers, batch_size, report)
+        frame = pd.DataFrame(
+            {
+                "trace_id": np.array(part.trace_ids, dtype=np.int32),
+                "regime": part.regime,
+                "policy": part.policy,
+                "prompt_id": [block["prompt_id"].iloc[index] for index, _ in keys],
+                "compressor": [condition.compressor for _, condition in keys],
+                "ratio": [condition.ratio for _, condition in keys],
+                "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
+                "n_kept_tokens": [row.cache.n_kept for row in rows],
+                **_columns(guarded, loaded, POLICIES[part.policy].action is Action.NONE),
+            }
+        )
+        part.write("live_parts", conform("live_parts", frame), out)
+
+
+def _decode(
+    live: Live,
+    loaded: LoadedModel,
+    part: LivePart,
+    keys: Sequence[Key],
+    rows: Sequence[Row],
+    thinking: Bools,
+    answers: Sequence[str],
+    batch_size: int,
+    report: Report,
+) -> list[Guarded]:
+    policy, spec = POLICIES[part.policy], live.spec
+    ratios = np.array([condition.ratio for _, condition in keys])
+    reported: set[int] = set()
+
+    def run(size: int) -> list[Guarded]:
+        batch = Batch(
+            loaded.model,
+            rows,
+            size,
+            spec.max_new_tokens,
+            loaded.eos_ids,
+            restorable=policy.action.restores,
+        )
+        trigger = make_trigger(live, policy.trigger, ratios, thinking, loaded.model.config)
+        watch = Watch(trigger, live.triggers[policy.trigger])
+        budget = _budget(live, loaded, keys) if part.regime == DECODING else None
+        guarded = GuardedRun(batch, watch, policy.action, live.guard, budget=budget, thinking=thinking)
+        with budget or nullcontext():
+            for step in guarded.steps():
+                for slot in np.flatnonzero(step.left):
+                    row = int(step.row[slot])
+                    if row not in reported:  # else it was decoded again with half the batch
+                        reported.add(row)
+                        tokens = batch.tokens[row, : batch.t[slot]].cpu().numpy()
+                        stopped = bool(batch.stopped[slot])
+                        report(tally(live.sweep, loaded, answers[row], tokens, stopped))
+        return guarded.results()
+
+    return within_memory(loaded, batch_size, run)
+
+
+def make_trigger(live: Live, kind: str, ratios: np.ndarray, thinking: Bools, config: Any) -> Trigger:
+    """Return the trigger called ``kind`` for rows of these compression ratios [R]."""
+    n_tokens = live.spec.max_new_tokens
+    if kind == "entropy":
+        return EntropyTrigger(ratios, config.get_text_config().vocab_size)
+    if kind == "loop":
+        return LoopTrigger(ratios, n_tokens)
+    return HazardTrigger(live.hazard_model, ratios, thinking, n_tokens)
+
+
+def _budget(live: Live, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:
+    """Return the decode-time budget of rows; those of one condition share a press, so they share its work."""
+    presses = {condition: live.sweep.press(condition) for _, condition in keys}
+    return Budget(loaded.model, [presses[c] for _, c in keys], live.settings.compression_interval)
+
+
+def _columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:
+    """Return what the live table says of each row's generation."""
+    events = [[event.what for event in row.events] for row in guarded]
+    empty = np.empty(0, dtype=np.float32)
+    counts = {
+        "safe_at": [row.safe_at for row in guarded],
+        "n_steps": [row.n_steps for row in guarded],
+        "n_restores": [sum(what in ("restore", "rollback", "restart") for what in done) for done in events],
+        "n_rewinds": [done.count("rollback") + done.count("restart") for done in events],
+        "n_rewound": [row.n_rewound for row in guarded],
+    }
+    return {
+        "token_ids": [row.token_ids for row in guarded],
+        "text": [loaded.decode(row.token_ids.tolist()) for row in guarded],
+        "stop_reason": [row.stop_reason for row in guarded],
+        "kv_saved": [row.kv_saved for row in guarded],
+        **{name: np.array(numbers, dtype=np.int32) for name, numbers in counts.items()},
+        "hazard": [row.hazard if only_watched else empty for row in guarded],
+        "kv_tokens": [row.kv_tokens if only_watched else empty for row in guarded],
+        "error": [error_of(row.stop_reason, len(row.token_ids)) for row in guarded],
+    }
+
+
+def error_of(stop_reason: str, n_tokens: int) -> str | None:
+    """Return what went wrong with a row, in words."""
+    return f"the logits of token {n_tokens} are no numbers" if stop_reason == "invalid" else None

@@ -1,0 +1,330 @@
+"""What is run live: fresh prompts, conditions and policies, cut into parts.
+
+====================== ======================================================================================
+regime                 compression
+====================== ======================================================================================
+prefill                once, after the prefill
+decoding               that, and a budget while decoding
+switch                 once; then the full cache is restored at a given token, see :mod:`kvguard.live.switch`
+====================== ======================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+
+from kvguard import layout
+from kvguard.catastrophes import is_catastrophic
+from kvguard.compressors import NONE, Condition, attention_for
+from kvguard.config import (
+    ControllerParams,
+    FeaturizeParams,
+    GuardParams,
+    LiveValidateParams,
+    ModelSpec,
+    Params,
+)
+from kvguard.errors import KvguardError
+from kvguard.generation.budget import scorer_for
+from kvguard.generation.parts import Part, blocks, describe, digest, fingerprint
+from kvguard.generation.plan import Sweep
+from kvguard.guard.live import Action
+from kvguard.guard.operating_points import load_operating_point
+from kvguard.hazard.calibration import as_card
+from kvguard.hazard.protocols import PROTOCOLS
+from kvguard.hazard.splits import read_split
+from kvguard.hazard.train import HazardModel
+from kvguard.live.baselines import entropy_setting, loop_setting
+from kvguard.models.registry import LoadedModel, vocabulary_size
+from kvguard.tasks import sample_prompts
+from kvguard.traces import read_table
+
+_log = logging.getLogger(__name__)
+
+UNCOMPRESSED, STATIC, ROLLBACK = "uncompressed", "static", "rollback"
+PREFILL, DECODING, SWITCH = "prefill", "decoding", "switch"
+PROTOCOL: Literal["v2"] = "v2"  # whose hazard model and operating point
+Trigger = Literal["hazard", "entropy", "loop"]
+
+_CODE = (
+    "features.py",
+    "generation/budget.py",
+    "guard/controller.py",
+    "guard/live.py",
+    "guard/watch.py",
+    "hazard/calibration.py",
+    "hazard/live.py",
+    "live/block.py",
+    "live/switch.py",
+    "repetition.py",
+)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What watches a row, and what the row does in SAFE."""
+
+    trigger: Trigger
+    action: Action
+
+
+POLICIES: dict[str, Policy] = {
+    UNCOMPRESSED: Policy("hazard", Action.NONE),
+    STATIC: Policy("hazard", Action.NONE),
+    "hold": Policy("hazard", Action.HOLD),
+    "restore": Policy("hazard", Action.RESTORE),
+    ROLLBACK: Policy("hazard", Action.ROLLBACK),
+    "restart": Policy("hazard", Action.RESTART),
+    "entropy": Policy("entropy", Action.ROLLBACK),
+    "loop": Policy("loop", Action.ROLLBACK),
+}
+
+
+@dataclass(frozen=True)
+class Live:
+    """All that the rows depend on; it travels to the workers.
+
+    Attributes
+    ----------
+    sweep
+        The fresh prompts, and the conditions: ``none`` first.
+    triggers
+        The controller's setting under each trigger.
+    """
+
+    sweep: Sweep
+    settings: LiveValidateParams
+    guard: GuardParams
+    featurize: FeaturizeParams
+    triggers: Mapping[str, ControllerParams]
+    hazard_model: HazardModel
+
+    @classmethod
+    def load(cls, params: Params, model: str) -> Live:
+        """Draw the prompts, and read what the earlier stages left of ``model``.
+
+        Raises
+        ------
+        KvguardError
+            An earlier stage has not been run, or a condition names what is not known.
+        """
+        settings, spec = params.live_validate, params.spec(model)
+        trained, evaluated = layout.trained(model, PROTOCOL), layout.evaluated(model, PROTOCOL)
+        traces = read_table("traces", layout.traces(model))
+        hazard_model = HazardModel.load(trained)
+        point = load_operating_point(evaluated, settings.point)
+        conditions = chosen_conditions(settings, traces)
+        triggers = {"hazard": point, "loop": loop_setting(point)}
+        if "entropy" in settings.baselines:
+            triggers["entropy"] = entropy_setting(
+                layout.features(model),
+                traces,
+                read_split(PROTOCOLS[PROTOCOL], trained),
+                hazard_model,
+                point,
+                conditions,
+                vocabulary_size(model, spec),
+            )
+        sweep = Sweep(
+            name=model,
+            spec=spec,
+            prompts=fresh_prompts(spec, settings, read_table("prompts", layout.prompts(model))),
+            conditions=conditions,
+            compressors=params.compressors,
+            settings=params.generate,
+            catastrophes=params.catastrophes,
+            device=params.device,
+        )
+        return cls(sweep, settings, params.guard, params.featurize, triggers, hazard_model)
+
+    @property
+    def hazard_digest(self) -> str:
+        """What names the hazard model in fingerprints."""
+        booster = hashlib.sha256(self.hazard_model.booster.save_raw("json")).hexdigest()
+        return digest([booster, self.hazard_model.features, as_card(self.hazard_model.calibration)])
+
+    @property
+    def name(self) -> str:
+        """The model's name in the params."""
+        return self.sweep.name
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's spec."""
+        return self.sweep.spec
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self.sweep.device
+
+
+@dataclass(frozen=True)
+class LivePart(Part):
+    """A block of prompts x conditions under one policy.
+
+    Parameters
+    ----------
+    start, stop : int
+        The block's prompts, as positions in the prompts table.
+    """
+
+    regime: str
+    policy: str
+    start: int
+    stop: int
+    conditions: tuple[Condition, ...]
+
+    kinds: ClassVar[Mapping[str, str]] = {"live_parts": "part"}
+
+
+def fresh_prompts(spec: ModelSpec, settings: LiveValidateParams, sampled: pd.DataFrame) -> pd.DataFrame:
+    """Draw a prompts table that shares no question with ``sampled``, the prompts of the sweep."""
+    wanted = settings.n + len(sampled)
+    drawn = sample_prompts(spec.task, wanted, settings.seed, spec.n_shots, spec.task_source)
+    known = drawn["question"].isin(sampled["question"])
+    return drawn[~known].iloc[: settings.n].reset_index(drop=True)
+
+
+def chosen_conditions(settings: LiveValidateParams, traces: pd.DataFrame) -> list[Condition]:
+    """Return the conditions, ``none`` first, each once.
+
+    Parameters
+    ----------
+    traces
+        The sweep's judged traces, which tell the worst.
+    """
+    named = [worst_condition(traces) if pair is None else Condition(*pair) for pair in settings.pairs]
+    return list(dict.fromkeys([Condition(NONE, 0.0), *named]))
+
+
+def worst_condition(traces: pd.DataFrame) -> Condition:
+    """Return the condition with the highest CBR; of equals the lower ratio, then the earlier name.
+
+    Raises
+    ------
+    KvguardError
+        No trace is compressed.
+    """
+    compressed = traces[traces["compressor"] != NONE]
+    if compressed.empty:
+        raise KvguardError(
+            "live_validate.conditions: `worst` needs a sweep with compressed traces; add some to its preset"
+        )
+    failed = pd.Series(is_catastrophic(compressed), index=compressed.index)
+    cbr = failed.groupby([compressed["compressor"], compressed["ratio"]]).mean()
+    _, ratio, name = min((-share, ratio, name) for (name, ratio), share in cbr.items())
+    return Condition(name, ratio)
+
+
+def decoding_conditions(live: Live, loaded: LoadedModel) -> list[Condition]:
+    """Return the compressed conditions that can also be held to a budget while decoding.
+
+    The worst of the sweep is left out, with a warning, if its press cannot.
+
+    Raises
+    ------
+    KvguardError
+        A condition that was asked for by name cannot.
+    """
+    named = [Condition(*pair) for pair in live.settings.pairs if pair is not None]
+    able = []
+    for condition in live.sweep.conditions[1:]:
+        press = live.sweep.press(condition)
+        assert press is not None
+        try:
+            scorer_for(loaded.model, press, live.settings.compression_interval)
+        except KvguardError as error:
+            if condition in named:
+                raise KvguardError(f"live_validate.conditions: {condition}: {error}") from None
+            _log.warning("%s: no budget while decoding: %s", condition, error)
+        else:
+            able.append(condition)
+    return able
+
+
+def plan_live_parts(
+    live: Live, budgeted: Sequence[Condition], depends_on: Mapping[str, Any]
+) -> list[LivePart]:
+    """Cut the runs under all policies into parts.
+
+    Parameters
+    ----------
+    budgeted
+        The conditions that are also held to a budget while decoding.
+    depends_on
+        What every part's bytes depend on besides: weights, batch plan, the hazard model, ...
+    """
+    settings = live.settings
+    acting = [*settings.actions, *settings.baselines]
+    asked = [
+        (PREFILL, settings.n, [live.sweep.conditions[0]], [UNCOMPRESSED]),
+        (PREFILL, settings.n, live.sweep.conditions[1:], [STATIC, *(p for p in acting if p != "hold")]),
+        (DECODING, settings.decoding_n, budgeted, [STATIC, *acting]),
+    ]
+    parts: list[LivePart] = []
+    n_traces = 0
+    for regime, n_prompts, conditions, policies in asked:
+        for block, (start, stop) in enumerate(blocks(n_prompts, settings.prompts_per_part)):
+            for implementation, own in by_attention(live.sweep, conditions).items():
+                for policy in policies:
+                    n_own = (stop - start) * len(own)
+                    parts.append(
+                        LivePart(
+                            name=f"{regime}-{block:04d}-{implementation}-{policy}",
+                            trace_ids=tuple(range(n_traces, n_traces + n_own)),
+                            fingerprint=_fingerprint(live, regime, policy, start, stop, own, depends_on),
+                            regime=regime,
+                            policy=policy,
+                            start=start,
+                            stop=stop,
+                            conditions=tuple(own),
+                        )
+                    )
+                    n_traces += n_own
+    return parts
+
+
+def by_attention(sweep: Sweep, conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
+    """Group conditions by the attention implementation of their prefill: one pass serves a group."""
+    groups: dict[str, list[Condition]] = {}
+    for condition in conditions:
+        groups.setdefault(attention_for(sweep.press(condition)), []).append(condition)
+    return groups
+
+
+def units(sweep: Sweep, parts: Sequence[LivePart]) -> list[list[LivePart]]:
+    """Group parts that one prefill can serve."""
+    groups: dict[tuple[str, int, str], list[LivePart]] = {}
+    for part in parts:
+        implementation = attention_for(sweep.press(part.conditions[0]))
+        groups.setdefault((part.regime, part.start, implementation), []).append(part)
+    return list(groups.values())
+
+
+def _fingerprint(
+    live: Live,
+    regime: str,
+    policy: str,
+    start: int,
+    stop: int,
+    conditions: Sequence[Condition],
+    depends_on: Mapping[str, Any],
+) -> str:
+    trigger = POLICIES[policy].trigger
+    made_of = {
+        **describe(live.sweep.prompts.iloc[start:stop], conditions, live.sweep.compressors),
+        "policy": policy,
+        "controller": live.triggers[trigger].model_dump(),
+        "hazard_model": live.hazard_digest if trigger == "hazard" else None,
+        "guard": live.guard.model_dump(),
+        "thinking_words": live.featurize.thinking_words,
+        "interval": live.settings.compression_interval if regime == DECODING else None,
+    }
+    return fingerprint({**made_of, **depends_on}, _CODE)
