@@ -20,7 +20,7 @@ def main(params_path: Path) -> None:  # noqa: D103
     params = load_params(params_path)
     models = (params.model, params.transfer_to)
     inputs = [
-        *(layout.results(stage, model) for stage in ("measure", "ablate", "transfer") for model in models),
+        *(layout.results(stage, model) for stage in build.STAGES for model in models),
         *(layout.evaluated(model, protocol) for model in models for protocol in params.protocols),
     ]
     settings = {"models": models, "protocols": params.protocols, "report": params.report.model_dump()}

@@ -9,7 +9,7 @@ import synthetic
 from kvguard.config import load_params
 from kvguard.guard.operating_points import POINTS
 from kvguard.report import explorer
-from kvguard.report.catalogue import Numbers, Pipeline
+from kvguard.report.numbers import Numbers, Pipeline
 from kvguard.results import Results
 from kvguard.statistics import Interval
 from kvguard.traces import read_table, read_tokens
@@ -29,6 +29,22 @@ CONTROLLER = [
 ]  # fmt: skip
 
 
+POLICIES = ["uncompressed", "static", "restore", "rollback", "entropy", "loop"]
+RATES = ["cbr", "looping", "non_termination", "accuracy", "kv_saved"]
+ACTED = [
+    *RATES, "safe_rate", "false_alarm_rate", "healthy_saving_kept", "saving_kept", "residual_cbr",
+    "residual_accuracy", "unchanged", "n_restores", "n_rewinds", "n_rewound", "steps_ratio",
+    *(f"{name}_minus_{base}" for name in ("cbr", "accuracy") for base in ("static", "uncompressed")),
+    "kv_saved_minus_static",
+]  # fmt: skip
+TO_ROLLBACK = [f"{name}_minus_rollback" for name in ("cbr", "kv_saved", "accuracy")]
+GAP = [
+    "n_failed", "predicted", "prevented", "both", "predicted_only", "prevented_only", "neither", "precision",
+    "cbr_simulated", "cbr_live", "gap",
+]  # fmt: skip
+OFFSETS = ["128", "64", "32", "16", "8", "4", "0", "-8"]
+
+
 def against(metrics: list[str], base: str) -> list[str]:
     return [*metrics, *(f"{name}_minus_{base}" for name in metrics)]
 
@@ -36,6 +52,8 @@ def against(metrics: list[str], base: str) -> list[str]:
 def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], list[str]]]:
     """The tables of a stage: name -> subjects, metrics."""
     compressed = CONDITIONS[1:]
+    if stage == "live-validate":
+        return live_tables()
     return {
         "measure": {
             "outcomes": (
@@ -86,6 +104,41 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
     }[stage]
 
 
+def live_tables() -> dict[str, tuple[list[str], list[str]]]:
+    """The tables of ``live-validate``; those of the baselines have the differences to rollback besides."""
+    regimes = {"prefill": POLICIES, "decoding": [*POLICIES, "hold"]}
+    conditions = ["streaming_llm@0.75", "snapkv@0.875"]
+    policies = {
+        f"policies-{regime}": (
+            [*names, "always_safe", "mixed", "mixed_loop", "mixed_entropy", "oracle",
+             *(f"{name}/{condition}" for name in names for condition in conditions)],
+            [*ACTED, *TO_ROLLBACK],
+        )
+        for regime, names in regimes.items()
+    }  # fmt: skip
+    actions = ["restore", "rollback"]
+    return {
+        **policies,
+        "gap": ([*actions, *(f"{name}/{condition}" for name in actions for condition in conditions)], GAP),
+        "switch": (OFFSETS, ["recovered", "correct", "n_traces"]),
+        "prompts": (["all"], ["n_prompts", "n_used"]),
+    }
+
+
+def latency(model: str) -> pd.DataFrame:
+    """The second results table of ``live-validate``: its times."""
+    found = Results("live-validate", model, "v2")
+    for subject, ms in (("unguarded", 0.2), ("guarded", 0.21)):
+        found.add(
+            "latency",
+            subject,
+            {"ms_per_token": Interval(ms, ms - 0.01, ms + 0.01), "tokens_per_second": 1000 / ms},
+        )
+    found.add("latency", "overhead", {"share": Interval(0.05, 0.04, 0.06)})
+    found.add("latency", "restore", {"ms": 40.5})
+    return found.frame
+
+
 def results(stage: str, model: str, protocol: str = "", seed: int = 0) -> pd.DataFrame:
     """The results table of one stage; every number has an interval."""
     other = PARAMS.transfer_to if model == PARAMS.model else PARAMS.model
@@ -105,6 +158,8 @@ def stages(model: str) -> list[pd.DataFrame]:
     return [
         *(results(stage, model) for stage in ("measure", "ablate", "transfer")),
         *(results(stage, model, protocol) for stage in ("train", "evaluate") for protocol in ("v1", "v2")),
+        results("live-validate", model, "v2"),
+        latency(model),
     ]
 
 

@@ -58,6 +58,11 @@ def draw_transfer(folder):
     return figures.transfer_figures(made_up.results("transfer", "reference"), TITLE, folder)
 
 
+def draw_live(folder):
+    results, latency = made_up.results("live-validate", "reference", "v2"), made_up.latency("reference")
+    return figures.live_figures(results, latency, folder, TITLE)
+
+
 def draw_controller(folder):
     return [figures.state_machine(folder / "state-machine.png")]
 
@@ -72,6 +77,7 @@ def draw_controller(folder):
         ),
         (draw_ablation, ["features", "controllers", "settings"]),
         (draw_transfer, ["transfer"]),
+        (draw_live, ["cbr-by-policy", "frontier", "causality-gap", "switch-time", "latency"]),
         (draw_controller, ["state-machine"]),
     ],
 )
@@ -105,6 +111,40 @@ def test_undefined_numbers_still_make_figures(tmp_path):
     for stage, draw in (("ablate", figures.ablation_figures), ("transfer", figures.transfer_figures)):
         results = made_up.results(stage, "reference").assign(value=np.nan, low=np.nan, high=np.nan)
         assert all(path.is_file() for path in draw(results, TITLE, tmp_path / stage))
+
+
+def test_live_runs_without_failures_or_a_second_regime_still_make_figures(tmp_path):
+    results, latency = made_up.results("live-validate", "reference", "v2"), made_up.latency("reference")
+    undefined = results.assign(value=np.nan, low=np.nan, high=np.nan)
+    once = results[~results["table"].isin(["policies-decoding", "switch"])]
+    for name, frame in (("undefined", undefined), ("once", once)):
+        assert all(path.is_file() for path in figures.live_figures(frame, latency, tmp_path / name, TITLE))
+
+
+@pytest.mark.parametrize(
+    ("table", "subject", "metric", "name"),
+    [
+        ("policies-prefill", "rollback", "cbr", "cbr-by-policy"),
+        ("policies-decoding", "hold/snapkv@0.875", "cbr", "cbr-by-policy"),
+        ("gap", "rollback", "cbr_simulated", "cbr-by-policy"),
+        ("gap", "rollback", "cbr_simulated", "frontier"),
+        ("policies-prefill", "oracle", "kv_saved", "frontier"),
+        ("policies-decoding", "always_safe", "cbr", "frontier"),
+        ("policies-prefill", "loop", "kv_saved", "frontier"),
+        ("gap", "restore", "prevented_only", "causality-gap"),
+        ("gap", "restore", "gap", "causality-gap"),
+        ("switch", "-8", "recovered", "switch-time"),
+        ("switch", "128", "correct", "switch-time"),
+    ],
+)
+def test_live_figures_show_their_numbers(tmp_path, table, subject, metric, name):
+    frame, latency = made_up.results("live-validate", "reference", "v2"), made_up.latency("reference")
+    before = {path.stem: path.read_bytes() for path in figures.live_figures(frame, latency, tmp_path, TITLE)}
+    chosen = frame["table"].eq(table) & frame["subject"].eq(subject) & frame["metric"].eq(metric)
+    assert chosen.sum() == 1
+    frame.loc[chosen, ["value", "low", "high"]] = [0.01, 0.0, 0.02]
+    after = {path.stem: path.read_bytes() for path in figures.live_figures(frame, latency, tmp_path, TITLE)}
+    assert before[name] != after[name]
 
 
 def test_a_reference_model_is_called_one():

@@ -59,6 +59,16 @@ def test_the_page_of_a_pipeline_that_never_ran_names_the_commands(tmp_path):
     assert "<script" not in text
 
 
+def test_live_findings_stand_in_their_chapter_for_both_models(page_path):
+    text = page_path.read_text()
+    chapter = text[text.index('<section id="live">') : text.index('<section id="protocols">')]
+    for model in ("reference", "reference_llama"):
+        assert f"<h3>{model} (reference model), prefill: compressed once, after the prefill</h3>" in chapter
+        assert f"<h3>{model} (reference model), decoding:" in chapter
+    assert chapter.count("SAFE is seen in") == 4
+    assert 'id="table-live-policies"' in chapter
+
+
 def test_reference_models_are_called_so_and_nothing_is_said_of_large_models(page_path):
     text = page_path.read_text()
     assert "reference (reference model)" in text

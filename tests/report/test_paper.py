@@ -18,6 +18,8 @@ PLOTS = (
     "evaluate/reference-v2/outcome-by-ratio",
     "evaluate/reference-v2/pareto",
     "train/reference-v2/reliability",
+    "live-validate/reference/frontier",
+    "live-validate/reference/switch-time",
 )
 
 

@@ -6,9 +6,10 @@ import made_up
 import numpy as np
 import pytest
 
-from kvguard.report.catalogue import Cell, Group, Kind, Table, tables
+from kvguard.report.catalogue import tables
 from kvguard.report.findings import sentences, tiles
 from kvguard.report.markup import as_latex, as_markdown, escape_latex
+from kvguard.report.numbers import Cell, Group, Kind, Table
 from kvguard.statistics import Interval
 
 
@@ -18,7 +19,7 @@ def number(pipeline, *key):
 
 def test_every_number_of_a_full_run_is_in_its_table():
     found = tables(made_up.pipeline())
-    assert len(found) == 18
+    assert len(found) == 26
     for name, table in found.items():
         measured = [group for group in table.groups if group.rows]
         assert len(measured) == 2, name
@@ -49,7 +50,26 @@ def test_v1_and_v2_stand_side_by_side():
     assert [cell.value for cell in row[1:]] == [f"{claim:.3f}" for claim in claims]
 
 
-@pytest.mark.parametrize("name", ["experiment-001", "predictor", "controller", "protocols"])
+def test_the_forecast_stands_beside_each_live_policy_that_it_is_about():
+    pipeline = made_up.pipeline()
+    table = tables(pipeline)["live-policies"]
+    place = table.heads.index("CBR, simulated, %")
+    rows = {row[:2]: row[place].value for row in table.groups[0].rows}
+    forecast = number(pipeline, "live-validate", "reference", "", "gap", "rollback", "cbr_simulated")
+    assert rows["prefill", "guard: rollback"] == f"{forecast * 100:.1f}"
+    assert rows["decoding", "guard: rollback"] == rows["prefill", "entropy trigger"] == "–"
+
+
+def test_live_rows_are_labelled_by_policy_and_condition():
+    found = tables(made_up.pipeline())
+    gap = [row[0] for row in found["live-gap"].groups[0].rows]
+    assert gap[:3] == ["guard: restore", "guard: rollback", "guard: restore, streaming_llm@0.75"]
+    conditions = {row[1] for row in found["live-by-condition"].groups[0].rows}
+    assert conditions == {"streaming_llm@0.75", "snapkv@0.875"}
+    assert [row[0] for row in found["live-switch"].groups[0].rows] == made_up.OFFSETS
+
+
+@pytest.mark.parametrize("name", ["experiment-001", "predictor", "controller", "protocols", "live-policies"])
 def test_models_that_were_not_run_say_so_with_the_command(name):
     table = tables(made_up.pipeline())[name]
     for model in ("qwen3b", "qwen7b", "llama8b", "gemma12b"):
@@ -66,6 +86,7 @@ def test_a_stage_that_was_not_run_says_so_with_the_command():
     assert commands["predictor"] == "dvc repro train"
     assert commands["ablation-features"] == "dvc repro ablate"
     assert commands["transfer"] == "dvc repro transfer"
+    assert {commands[name] for name in commands if name.startswith("live-")} == {"dvc repro live-validate"}
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ from kvguard import layout
 from kvguard.config import Params
 from kvguard.models.registry import load_tokenizer
 from kvguard.report import explorer, figures, markup, page
-from kvguard.report.catalogue import Numbers, Pipeline, tables
+from kvguard.report.catalogue import tables
+from kvguard.report.numbers import Numbers, Pipeline
 from kvguard.results import read_results
 
 _log = logging.getLogger(__name__)
 
 REPORTS = Path("reports")
 PAGE, TABLES, FIGURES = REPORTS / "report.html", REPORTS / "tables", layout.PLOTS / "report"
+STAGES = ("measure", "ablate", "transfer", "live-validate")  # those without a protocol of their own
 LIMIT = 10_000_000  # bytes of a page that still opens at once
 
 
@@ -34,7 +36,8 @@ def load_pipeline(params: Params) -> Pipeline:
     """Read the results of every stage that was run."""
     models = (params.model, params.transfer_to)
     paths = [
-        *(layout.results(stage, model) for stage in ("measure", "ablate", "transfer") for model in models),
+        *(layout.results(stage, model) for stage in STAGES for model in models),
+        *(layout.results("live-validate", model).with_name("latency.parquet") for model in models),
         *(
             layout.results(stage, model, protocol)
             for stage in ("train", "evaluate")

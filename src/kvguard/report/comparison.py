@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from kvguard.report.catalogue import COMPARED, Cell, Kind
+from kvguard.report.catalogue import COMPARED
+from kvguard.report.numbers import Cell, Kind
 from kvguard.report.terminal import table
 from kvguard.statistics import Interval
 

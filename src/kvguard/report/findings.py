@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from kvguard.compressors import NONE
-from kvguard.report.catalogue import Cell, Kind, Numbers, Pipeline
+from kvguard.report.live_findings import live_headline, live_tiles
+from kvguard.report.live_tables import STAGE
+from kvguard.report.numbers import Cell, Kind, Numbers, Pipeline, fraction, known, percent, points
 from kvguard.statistics import Interval
 
 OVERALL = "overall"
@@ -48,8 +48,9 @@ def tiles(pipeline: Pipeline, model: str) -> list[Tile]:
         ("CBR reduction, simulated", numbers.get(*controller, "reduction"), Kind.PERCENT, " points"),
         ("its false positives", numbers.get(*controller, "false_positive_rate"), Kind.PERCENT, " %"),
         ("KV memory still saved", numbers.get(*controller, "kv_saved_controlled"), Kind.PERCENT, " %"),
+        *((label, found, Kind.PERCENT, " %") for label, found in live_tiles(numbers, model)),
     )
-    return [Tile(label, Cell(found, kind), unit) for label, found, kind, unit in wanted if _known(found)]
+    return [Tile(label, Cell(found, kind), unit) for label, found, kind, unit in wanted if known(found)]
 
 
 def sentences(pipeline: Pipeline, model: str) -> list[str]:
@@ -60,30 +61,10 @@ def sentences(pipeline: Pipeline, model: str) -> list[str]:
         *_tests(numbers, model),
         *_forecast(numbers, model),
         *_control(numbers, model),
+        *live_headline(numbers, model),
         *_protocols(pipeline, model),
         *_transfer(numbers, model),
     ]
-
-
-def _known(*found: Interval) -> bool:
-    return bool(np.isfinite([interval.value for interval in found]).all())
-
-
-def _percent(found: Interval) -> str:
-    return _written(found, Kind.PERCENT, " %")
-
-
-def _points(found: Interval) -> str:
-    return _written(found, Kind.PERCENT, " points")
-
-
-def _fraction(found: Interval) -> str:
-    return _written(found, Kind.FRACTION, "")
-
-
-def _written(found: Interval, kind: Kind, unit: str) -> str:
-    cell = Cell(found, kind)
-    return f"{cell.value}{unit} {cell.interval}".rstrip()
 
 
 def _outcomes(numbers: Numbers, model: str) -> Iterator[str]:
@@ -93,21 +74,21 @@ def _outcomes(numbers: Numbers, model: str) -> Iterator[str]:
     conditions = [
         subject
         for subject in numbers.subjects("measure", model, "", "outcomes")
-        if subject not in (NONE, OVERALL) and _known(rate(subject, "cbr"))
+        if subject not in (NONE, OVERALL) and known(rate(subject, "cbr"))
     ]
-    if not conditions or not _known(rate(NONE, "cbr"), rate(OVERALL, "cbr")):
+    if not conditions or not known(rate(NONE, "cbr"), rate(OVERALL, "cbr")):
         return
     before, after = rate(NONE, "accuracy"), rate(OVERALL, "accuracy")
-    scored = f" Accuracy: {_percent(before)} and {_percent(after)}." if _known(before, after) else ""
+    scored = f" Accuracy: {percent(before)} and {percent(after)}." if known(before, after) else ""
     yield (
-        f"Uncompressed, {_percent(rate(NONE, 'cbr'))} of the traces end in a catastrophe; over the "
-        f"{len(conditions)} compressed conditions together it is {_percent(rate(OVERALL, 'cbr'))}.{scored}"
+        f"Uncompressed, {percent(rate(NONE, 'cbr'))} of the traces end in a catastrophe; over the "
+        f"{len(conditions)} compressed conditions together it is {percent(rate(OVERALL, 'cbr'))}.{scored}"
     )
     ordered = sorted(conditions, key=lambda subject: rate(subject, "cbr").value)
     low, high = ordered[0], ordered[-1]
     yield (
-        f"The lowest CBR of a condition is {_percent(rate(low, 'cbr'))} ({low}), "
-        f"the highest {_percent(rate(high, 'cbr'))} ({high})."
+        f"The lowest CBR of a condition is {percent(rate(low, 'cbr'))} ({low}), "
+        f"the highest {percent(rate(high, 'cbr'))} ({high})."
     )
 
 
@@ -132,14 +113,14 @@ def _tests(numbers: Numbers, model: str) -> Iterator[str]:
 
 def _forecast(numbers: Numbers, model: str) -> Iterator[str]:
     auroc = numbers.get("train", model, HEADLINE, "predictor", "pre_onset", "auroc")
-    if not _known(auroc):
+    if not known(auroc):
         return
     clock = numbers.get("ablate", model, "", "features", "position_only", "auroc")
     seen = "; a model that sees nothing but the token's position reaches "
-    beside = f"{seen}{_fraction(clock)}" if _known(clock) else ""
+    beside = f"{seen}{fraction(clock)}" if known(clock) else ""
     yield (
         "On prompts that it never saw, the hazard model ranks tokens before an onset with an AUROC of "
-        f"{_fraction(auroc)}{beside}."
+        f"{fraction(auroc)}{beside}."
     )
 
 
@@ -147,15 +128,21 @@ def _control(numbers: Numbers, model: str) -> Iterator[str]:
     def rate(metric: str) -> Interval:
         return numbers.get("evaluate", model, HEADLINE, BALANCED, OVERALL, metric)
 
-    if not _known(rate("cbr_uncontrolled"), rate("cbr_controlled")):
+    if not known(rate("cbr_uncontrolled"), rate("cbr_controlled")):
         return
     yield (
         f"Simulated on test prompts at the balanced operating point, CBR goes from "
-        f"{_percent(rate('cbr_uncontrolled'))} to {_percent(rate('cbr_controlled'))}, with SAFE in "
-        f"{_percent(rate('false_positive_rate'))} of the traces without a catastrophe; the KV memory saved "
-        f"goes from {_percent(rate('kv_saved_uncontrolled'))} to {_percent(rate('kv_saved_controlled'))}. "
-        "This is a forecast: the live effect is not measured here."
+        f"{percent(rate('cbr_uncontrolled'))} to {percent(rate('cbr_controlled'))}, with SAFE in "
+        f"{percent(rate('false_positive_rate'))} of the traces without a catastrophe; the KV memory saved "
+        f"goes from {percent(rate('kv_saved_uncontrolled'))} to {percent(rate('kv_saved_controlled'))}. "
+        f"This is a forecast; {_live_effect(numbers, model)}."
     )
+
+
+def _live_effect(numbers: Numbers, model: str) -> str:
+    if numbers.subjects(STAGE, model, "", "gap"):
+        return "what the guard did live stands beside it below"
+    return f"the live effect is not measured: run `dvc repro {STAGE}`"
 
 
 def _protocols(pipeline: Pipeline, model: str) -> Iterator[str]:
@@ -169,11 +156,11 @@ def _protocols(pipeline: Pipeline, model: str) -> Iterator[str]:
             ("evaluate", BALANCED, OVERALL, "false_positive_rate"),
         )
     )
-    if _known(*aurocs, *reductions, *alarms):
+    if known(*aurocs, *reductions, *alarms):
         yield (
-            f"On the same traces protocol v1 claims an AUROC of {_fraction(aurocs[0])} where v2 finds "
-            f"{_fraction(aurocs[1])}, and a reduction of {_points(reductions[0])} at {_percent(alarms[0])} "
-            f"false positives where v2 finds {_points(reductions[1])} at {_percent(alarms[1])} (v1 counts "
+            f"On the same traces protocol v1 claims an AUROC of {fraction(aurocs[0])} where v2 finds "
+            f"{fraction(aurocs[1])}, and a reduction of {points(reductions[0])} at {percent(alarms[0])} "
+            f"false positives where v2 finds {points(reductions[1])} at {percent(alarms[1])} (v1 counts "
             "wrong answers as failures, v2 does not)."
         )
 
@@ -184,8 +171,8 @@ def _transfer(numbers: Numbers, model: str) -> Iterator[str]:
         source, _, target = subject.partition("->")
         there = numbers.get("transfer", model, "", "transfer", subject, "auroc")
         at_home = numbers.get("transfer", model, "", "transfer", f"{target}->{target}", "auroc")
-        if source != target and _known(there, at_home):
+        if source != target and known(there, at_home):
             yield (
                 f"Trained on {source} and tested on {target}, the hazard model has an AUROC of "
-                f"{_fraction(there)}; trained on {target} itself, {_fraction(at_home)}."
+                f"{fraction(there)}; trained on {target} itself, {fraction(at_home)}."
             )

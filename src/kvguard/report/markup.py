@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kvguard.layout import write_text
-from kvguard.report.catalogue import Cell, Table
+from kvguard.report.numbers import Cell, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",

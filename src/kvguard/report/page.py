@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from kvguard import layout
-from kvguard.report.catalogue import Pipeline, Table
 from kvguard.report.findings import CAVEAT, HEADLINE, sentences, tiles
+from kvguard.report.live_findings import live_sentences
+from kvguard.report.numbers import Numbers, Pipeline, Table
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,20 @@ class Picture:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A section of the page: its tables by name, and its figures as (stage, file, caption)."""
+    """A section of the page: its tables by name, its figures as (stage, file, caption), and its sentences.
+
+    Attributes
+    ----------
+    sentences
+        Numbers, model -> what was found on it, by heading.
+    """
 
     anchor: str
     title: str
     text: str
     tables: tuple[str, ...]
     figures: tuple[tuple[str, str, str], ...] = ()
+    sentences: Callable[[Numbers, str], dict[str, list[str]]] | None = None
 
 
 CHAPTERS = (
@@ -84,7 +92,8 @@ CHAPTERS = (
     Chapter(
         "controller",
         "The controller",
-        "It watches the hazard and acts in SAFE. What it would have changed is simulated on recorded traces.",
+        "It watches the hazard and acts in SAFE. What it would have changed is simulated on recorded traces; "
+        "what it changed stands in the next section.",
         ("operating-points", "controller", "controller-kinds", "controller-by-condition"),
         (
             ("report", "state-machine.png", "States and transitions"),
@@ -92,6 +101,30 @@ CHAPTERS = (
             ("evaluate", "lead-time.png", "Lead times of failures that were met before their onset"),
             ("evaluate", "hazard-example.png", "An example: the trace of median lead time"),
         ),
+    ),
+    Chapter(
+        "live",
+        "Live guard",
+        "The same controller, acting while the model writes, on fresh prompts; the offline simulation of "
+        "these prompts stands beside what happened. Whether an aim is met is read off the numbers.",
+        (
+            "live-policies",
+            "live-aims",
+            "live-baselines",
+            "live-gap",
+            "live-switch",
+            "live-differences",
+            "live-by-condition",
+            "live-latency",
+        ),
+        (
+            ("live-validate", "cbr-by-policy.png", "CBR of every policy, by condition"),
+            ("live-validate", "frontier.png", "KV memory saved against CBR, with the oracle"),
+            ("live-validate", "causality-gap.png", "Predicted against really prevented"),
+            ("live-validate", "switch-time.png", "Recovered traces against the moment of the restore"),
+            ("live-validate", "latency.png", "Time of a token, with and without guard"),
+        ),
+        live_sentences,
     ),
     Chapter(
         "protocols",
@@ -164,6 +197,7 @@ def render(
                 "anchor": chapter.anchor,
                 "title": chapter.title,
                 "text": chapter.text,
+                "findings": _findings(pipeline, chapter),
                 "tables": [tables[name] for name in chapter.tables],
                 "pictures": list(_pictures(pipeline, chapter, figures)),
             }
@@ -173,6 +207,17 @@ def render(
         unexplored=unexplored,
         per_condition=params.report.traces_per_condition,
     )
+
+
+def _findings(pipeline: Pipeline, chapter: Chapter) -> list[dict[str, Any]]:
+    """Return what a chapter says of each model that it has something to say of."""
+    if chapter.sentences is None:
+        return []
+    return [
+        {"title": f"{pipeline.title(model)}, {heading}", "sentences": lines}
+        for model in pipeline.models
+        for heading, lines in chapter.sentences(pipeline.numbers, model).items()
+    ]
 
 
 def _scope(pipeline: Pipeline) -> str:

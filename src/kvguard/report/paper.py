@@ -20,7 +20,9 @@ from kvguard.catastrophes import DETECTORS
 from kvguard.errors import KvguardError
 from kvguard.features import feature_columns
 from kvguard.report import figures, markup
-from kvguard.report.catalogue import Cell, Kind, Pipeline, Table, tables
+from kvguard.report.catalogue import tables
+from kvguard.report.live_findings import compared
+from kvguard.report.numbers import Cell, Kind, Pipeline, Table
 from kvguard.statistics import LEVEL, Interval
 
 TEXT = "paper.tex"
@@ -78,11 +80,7 @@ def _number(kind: Kind, unit: str) -> Callable[[Pipeline, str], str]:
 
 
 def _compared(pipeline: Pipeline, name: str) -> str:
-    """Say what the interval of a difference allows to say."""
-    found = _find(pipeline, name)
-    if found.low > 0:
-        return "higher than"
-    return "lower than" if found.high < 0 else "not distinguishable from"
+    return compared(_find(pipeline, name))
 
 
 def _find(pipeline: Pipeline, name: str) -> Interval:

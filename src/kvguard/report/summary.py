@@ -19,7 +19,9 @@ Where to look next:
 
 
 def summary_text(metrics: Path) -> str:
-    """Lay out one row for each model and protocol that was evaluated; failures are CFR in v1, CBR in v2.
+    """Lay out a row for each model and protocol that was evaluated, and one for each that was guarded live.
+
+    Failures are CFR in v1, CBR in v2 and live.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def summary_text(metrics: Path) -> str:
             ]
         )
     heads = ["model", "protocol", *TRAIN.values(), *EVALUATE.values()]
-    return f"{table(heads, rows)}\n\n{NEXT}"
+    return "\n\n".join([table(heads, rows), *_live(metrics / "live-validate"), NEXT])
 
 
 TRAIN = {"predictor.pre_onset.auroc.value": "AUROC pre-onset", "predictor.all.auroc.value": "AUROC all"}
@@ -55,6 +57,24 @@ EVALUATE = {
         ("false_positive_rate", "false positives"),
     )
 }
+
+
+LIVE = {
+    "policies-prefill.uncompressed.cbr.value": "uncompressed",
+    "policies-prefill.static.cbr.value": "no guard",
+    "gap.rollback.cbr_simulated.value": "simulated",
+    "policies-prefill.rollback.cbr.value": "rollback",
+    "policies-prefill.rollback.residual_cbr.value": "added CBR left",
+    "policies-prefill.rollback.false_alarm_rate.value": "false alarms",
+    "policies-prefill.rollback.saving_kept.value": "saving kept",
+}
+
+
+def _live(folder: Path) -> list[str]:
+    """Return what the guard did live, with the offline forecast of the same prompts beside it."""
+    rows = [[path.stem, *(_pick(_read(path), key) for key in LIVE)] for path in sorted(folder.glob("*.json"))]
+    title = "Live, fresh prompts, balanced operating point, compressed once (CBR unless it says otherwise):"
+    return [f"{title}\n\n{table(['model', *LIVE.values()], rows)}"] if rows else []
 
 
 def _read(path: Path) -> dict[str, Any]:
