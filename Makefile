@@ -13,13 +13,16 @@ PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
+# Settings of a pipeline that runs in minutes; docker/check reads this line too.
+SMALL := sample.n=24 generate.preset=small evaluate.n_trials=60 live_validate.n=16 live_validate.decoding_n=8 live_validate.switch_traces=10
+
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro small test lint format lock bench paper ui clean
+.PHONY: help setup repro small test lint format lock bench paper ui image-check clean
 
 help: ## list these targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 15
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo "  TORCH=pypi|cpu|cu130 chooses where setup takes torch from (now: $(TORCH))"
 
 setup: $(STAMP) ## create .venv from requirements.lock
@@ -41,8 +44,7 @@ repro: setup ## run the pipeline, then print its summary and where to look next
 
 small: setup ## run a small pipeline on the last commit, in a fresh clone under build/small
 	rm -rf build/small && git clone --quiet . build/small
-	cd build/small && dvc exp run --set-param sample.n=24 --set-param generate.preset=small \
-		--set-param evaluate.n_trials=60 && kvguard summary
+	cd build/small && dvc exp run $(addprefix --set-param ,$(SMALL)) && kvguard summary
 
 test: setup ## run the tests
 	python -m pytest
@@ -64,6 +66,7 @@ lock: ## pin the newest allowed versions in requirements.lock, torch as it is
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude kvguard \
 		| grep -vE '^(nvidia-(cu|nvjitlink|nvshmem|nvtx)|cuda-|triton==)' \
 		| sed -E -e 's/^([^+]+)\+.*/\1/' \
+			-e 's/^(bitsandbytes.*)/\1 ; platform_system == "Linux"/' \
 			-e 's/^(nvidia-nccl.*)/\1 ; platform_system == "Linux" and platform_machine == "x86_64"/' \
 		> build/requirements.lock
 	mv build/requirements.lock requirements.lock && rm -rf build/lock
@@ -76,6 +79,9 @@ paper: setup ## write the results paper from the last run: build/paper/paper.pdf
 
 ui: setup ## open the tracked runs at http://127.0.0.1:5000
 	mlflow ui
+
+image-check: ## build the container image and run it, with Docker or without
+	docker/check
 
 clean: ## remove .venv and every cache; data, runs and models stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

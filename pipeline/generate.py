@@ -17,9 +17,11 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.config import load_params
     from kvguard.generation.sweep import run_sweep
     from kvguard.measure.outcomes import outcomes, overall
+    from kvguard.models.availability import check_available
     from kvguard.traces import read_table
 
     params = load_params(params_path)
+    check_available(model, params.spec(model), params.device)
     source, out = layout.prompts(model), layout.generated(model)
     sweep = plan_sweep(params, model, read_table("prompts", source))
     sections = {"model": params.spec(model), "generate": params.generate, "catastrophes": params.catastrophes}

@@ -15,12 +15,14 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import layout, tracking
     from kvguard.commands.plan import draw_prompts
     from kvguard.config import load_params
+    from kvguard.models.availability import check_available
     from kvguard.traces import write_table
 
     params = load_params(params_path)
     spec = params.spec(model)
     settings = {"seed": params.seed, "sample": params.sample.model_dump(), "model": spec.model_dump()}
     out = layout.prompts(model)
+    check_available(model, spec, params.device)
     with tracking.run("sample", model=model, params=settings) as run:
         prompts = draw_prompts(params, model)
         write_table("prompts", prompts, out)

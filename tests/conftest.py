@@ -62,6 +62,10 @@ def tiny_params(tiny_models):
     data["presets"]["small"] = {"compressors": ["none", "streaming_llm", "snapkv"], "ratios": [0.25, 0.5]}
     data["generate"] |= {"preset": "small", "prompts_per_part": 6, "batch_size": 16, "workers": 1}
     data["catastrophes"] |= {"loop_window": 8}
+    data["live_validate"] |= {
+        "n": 6, "conditions": ["streaming_llm@0.5", "worst"], "decoding_n": 3, "switch_traces": 4,
+        "switch_offsets": [8, 0], "prompts_per_part": 6,
+    }  # fmt: skip
     return data
 
 

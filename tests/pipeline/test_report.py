@@ -41,6 +41,19 @@ def test_what_a_stage_found_is_in_page_and_tables(workspace):
         assert "12.3" in Path(f"reports/tables/experiment-001.{suffix}").read_text()
 
 
+def test_live_results_and_their_times_are_in_the_page(workspace):
+    found, times = (Results("live-validate", "tiny", "v2") for _ in range(2))
+    found.add("policies-prefill", "rollback", {"cbr": 0.0987})
+    times.add("latency", "restore", {"ms": 41.7})
+    path = layout.results("live-validate", "tiny")
+    found.write(path)
+    times.write(path.with_name("latency.parquet"))
+    assert report().exit_code == 0
+    text = PAGE.read_text()
+    assert "9.9" in text
+    assert "41.7" in text
+
+
 def test_the_same_results_give_the_same_bytes(workspace):
     report()
     before = PAGE.read_bytes()

@@ -10,11 +10,16 @@ import pytest
 import yaml
 
 from kvguard import layout
+from kvguard.guard.bundle import load
+from kvguard.hazard.train import HazardModel
 from kvguard.traces import read_table
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 # Those of one model, in order; transfer and report are about several.
-STAGES = ("sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "ablate")
+STAGES = (
+    "sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "export", "live_validate",
+    "ablate",
+)  # fmt: skip
 ALL_STAGES = (*STAGES, "transfer", "report")
 
 
@@ -49,7 +54,24 @@ def change(workspace):
 
 def made(workspace):
     """What stages have written, MLflow's store aside."""
-    return {path for path in files(workspace) if path.parts[0] in ("data", "metrics", "plots")}
+    return {path for path in files(workspace) if path.parts[0] in ("data", "metrics", "plots", "models")}
+
+
+@pytest.mark.parametrize("stage", ["sample", "generate"])
+def test_a_model_that_is_not_there_is_refused_before_anything_is_written(workspace, change, stage):
+    change("models.tiny.source", "path:nowhere")
+    before = files(workspace), (workspace / "mlflow.db").read_bytes()
+    result = call(stage, "--model", "tiny")
+    assert result.exit_code == 1
+    assert "no model lies at nowhere" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert (files(workspace), (workspace / "mlflow.db").read_bytes()) == before
+
+
+def test_an_unknown_model_lists_the_known_names(workspace):
+    result = call("sample", "--model", "foo")
+    assert result.exit_code == 1
+    assert "unknown name 'foo' (known: tiny, tiny_llama)" in result.stderr
 
 
 def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
@@ -76,7 +98,27 @@ def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
         "controlled.parquet", "operating_points.json", "pareto.parquet", "results.parquet", "study.journal"
     }  # fmt: skip
     assert len(read_table("pareto", evaluated / "pareto.parquet")) == 8
-    for stage, protocol in (("train", "v2"), ("evaluate", "v2"), ("ablate", None), ("transfer", None)):
+    exported = layout.exported("tiny")
+    hazard, _, card = load(exported, "balanced")
+    assert (card.model, card.max_new_tokens, card.conditions[:2]) == (
+        "tiny",
+        48,
+        ("none", "streaming_llm@0.25"),
+    )
+    assert hazard.features == HazardModel.load(layout.trained("tiny", "v2")).features
+    assert sum(path.stat().st_size for path in exported.iterdir()) < 1.5e6
+    live = read_table("live", layout.live("tiny") / "live.parquet")
+    assert not set(live["prompt_id"]) & set(prompts["prompt_id"])
+    assert set(live["regime"]) == {"prefill", "decoding", "switch"}
+    assert read_table("results", layout.live("tiny") / "latency.parquet")["value"].notna().all()
+    plotted = (
+        ("train", "v2"),
+        ("evaluate", "v2"),
+        ("ablate", None),
+        ("transfer", None),
+        ("live-validate", None),
+    )
+    for stage, protocol in plotted:
         assert list(layout.plots(stage, "tiny", protocol).glob("*.png"))
         assert len(read_table("results", layout.results(stage, "tiny", protocol)))
     assert Path("reports/report.html").stat().st_size < 10 * 2**20
