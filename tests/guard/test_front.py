@@ -111,7 +111,9 @@ def test_every_token_has_its_state_hazard_and_memory(guards, reference, prompts)
     [event, *_] = first.actions
     assert event.what == "rollback"
     assert event.t - 0.4 * NEW in (2, 3)  # after three tokens above tau_high, as the point says
-    assert event.kept == 0.4 * NEW  # the tokens before the hazard rose to tau_low
+    assert event.kept <= event.t + 1 - 3
+    assert (first.hazard[: event.kept] < 0.4).all()  # what stays are the tokens before it rose to tau_low
+    assert event.kept >= 0.4 * NEW
     prompt = len(encoded(reference, prompts[0]))
     assert first.kv_tokens[0] == pytest.approx(prompt * 0.25, abs=1)
     assert first.kv_tokens[event.kept] == prompt + event.kept

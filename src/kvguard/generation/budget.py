@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from kvguard.compressors import attention_for, only_scores
 from kvguard.errors import KvguardError
 from kvguard.generation.cache import RaggedCache
-from kvguard.generation.prefill import attention_modules
+from kvguard.generation.prefill import attention_modules, sliding_windows
 
 if TYPE_CHECKING:
     from kvpress import BasePress, ScorerPress
@@ -59,8 +59,13 @@ def scorer_for(model: PreTrainedModel, press: BasePress, interval: int) -> Score
     Raises
     ------
     KvguardError
-        If it cannot: it does more than score, or its scores need what decoding does not have.
+        If it cannot: it does more than score, or its scores need what decoding does not have; or if the
+        model has sliding-window layers.
     """
+    if any(window is not None for window in sliding_windows(model)):
+        raise KvguardError(
+            "a budget while decoding: the model's sliding-window layers evict by themselves; set no interval"
+        )
     reason = _unfit(press, min(interval, _BUFFER))
     if reason is None:
         scorer = copy.deepcopy(press)

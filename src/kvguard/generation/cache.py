@@ -85,6 +85,7 @@ class RaggedLayer(CacheLayerMixin):
         super().__init__()
         self.keys, self.values = keys, values
         self.is_initialized = True
+        self.window: int | None = None  # tokens that a sliding-window layer attends to, the newest included
         self.dead: Tensor | None = None  # [rows, H, capacity] bool, only where a press masks heads
         self.segments: list[Segment] = []  # of the step under way
         self.places: Tensor | None = None  # [n * H], where this step writes, in the storage as [..., D]
@@ -139,6 +140,7 @@ class RaggedCache(Cache):
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        windows: Sequence[int | None] | None = None,
     ) -> None:
         shape = (rows, n_heads, capacity, head_dim)
         super().__init__(
@@ -147,6 +149,8 @@ class RaggedCache(Cache):
                 for _ in range(n_layers)
             ]
         )
+        for layer, window in zip(self.layers, windows or [None] * n_layers, strict=True):
+            layer.window = window
         self.lengths = torch.zeros(n_layers, rows, dtype=torch.long)  # on the host: the one truth
         self.device = torch.device(device)
         entry = 2 * n_heads * head_dim * dtype.itemsize
@@ -175,17 +179,20 @@ class RaggedCache(Cache):
                     layer.dead[row, :, :n] = dead
 
     def tail(self, row: int, start: int) -> list[tuple[Tensor, Tensor]]:
-        """Copy the keys and values of a row from entry ``start`` on, each [H, m, D], layer by layer."""
-        ends = self.lengths[:, row].tolist()
-        return [
-            (layer.keys[row, :, start:end].clone(), layer.values[row, :, start:end].clone())
-            for layer, end in zip(self.layers, ends, strict=True)
-        ]
+        """Copy the keys and values of a row from entry ``start`` on, each [H, m, D], layer by layer.
+
+        Of a sliding-window layer everything: it is never compressed, and its entries are the last ones.
+        """
+        tail = []
+        for layer, end in zip(self.layers, self.lengths[:, row].tolist(), strict=True):
+            begin = start if layer.window is None else 0
+            tail.append((layer.keys[row, :, begin:end].clone(), layer.values[row, :, begin:end].clone()))
+        return tail
 
     def extend(self, row: int, tail: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Append keys and values, each [H, m, D], to every layer of a row."""
+        """Append a tail to a row; that of a sliding-window layer takes the place of what it holds."""
         for index, (layer, (keys, values)) in enumerate(zip(self.layers, tail, strict=True)):
-            begin = int(self.lengths[index, row])
+            begin = int(self.lengths[index, row]) if layer.window is None else 0
             end = begin + keys.shape[1]
             layer.keys[row, :, begin:end] = keys
             layer.values[row, :, begin:end] = values
@@ -193,8 +200,9 @@ class RaggedCache(Cache):
 
     def live(self, n: int) -> NDArray[np.float64]:
         """Return the entries that each row attends to, a mean over layers and heads. [n]"""
-        total = self.lengths[:, :n].sum(dim=0).numpy().astype(np.float64)
-        for layer in self.layers:
+        total = np.zeros(n)
+        for layer, lengths in zip(self.layers, self.lengths[:, :n].numpy(), strict=True):
+            total += lengths if layer.window is None else np.minimum(lengths, layer.window - 1)
             if layer.dead is not None:
                 total -= layer.dead[:n].sum(dim=(1, 2)).cpu().numpy() / layer.dead.shape[1]
         return total / len(self.layers)
@@ -292,7 +300,7 @@ class RaggedCache(Cache):
         shared: dict[bytes, tuple[Tensor, Tensor, list[Segment]]] = {}
         for index, layer in enumerate(self.layers):
             lengths = self.lengths[index, :n]
-            token = lengths.numpy().tobytes()
+            token = lengths.numpy().tobytes() + str(layer.window).encode()
             if token not in shared:
                 shared[token] = self._plan(layer, lengths)
             layer.places, mask, layer.segments = shared[token]
@@ -310,7 +318,10 @@ class RaggedCache(Cache):
         heads = torch.arange(len(lengths) * n_heads, device=self.device).view(-1, n_heads)
         places = (heads * capacity + slots[:, None]).flatten()
         width = max(width for _, _, width in parts)
-        beyond = torch.arange(width, device=self.device) > slots[:, None]
+        entry = torch.arange(width, device=self.device)
+        beyond = entry > slots[:, None]
+        if layer.window is not None:
+            beyond |= entry <= slots[:, None] - layer.window
         mask = torch.zeros(beyond.shape, dtype=layer.keys.dtype, device=self.device)
         mask = mask.masked_fill_(beyond, float("-inf"))[:, None, None]
         return places, mask, _segments(parts, mask)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from kvguard.generation.attention import NAME, attention
 from kvguard.generation.cache import KeptCache, RaggedCache
-from kvguard.generation.prefill import full_cache
+from kvguard.generation.prefill import full_cache, sliding_windows
 from kvguard.generation.sampler import Draw, Sampler, greedy
 from kvguard.generation.signals import N_LOGPROBS, signals
 
@@ -182,6 +182,7 @@ class Batch:
             keys[0].shape[2],
             keys[0].dtype,
             device,
+            windows=sliding_windows(model),
         )
         self.logits = torch.empty(self.slots, vocabulary, dtype=rows[0].logits.dtype, device=device)
         self.pending = torch.zeros(self.slots, dtype=torch.long, device=device)  # drawn, not yet fed

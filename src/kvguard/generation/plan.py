@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from kvpress import BasePress
     from transformers import PreTrainedModel
 
-_MOST_ROWS = {"cpu": 128}
-_MOST_ROWS_ELSEWHERE = 512
+_MOST_ROWS = 512  # of a batch: more bring no more tokens/s
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def plan_batch(sweep: Sweep, loaded: LoadedModel, longest: int, workers: int, ou
             return int(stored["batch_size"])
     except (OSError, ValueError, KeyError):
         pass
-    batch_size = batch_of(rows_in_memory(loaded.model, n_tokens, workers), loaded.model.device)
+    batch_size = batch_of(rows_in_memory(loaded.model, n_tokens, workers))
     path.write_text(json.dumps({"key": key, "batch_size": batch_size}))
     return batch_size
 
@@ -156,9 +155,9 @@ def rows_in_memory(model: PreTrainedModel, n_tokens: int, processes: int = 1) ->
     return int(free / 2 / processes / _row_bytes(model, n_tokens))
 
 
-def batch_of(rows: int, device: torch.device) -> int:
+def batch_of(rows: int) -> int:
     """Return the rows to decode together where ``rows`` fit: a power of two, and no more than pays."""
-    return min(1 << max(0, rows.bit_length() - 1), _MOST_ROWS.get(device.type, _MOST_ROWS_ELSEWHERE))
+    return min(1 << max(0, rows.bit_length() - 1), _MOST_ROWS)
 
 
 def _row_bytes(model: PreTrainedModel, n_tokens: int) -> int:

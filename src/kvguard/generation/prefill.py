@@ -44,6 +44,15 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     return modules
 
 
+def sliding_windows(model: PreTrainedModel) -> list[int | None]:
+    """Return the window of each layer that attends to the last tokens only; None where attention is full.
+
+    Such a layer holds at most window - 1 entries, and no press compresses it.
+    """
+    layers = DynamicCache(config=model.config).layers
+    return [getattr(layer, "sliding_window", None) for layer in layers]
+
+
 def clear_head_masks(model: PreTrainedModel) -> None:
     """Remove what a head-wise press leaves on the modules: it would mask the next generation."""
     for module in model.modules():
@@ -84,8 +93,8 @@ def prefill(
     }
     with attention(model, implementation), ExitStack() as hooks:
         selections: list[dict[Condition, Tensor]] = []
-        for module in attention_modules(model):
-            hook = _Selection(scorers, selections)
+        for module, window in zip(attention_modules(model), sliding_windows(model), strict=True):
+            hook = _Selection(scorers if window is None else {}, selections)
             hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         cache = DynamicCache(config=model.config)
         output = _forward(model, input_ids, cache)
@@ -94,7 +103,11 @@ def prefill(
         kept: dict[Condition, KeptCache] = {}
         for condition, press in presses.items():
             if condition in scorers:
-                kept[condition] = KeptCache(keys, values, [layer[condition] for layer in selections])
+                chosen = [
+                    layer[condition] if layer else _every_entry(k)
+                    for layer, k in zip(selections, keys, strict=True)
+                ]
+                kept[condition] = KeptCache(keys, values, chosen)
             elif press is None or _keeps_all(press):
                 kept[condition] = KeptCache(keys, values)
             else:
@@ -156,6 +169,10 @@ class _Selection:
             n_kept = compute_n_kept(layer.keys.shape[2], press.compression_ratio)
             selection[condition] = scores[key].topk(n_kept, dim=-1).indices.to(torch.int32)
         self.into.append(selection)
+
+
+def _every_entry(keys: Tensor) -> Tensor:
+    return torch.arange(keys.shape[1], dtype=torch.int32, device=keys.device).expand(keys.shape[:2])
 
 
 def _through_kvpress(

@@ -180,7 +180,7 @@ class Job:
             return
         longest = max(len(self.encoded[n]) for n in asked) + self.options.max_new_tokens
         fit = rows_in_memory(self.loaded.model, longest)
-        batch_size = self.options.batch_size or batch_of(fit, self.loaded.model.device)
+        batch_size = self.options.batch_size or batch_of(fit)
         waiting = max(batch_size, fit - batch_size)  # a prefilled prompt takes no more than a decoding one
         for begin in range(0, len(asked), waiting):
             with _enough_memory():
