@@ -13,6 +13,8 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
+    if model == target:
+        raise click.UsageError(f"--to {target} is also the model: name another")
     from kvguard import layout, tracking
     from kvguard.config import load_params
     from kvguard.guard.operating_points import load_operating_point

@@ -195,6 +195,35 @@ def test_hold_stops_eviction_while_safe_lasts(loaded: LoadedModel, rows: list[Ro
     assert (np.diff(held[1][18 + POINT.j_deescalate :]) < 0).any()
 
 
+def test_alert_protects_the_thinking_tokens_of_its_row_alone(
+    loaded: LoadedModel, rows: list[Row], static: Generated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thinking = np.zeros(loaded.model.config.vocab_size, dtype=bool)
+    thinking[static.token_ids[1, 3]] = True
+    asked: dict[int, list[list[int] | None]] = {0: [], 1: [], 2: []}
+    enforce = Budget.enforce
+
+    def spied(self: Budget, batch: Batch, slots: NDArray[np.int64], protected: object) -> None:
+        for slot, positions in zip(slots, protected, strict=True):  # type: ignore[call-overload]
+            asked[int(batch.row[slot])].append(None if positions is None else positions.tolist())
+        enforce(self, batch, slots, protected)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Budget, "enforce", spied)
+    press = build_press(CompressorSpec(press="StreamingLLMPress"), RATIO)
+    batch = Batch(loaded.model, rows, 3, NEW, loaded.eos_ids)
+    watch = Watch(Scripted({1: [0.4] * 12}, 3), POINT)
+    with Budget(loaded.model, [press] * 3, 4) as budget:
+        for _ in GuardedRun(batch, watch, Action.HOLD, KEEP, budget=budget, thinking=thinking).steps():
+            pass
+    assert set(map(str, asked[0] + asked[2])) == {"None"}
+    alert = asked[1][1 : 12 + POINT.j_deescalate - 1]  # from the second risky token to the last but one calm
+    assert None not in alert
+    fed = batch.tokens[1].numpy()
+    for t, positions in enumerate(alert, start=1):
+        assert positions == [rows[1].n_prompt + i for i in range(t) if thinking[fed[i]]]
+    assert asked[1][12 + POINT.j_deescalate :][0] is None
+
+
 def test_the_steps_tell_what_the_results_hold(loaded: LoadedModel, rows: list[Row]) -> None:
     script = {1: [0] * 5 + [0.4, 0.9, 0.9], 2: [0.9] * 3}
     batch = Batch(loaded.model, rows, 2, NEW, loaded.eos_ids, restorable=True)

@@ -29,7 +29,7 @@ CONTROLLER = [
 ]  # fmt: skip
 
 
-POLICIES = ["uncompressed", "static", "restore", "rollback", "entropy", "loop"]
+POLICIES = ["uncompressed", "static", "restore", "rollback", "restart", "entropy", "loop"]
 RATES = ["cbr", "looping", "non_termination", "accuracy", "kv_saved"]
 ACTED = [
     *RATES, "safe_rate", "false_alarm_rate", "healthy_saving_kept", "saving_kept", "residual_cbr",
@@ -116,7 +116,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
         )
         for regime, names in regimes.items()
     }  # fmt: skip
-    actions = ["restore", "rollback"]
+    actions = ["restore", "rollback", "restart"]
     return {
         **policies,
         "gap": ([*actions, *(f"{name}/{condition}" for name in actions for condition in conditions)], GAP),

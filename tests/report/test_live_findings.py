@@ -61,6 +61,16 @@ def test_the_rescue_is_judged_by_the_share_that_is_left():
     assert "3.0 % [-1.0, 7.0] are left with rollback: the aim of at most 10 % is met." in reached
 
 
+def test_what_restarting_leaves_of_the_lost_accuracy_is_told_beside_it():
+    said = told(
+        numbers(
+            rollback__residual_accuracy=Interval(0.8, 0.7, 0.9),
+            restart__residual_accuracy=Interval(0.02, 0.01, 0.03),
+        )
+    )
+    assert "80.0 % [70.0, 90.0] stay lost. With restart it is 2.0 % [1.0, 3.0]." in said
+
+
 def test_compression_that_adds_nothing_leaves_nothing_to_rescue():
     said = told(numbers(static__cbr=Interval(0.1, 0.0, 0.2)))
     assert "nothing to rescue" in said

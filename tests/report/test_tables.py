@@ -63,7 +63,7 @@ def test_the_forecast_stands_beside_each_live_policy_that_it_is_about():
 def test_live_rows_are_labelled_by_policy_and_condition():
     found = tables(made_up.pipeline())
     gap = [row[0] for row in found["live-gap"].groups[0].rows]
-    assert gap[:3] == ["guard: restore", "guard: rollback", "guard: restore, streaming_llm@0.75"]
+    assert gap[1:4] == ["guard: rollback", "guard: restart", "guard: restore, streaming_llm@0.75"]
     conditions = {row[1] for row in found["live-by-condition"].groups[0].rows}
     assert conditions == {"streaming_llm@0.75", "snapkv@0.875"}
     assert [row[0] for row in found["live-switch"].groups[0].rows] == made_up.OFFSETS

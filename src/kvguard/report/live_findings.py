@@ -9,7 +9,7 @@ from kvguard.report.live_tables import BASELINES, SPELLED, STAGE
 from kvguard.report.numbers import Cell, Kind, Numbers, known, percent, points
 from kvguard.statistics import Interval
 
-GUARD = "rollback"
+GUARD, RESTART = "rollback", "restart"
 RESIDUAL, FALSE_ALARMS, HEALTHY_SAVING, OVERHEAD = 0.10, 0.05, 0.95, 0.05  # what the guard is to reach
 _NO_MEMORY = 1e-9  # share: a mixture of equal saving differs by rounding
 
@@ -60,7 +60,7 @@ def _rates(numbers: Numbers, model: str, regime: str) -> Iterator[str]:
     def rate(policy: str) -> Interval:
         return _get(numbers, model, regime, policy, "cbr")
 
-    guarded = [policy for policy in ("hold", "restore", GUARD) if known(rate(policy))]
+    guarded = [policy for policy in ("hold", "restore", GUARD, RESTART) if known(rate(policy))]
     if not guarded or not known(rate("uncompressed"), rate("static")):
         return
     actions = ", ".join(f"{percent(rate(action))} with {action}" for action in guarded)
@@ -89,6 +89,8 @@ def _rescue(numbers: Numbers, model: str, regime: str) -> Iterator[str]:
         yield "Compression adds no catastrophes on these prompts, so there is nothing to rescue from."
     elif known(cbr):
         lost = f" Of the accuracy that it costs, {percent(accuracy)} stay lost." if known(accuracy) else ""
+        again = _get(numbers, model, regime, RESTART, "residual_accuracy")
+        lost += f" With {RESTART} it is {percent(again)}." if known(again) else ""
         yield (
             f"Of the catastrophes that compression adds, {percent(cbr)} are left with {GUARD}: "
             f"{verdict(cbr, RESIDUAL, is_ceiling=True)}.{lost}"

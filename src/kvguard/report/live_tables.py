@@ -96,11 +96,12 @@ def live_tables(pipeline: Pipeline) -> list[Table]:
             "SAFE. Saving kept: KV memory saved, over that of no guard. The oracle restores the failing "
             "traces, and no others, at their onsets; they are taken to end as they do uncompressed. "
             "Unchanged: of the traces that never see SAFE, those with the tokens of no guard.",
-            ("hold", "restore", "rollback", "entropy", "loop", "oracle"), _AIMS,
+            ("hold", "restore", "rollback", "restart", "entropy", "loop", "oracle"), _AIMS,
         ),
         _policies(
             pipeline, "live-differences", "Policies against no guard and no compression",
-            "Paired by prompt.", ("loop", "entropy", "hold", "restore", "rollback"), _DIFFERENCES,
+            "Paired by prompt.",
+            ("loop", "entropy", "hold", "restore", "rollback", "restart"), _DIFFERENCES,
         ),
         _policies(
             pipeline, "live-baselines", "Baselines against the guard with rollback",
