@@ -262,11 +262,11 @@ def plan_live_parts(
         What every part's bytes depend on besides: weights, batch plan, the hazard model, ...
     """
     settings = live.settings
-    acting = [*settings.actions, *settings.baselines]
+    acting = [*(action for action in settings.actions if action != "hold"), *settings.baselines]
     asked = [
         (PREFILL, settings.n, [live.sweep.conditions[0]], [UNCOMPRESSED]),
-        (PREFILL, settings.n, live.sweep.conditions[1:], [STATIC, *(p for p in acting if p != "hold")]),
-        (DECODING, settings.decoding_n, budgeted, [STATIC, *acting]),
+        (PREFILL, settings.n, live.sweep.conditions[1:], [STATIC, *acting]),
+        (DECODING, settings.decoding_n, budgeted, [STATIC, *settings.actions]),
     ]
     parts: list[LivePart] = []
     n_traces = 0
