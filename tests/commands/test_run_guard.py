@@ -65,7 +65,10 @@ def test_hold_stops_a_budget_while_decoding(guarded):
     ("arguments", "words"),
     [
         (["--bundle", "nowhere"], ["nowhere", "guard.json", "dvc repro export"]),
-        (["--action", "hold"], ["hold", "compression_interval"]),
+        (
+            ["--action", "hold", "--interval", "4"],  # below the press's window
+            ["SnapKVPress", "cannot compress while decoding"],
+        ),
     ],
 )
 def test_what_the_guard_cannot_do_is_one_line(guarded, arguments, words):
@@ -77,7 +80,13 @@ def test_what_the_guard_cannot_do_is_one_line(guarded, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--action", "rollback"], ["--point", "bold", "--guard"], ["--interval", "0", "--guard"]]
+    "arguments",
+    [
+        ["--action", "rollback"],
+        ["--point", "bold", "--guard"],
+        ["--interval", "0", "--guard"],
+        ["--action", "hold", "--guard"],
+    ],
 )
 def test_wrong_usage_of_the_guard_exits_with_2(guarded, arguments):
     assert run("--compressor", "snapkv", "--ratio", "0.5", *arguments).exit_code == 2

@@ -70,6 +70,8 @@ def run(
         raise click.UsageError("give --compressor with --ratio, or --preset")
     if not guarded and (action or point or bundle or interval):
         raise click.UsageError("--action, --point, --bundle and --interval go with --guard")
+    if action == "hold" and interval is None:
+        raise click.UsageError("--action hold stops evicting while decoding: give --interval")
     import tempfile
 
     from kvguard import layout
