@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvguard.hazard.calibration import Isotonic, as_card, fit_calibration, from_card
@@ -41,6 +41,7 @@ def test_the_same_after_json(tokens, method):
     assert (again(margin) == fitted(margin)).all()
 
 
+@example(pairs=[(0.0, False)] * 6 + [(1.0, False), (7.0, True)], method="isotonic")
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-9, 9, width=16), st.booleans()), min_size=2, max_size=80),
