@@ -28,7 +28,7 @@ def independent(logits: np.ndarray, chosen: int) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("vocabulary", [512, 150_000])
+@pytest.mark.parametrize("vocabulary", [100, 512, 1021, 150_000])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 10.0, 1e4])
 def test_signals_equal_an_independent_float64_computation(vocabulary: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(vocabulary + int(scale))
@@ -50,6 +50,15 @@ def test_signals_are_finite_float32_at_extreme_logits(dtype: torch.dtype) -> Non
     assert got.isfinite().all()
     assert got[0, SIGNALS.index("top1_prob")] == 1.0
     assert got[0, SIGNALS.index("entropy")] == 0.0
+
+
+def test_the_twenty_best_are_found_wherever_they_stand_and_however_often() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(1021, generator=generator).sort().values for _ in range(2)]
+    ties = torch.randint(0, 5, (6, 1021), generator=generator).float()
+    logits = torch.stack([rows[0], rows[1].flip(0), *ties])
+    got = signals(logits, logits.argmax(-1))[:, 3:23]
+    assert torch.allclose(got, logits.log_softmax(-1).sort(descending=True).values[:, :20], atol=1e-5)
 
 
 def test_signal_columns_are_the_stored_ones() -> None:

@@ -151,6 +151,7 @@ class RaggedCache(Cache):
         )
         for layer, window in zip(self.layers, windows or [None] * n_layers, strict=True):
             layer.window = window
+        self._most = np.array([[(layer.window or capacity + 1) - 1] for layer in self.layers])  # attended to
         self.lengths = torch.zeros(n_layers, rows, dtype=torch.long)  # on the host: the one truth
         self.device = torch.device(device)
         entry = 2 * n_heads * head_dim * dtype.itemsize
@@ -200,9 +201,9 @@ class RaggedCache(Cache):
 
     def live(self, n: int) -> NDArray[np.float64]:
         """Return the entries that each row attends to, a mean over layers and heads. [n]"""
-        total = np.zeros(n)
-        for layer, lengths in zip(self.layers, self.lengths[:, :n].numpy(), strict=True):
-            total += lengths if layer.window is None else np.minimum(lengths, layer.window - 1)
+        lengths = np.minimum(self.lengths[:, :n].numpy(), self._most)
+        total = np.add.reduce(lengths, axis=0, dtype=np.float64)
+        for layer in self.layers:
             if layer.dead is not None:
                 total -= layer.dead[:n].sum(dim=(1, 2)).cpu().numpy() / layer.dead.shape[1]
         return total / len(self.layers)

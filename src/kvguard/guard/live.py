@@ -186,8 +186,8 @@ class GuardedRun:
         self._hazard = np.full((n_rows, n_tokens), np.nan, dtype=np.float32)
         self._states = np.full((n_rows, n_tokens), State.NORMAL, dtype=np.uint8)
         self._held = np.zeros((n_rows, n_tokens), dtype=np.float32)
-        self._saved = np.zeros(n_rows)
-        self._n_steps, self._n_rewound, self._n_rewinds = (np.zeros(n_rows, dtype=np.int64) for _ in range(3))
+        self._saved = np.zeros(n_rows)  # 1 - held / full, summed over the steps of rewound tokens
+        self._n_rewound, self._n_rewinds = (np.zeros(n_rows, dtype=np.int64) for _ in range(2))
         self._safe_at = np.full(n_rows, NEVER, dtype=np.int64)
         self._safe, self._restored = (np.zeros(n_rows, dtype=bool) for _ in range(2))
         self._events: list[list[Event]] = [[] for _ in range(n_rows)]
@@ -195,19 +195,22 @@ class GuardedRun:
     def steps(self) -> Iterator[GuardedStep]:
         """Decode, yielding every step after the guard has acted on it."""
         for step in decode_steps(self.batch, self.sampler):
-            hazard, states = self._observe(step)
+            tokens = step.tokens.cpu().numpy()
+            hazard, states = self._observe(step, tokens)
             safe, before = states == State.SAFE, self._safe[step.row]
-            going = ~step.ended & step.valid
-            self._safe[step.row] = safe
             events: dict[int, Event] = {}
-            self._enter(step, np.flatnonzero(self._alarmed(step, safe, before) & going), events)
-            self._leave(step, np.flatnonzero(~safe & before & going), events)
+            if safe.any() or before.any():
+                going = ~step.ended & step.valid
+                self._safe[step.row] = safe
+                first = np.flatnonzero(safe & (self._safe_at[step.row] == NEVER))
+                self._safe_at[step.row[first]] = step.t[first] + self._n_rewound[step.row[first]]
+                self._enter(step, np.flatnonzero(self._alarmed(step, safe, before) & going), events)
+                self._leave(step, np.flatnonzero(~safe & before & going), events)
             self._evict(step, states)
             for row, event in events.items():
                 self._events[row].append(event)
             n = self.batch.n
             left = self.batch.ended[:n] | ~self.batch.valid[:n]
-            tokens = step.tokens.cpu().numpy()
             yield GuardedStep(step.row, step.t, tokens, hazard, states, left, step.valid, events)
 
     def results(self) -> list[Guarded]:
@@ -215,20 +218,17 @@ class GuardedRun:
         generated = self.batch.generated()
         return [self._result(generated, row) for row in range(len(self.batch.rows))]
 
-    def _observe(self, step: Step) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def _observe(self, step: Step, tokens: Ints) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Judge the step's tokens and record what is known of them. [n], [n]"""
-        rows, valid = step.row, step.valid
-        held = self.batch.kv_tokens()
-        self._saved[rows] += 1 - held / (self._n_prompt[rows] + step.t)
-        hazard = np.full(len(rows), np.nan, dtype=np.float32)
-        states = np.where(self._safe[rows], np.uint8(State.SAFE), np.uint8(State.NORMAL))
-        signals, tokens = step.signals.cpu().numpy(), step.tokens.cpu().numpy()
-        hazard[valid], states[valid] = self.watch.update(signals[valid], tokens[valid], rows[valid])
+        rows, valid, signals = step.row, step.valid, step.signals.cpu().numpy()
+        if valid.all():
+            hazard, states = self.watch.update(signals, tokens, rows)
+        else:
+            hazard = np.full(len(rows), np.nan, dtype=np.float32)
+            states = np.where(self._safe[rows], np.uint8(State.SAFE), np.uint8(State.NORMAL))
+            hazard[valid], states[valid] = self.watch.update(signals[valid], tokens[valid], rows[valid])
         self._hazard[rows, step.t], self._states[rows, step.t] = hazard, states
-        self._held[rows, step.t] = held
-        first = rows[(states == State.SAFE) & (self._safe_at[rows] == NEVER)]
-        self._safe_at[first] = self._n_steps[first]
-        self._n_steps[rows] += 1
+        self._held[rows, step.t] = self.batch.kv_tokens()
         return hazard, states
 
     def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
@@ -250,6 +250,7 @@ class GuardedRun:
                 self._restore(slot, kept)
                 self._n_rewinds[row] += 1
                 self._n_rewound[row] += t + 1 - kept
+                self._saved[row] += self._saving(row, kept, t + 1)
                 self.watch.rewind(row, kept)
                 events[row] = Event(t, self.action.value, kept)
             elif self.action.restores and not self._restored[row]:
@@ -260,6 +261,11 @@ class GuardedRun:
         """Return how many tokens stand up to the last one before the hazard rose."""
         calm = self._hazard[row, : t + 1] < self.watch.params.tau_low
         return max(0, int(np.flatnonzero(calm).max(initial=-1)) + 2 - self.watch.span)
+
+    def _saving(self, row: int, start: int, stop: int) -> float:
+        """Return 1 - held / full, summed over the tokens ``start`` to ``stop`` of a row."""
+        full = self._n_prompt[row] + np.arange(start, stop)
+        return float((1 - self._held[row, start:stop] / full).sum())
 
     def _restore(self, slot: int, kept: int) -> None:
         row = int(self.batch.row[slot])
@@ -307,7 +313,9 @@ class GuardedRun:
         return self._n_prompt[row] + np.flatnonzero(look_up(self.thinking, fed))
 
     def _result(self, generated: Generated, row: int) -> Guarded:
-        n = int(generated.lengths[row])
+        n, n_rewound = int(generated.lengths[row]), int(self._n_rewound[row])
+        drawn = n if generated.valid[row] else n + 1  # a token of logits that are no numbers does not count
+        n_steps = drawn + n_rewound
         stop = "eos" if generated.stopped[row] else "length"
         return Guarded(
             token_ids=generated.token_ids[row, :n],
@@ -317,8 +325,8 @@ class GuardedRun:
             kv_tokens=self._held[row, :n],
             stop_reason=stop if generated.valid[row] else "invalid",
             events=tuple(self._events[row]),
-            kv_saved=float(self._saved[row] / max(self._n_steps[row], 1)),
-            n_steps=int(self._n_steps[row]),
-            n_rewound=int(self._n_rewound[row]),
+            kv_saved=(float(self._saved[row]) + self._saving(row, 0, drawn)) / n_steps,
+            n_steps=n_steps,
+            n_rewound=n_rewound,
             safe_at=int(self._safe_at[row]),
         )

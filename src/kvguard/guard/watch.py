@@ -87,8 +87,10 @@ class HazardTrigger:
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
         """Return the hazards; NaN for a row one of whose last signals was no number. [R]"""
         features = self._features.update(signals, token_ids, rows)
-        hazard = self._hazard.predict(features[:, self._columns])
-        hazard[~np.isfinite(features).all(axis=1)] = np.nan
+        hazard = self._hazard.predict(features.take(self._columns, axis=1))
+        finite = np.isfinite(features)
+        if not finite.all():
+            hazard[~finite.all(axis=1)] = np.nan
         return hazard
 
     def rewind(self, row: int, n_tokens: int) -> None:
