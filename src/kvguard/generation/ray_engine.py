@@ -240,7 +240,8 @@ class _Worker:
         with ThreadPoolExecutor(1) as thread:
             done = thread.submit(self._make, self.loaded, unit, tallies)
             done.add_done_callback(lambda _: tallies.put(None))
-            yield from iter(tallies.get, None)
+            while (tally := tallies.get()) is not None:
+                yield tally
             done.result()
 
     def _make(self, loaded: LoadedModel, unit: Sequence[Part], tallies: SimpleQueue[Tally | None]) -> None:
@@ -272,4 +273,5 @@ def _fingerprint(loaded: LoadedModel) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    """Return the last line of what Ray says: before it come the actor's name and its traceback."""
+    return str(error).strip().rpartition("\n")[2][:200]
