@@ -62,11 +62,23 @@ def test_ray_goes_on_where_a_local_run_stopped(model_folder: Path, tmp_path: Pat
 
     both, local = tmp_path / "both", tmp_path / "local"
     run_sweep(sweep_of(model_folder, n=2), both, progress=False)
-    result = run_sweep(sweep_of(model_folder, n=8, engine="ray"), both, progress=False)
-    assert (result.n_kept, result.n_made) == (3, 9)
+    result = run_sweep(sweep_of(model_folder, n=6, engine="ray"), both, progress=False)
+    assert (result.n_kept, result.n_made) == (3, 6)
     assert not ray.is_initialized()
-    run_sweep(sweep_of(model_folder, n=8), local, progress=False)
+    run_sweep(sweep_of(model_folder, n=6), local, progress=False)
     assert digests(both) == digests(local)
+
+
+@pytest.mark.usefixtures("needs_ray")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer_is_one_line(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        KvguardError, match=r"^generate: no Ray cluster can be had \([^\n]+\); try again, or mend RAY_ADDRESS"
+    ):
+        run_sweep(sweep_of(model_folder, n=2, engine="ray"), tmp_path, progress=False)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,16 +62,24 @@ def _cluster(stage: str) -> Iterator[None]:
         yield
         return
     try:
+        _knock()
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones here
         raise KvguardError(
-            f"{stage}: no Ray cluster can be had ({_one_line(error)}); mend RAY_ADDRESS, or unset it "
-            "to run on this machine"
+            f"{stage}: no Ray cluster can be had ({_one_line(error)}); try again, or mend "
+            "RAY_ADDRESS: host:port of a cluster that this machine is part of, or unset"
         ) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock() -> None:
+    """Fail at once where nobody answers: Ray itself tries for minutes."""
+    host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 @contextmanager
