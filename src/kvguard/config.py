@@ -107,12 +107,17 @@ class CompressorSpec(_Section):
 
 
 class GenerateParams(_Section):
-    """How the sweep is cut into parts and batches."""
+    """How the sweep is cut into parts and batches, and what makes them.
+
+    The ``engine`` changes no table: ``local`` is this machine, ``ray`` a Ray cluster, a worker per GPU. On
+    CPUs there are ``workers`` of them in the whole cluster; ``auto`` is as many as its cores hold.
+    """
 
     preset: Text
     prompts_per_part: Count = 100
     batch_size: Count | Literal["auto"] = "auto"
     workers: Count | Literal["auto"] = "auto"
+    engine: Literal["local", "ray"] = "local"
 
 
 class CatastropheParams(_Section):

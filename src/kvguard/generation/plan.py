@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,22 @@ def check_prompts(sweep: Sweep, loaded: LoadedModel, encoded: Sequence[Sequence[
             )
 
 
+def check_engine(settings: GenerateParams) -> None:
+    """Refuse an engine that is not installed.
+
+    Raises
+    ------
+    KvguardError
+        Naming the extra that brings it.
+    """
+    if settings.engine == "ray" and find_spec("ray") is None:
+        raise KvguardError(
+            "generate.engine: ray is not installed: pip install 'kvguard[ray]', or set it to local"
+        )
+
+
 def plan_workers(settings: GenerateParams, loaded: LoadedModel) -> tuple[int, int]:
-    """Return (processes, CPU threads of each); on an accelerator one process drives it.
+    """Return (processes on this machine, CPU threads of each); on an accelerator one process drives it.
 
     On a CPU the steps of a small model are too short to split: a process per core beats a thread per core.
     """

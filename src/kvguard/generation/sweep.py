@@ -13,7 +13,7 @@ from kvguard.catastrophes import judge
 from kvguard.compressors import attention_for
 from kvguard.generation.block import generate_parts
 from kvguard.generation.parts import SweepPart, keep_made, plan_parts
-from kvguard.generation.plan import Sweep, check_prompts, made_with, plan_batch, plan_workers
+from kvguard.generation.plan import Sweep, check_engine, check_prompts, made_with, plan_batch, plan_workers
 from kvguard.generation.workers import Work, make_units
 from kvguard.models.registry import load_model
 from kvguard.traces import conform, read_table, remove_temporaries, write_table
@@ -37,9 +37,10 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
     Raises
     ------
     KvguardError
-        If a prompt does not fit the model or a press (before anything is written), or if memory or disk
-        run out.
+        If a prompt does not fit the model or a press, or the engine is not installed (before anything is
+        written), or if memory or disk run out.
     """
+    check_engine(sweep.settings)
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
     encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
     check_prompts(sweep, loaded, encoded)
@@ -57,7 +58,7 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
     missing = keep_made(out, parts)
     traces = out / "traces.parquet"
     traces.unlink(missing_ok=True)
-    work = Work("generate", sweep, generate_parts, out, batch_size, workers, threads)
+    work = Work("generate", sweep, generate_parts, out, batch_size, workers, threads, sweep.settings)
     make_units(work, loaded, _units(sweep, missing), sweep.n_traces, progress)
     write_table("traces", _assemble(sweep, parts, out), traces)
     return SweepResult(len(missing), len(parts) - len(missing), traces)

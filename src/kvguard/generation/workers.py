@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
-from kvguard.config import ModelSpec
+from kvguard.config import GenerateParams, ModelSpec
 from kvguard.errors import KvguardError
 from kvguard.generation.parts import P, Part
 from kvguard.generation.plan import Tally
@@ -57,7 +57,9 @@ class Work(Generic[J, P]):
         ``make(job, loaded, parts, out, batch_size, report)`` makes and stores a unit of parts; a module's
         function, so that it can travel.
     workers, threads : int
-        Processes, and the CPU threads of each.
+        Processes on this machine, and the CPU threads of each.
+    settings : GenerateParams
+        Which engine makes the parts, and how many workers it was asked for.
     """
 
     stage: str
@@ -67,6 +69,7 @@ class Work(Generic[J, P]):
     batch_size: int
     workers: int
     threads: int
+    settings: GenerateParams
 
 
 class Progress:
@@ -86,11 +89,15 @@ class Progress:
         )
         self.bar.update(tally.n)
 
+    def expect(self, n: int) -> None:
+        """Extend the bar by ``n`` traces that are generated again."""
+        self.bar.total += n
+
 
 def make_units(
     work: Work[J, P], loaded: LoadedModel, units: Sequence[Sequence[P]], total: int, progress: bool
 ) -> None:
-    """Make all ``units`` of parts, in this process or in others.
+    """Make all ``units`` of parts, in this process, in others or on a Ray cluster.
 
     Parameters
     ----------
@@ -108,7 +115,11 @@ def make_units(
     pending = sum(part.n_traces for unit in units for part in unit)
     report = Progress(work.job.name, total, total - pending, progress and pending > 0)
     workers = min(work.workers, len(units))
-    if workers <= 1:
+    if work.settings.engine == "ray" and units:
+        from kvguard.generation.ray_engine import make_on_ray
+
+        make_on_ray(work, loaded, units, report)
+    elif workers <= 1:
         with cpu_threads(work.threads):
             for unit in units:
                 work.make(work.job, loaded, unit, work.out, work.batch_size, report)

@@ -13,7 +13,7 @@ import pandas as pd
 from kvguard import layout
 from kvguard.catastrophes import judge
 from kvguard.generation.parts import P, keep_made
-from kvguard.generation.plan import check_prompts, made_with, plan_batch, plan_workers
+from kvguard.generation.plan import check_engine, check_prompts, made_with, plan_batch, plan_workers
 from kvguard.generation.workers import J, Work, cpu_threads, make_units
 from kvguard.guard.simulate import OVERALL
 from kvguard.live.block import make_live_parts
@@ -64,10 +64,11 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     Raises
     ------
     KvguardError
-        If a prompt does not fit the model or a press, or a press cannot compress while decoding (before
-        anything is written), or if memory or disk run out.
+        If a prompt does not fit the model or a press, a press cannot compress while decoding, or the engine
+        is not installed (before anything is written), or if memory or disk run out.
     """
     sweep, settings = live.sweep, live.settings
+    check_engine(sweep.settings)
     encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
     check_prompts(sweep, loaded, encoded)
     budgeted = decoding_conditions(live, loaded) if settings.decoding_n else []
@@ -80,7 +81,7 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     table.unlink(missing_ok=True)
 
     parts = plan_live_parts(live, budgeted, depends_on)
-    work = Work(STAGE, live, make_live_parts, folder, batch_size, workers, threads)
+    work = Work(STAGE, live, make_live_parts, folder, batch_size, workers, threads, sweep.settings)
     n_made = _make(work, loaded, parts, partial(units, sweep), progress)
     rows = _judged(live, [part.path("live_parts", folder) for part in parts])
     static = rows[(rows["regime"] == PREFILL) & (rows["policy"] == STATIC) & rows["error"].isna()]
@@ -90,7 +91,7 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     )
     below = folder / "switch"
     below.mkdir(exist_ok=True)
-    continuing = Work(STAGE, switch, make_switch_parts, below, batch_size, workers, threads)
+    continuing = Work(STAGE, switch, make_switch_parts, below, batch_size, workers, threads, sweep.settings)
     n_made += _make(continuing, loaded, further, one_by_one, progress)
     if further:
         continued = _judged(live, [part.path("live_parts", below) for part in further])
