@@ -286,7 +286,7 @@ def test_memory_that_runs_out_is_one_line(guards, reference, prompts, monkeypatc
     ("options", "words"),
     [
         ({"action": "undo"}, "'undo' .*rollback"),
-        ({"action": "hold", "press": KnormPress(0.5)}, "hold .*compression_interval"),
+        ({"action": "hold", "press": KnormPress(0.5)}, "compression_interval.*restore, rollback, restart"),
         ({"compression_interval": 16}, "pass a press"),
         ({"press": "snapkv"}, "'snapkv' is no kvpress press"),
         ({"press": DecodingPress(KnormPress())}, "DecodingPress .*compression_interval"),

@@ -71,7 +71,7 @@ def run(
     if not guarded and (action or point or bundle or interval):
         raise click.UsageError("--action, --point, --bundle and --interval go with --guard")
     if action == "hold" and interval is None:
-        raise click.UsageError("--action hold stops evicting while decoding: give --interval")
+        raise click.UsageError("--action hold stops evicting while decoding: give --interval too")
     import tempfile
 
     from kvguard import layout

@@ -16,7 +16,7 @@ from kvguard.errors import KvguardError
 from kvguard.features import Bools
 from kvguard.generation.budget import Budget, scorer_for
 from kvguard.generation.decode import Batch, Row
-from kvguard.generation.plan import batch_of, rows_in_memory
+from kvguard.generation.plan import batch_of, out_of_memory, rows_in_memory
 from kvguard.generation.prefill import attention_modules, prefill
 from kvguard.generation.sampler import Draw, Nucleus, Sampler, greedy
 from kvguard.guard.live import Action, Guarded, GuardedRun, GuardedStep
@@ -74,7 +74,8 @@ class Options:
         if action == Action.HOLD and compression_interval is None:
             raise KvguardError(
                 "action: hold stops evicting, and nothing is evicted while decoding without "
-                "compression_interval: pass that, or choose restore or rollback"
+                "compression_interval: pass that, or an action that restores "
+                f"({', '.join(action for action in Action if action.restores)})"
             )
         sampler = _sampler(temperature, top_p, seed)
         return cls(press, max_new_tokens, Action(action), compression_interval, sampler, batch_size)
@@ -262,6 +263,6 @@ def _enough_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+        if not out_of_memory(error):
             raise
         raise KvguardError("memory ran out: pass a smaller batch_size or max_new_tokens") from None

@@ -87,18 +87,43 @@ POLICIES: dict[str, Policy] = {
 
 
 @dataclass(frozen=True)
-class Live:
-    """All that the rows depend on; it travels to the workers.
+class SweepJob:
+    """What workers make of a sweep's prompts, with its model.
 
     Attributes
     ----------
     sweep
         The fresh prompts, and the conditions: ``none`` first.
+    """
+
+    sweep: Sweep
+
+    @property
+    def name(self) -> str:
+        """The model's name in the params."""
+        return self.sweep.name
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's spec."""
+        return self.sweep.spec
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self.sweep.device
+
+
+@dataclass(frozen=True)
+class Live(SweepJob):
+    """All that the rows depend on; it travels to the workers.
+
+    Attributes
+    ----------
     triggers
         The controller's setting under each trigger.
     """
 
-    sweep: Sweep
     settings: LiveValidateParams
     guard: GuardParams
     featurize: FeaturizeParams
@@ -148,21 +173,6 @@ class Live:
         """What names the hazard model in fingerprints."""
         booster = hashlib.sha256(self.hazard_model.booster.save_raw("json")).hexdigest()
         return digest([booster, self.hazard_model.features, as_card(self.hazard_model.calibration)])
-
-    @property
-    def name(self) -> str:
-        """The model's name in the params."""
-        return self.sweep.name
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's spec."""
-        return self.sweep.spec
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self.sweep.device
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,7 @@ def plan_live_parts(
         What every part's bytes depend on besides: weights, batch plan, the hazard model, ...
     """
     settings = live.settings
-    acting = [*(action for action in settings.actions if action != "hold"), *settings.baselines]
+    acting = [*(action for action in settings.actions if action != Action.HOLD), *settings.baselines]
     asked = [
         (PREFILL, settings.n, [live.sweep.conditions[0]], [UNCOMPRESSED]),
         (PREFILL, settings.n, live.sweep.conditions[1:], [STATIC, *acting]),
