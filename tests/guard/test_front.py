@@ -9,11 +9,13 @@ import torch
 from kvpress import (
     AdaKVPress,
     DecodingPress,
+    ExpectedAttentionPress,
     KnormPress,
     ObservedAttentionPress,
     SnapKVPress,
     StreamingLLMPress,
     ThinKPress,
+    TOVAPress,
 )
 
 import bundles
@@ -351,6 +353,27 @@ def test_a_budget_while_decoding_holds_until_the_guard_stops_it(guards, referenc
             assert before.token_ids[: event.t + 1].tolist() == after.token_ids[: event.t + 1].tolist()
             assert after.kv_saved < before.kv_saved
     assert acted
+
+
+@pytest.mark.parametrize("press", [SnapKVPress(0.95, window_size=16), ExpectedAttentionPress(0.95)])
+def test_a_prompt_whose_budget_the_press_cannot_hold_is_recorded_and_the_others_finish(
+    guards, reference, prompts, press
+):
+    how = {"press": press, "compression_interval": 24, "action": "hold"}
+    ids = encoded(reference, prompts[0])
+    short, long = guards["late"].generate(*reference, [ids[:25], prompts[1]], **how)
+    assert short.stop_reason == "refused"
+    assert f"prompt 0: 25 tokens leave {type(press).__name__}@0.95 too small a budget" in short.error
+    assert "\n" not in short.error
+    [alone] = guards["late"].generate(*reference, [prompts[1]], **how)
+    assert (long.error, long.text) == (None, alone.text)
+
+
+@pytest.mark.parametrize(("press", "interval"), [(TOVAPress(0.95), 4), (StreamingLLMPress(0.9), 2)])
+def test_a_budget_of_one_entry_is_no_reason_to_refuse(guards, reference, prompts, press, interval):
+    ids = encoded(reference, prompts[0])[:15]
+    [output] = guards["late"].generate(*reference, [ids], press=press, compression_interval=interval)
+    assert output.error is None
 
 
 def test_token_ids_are_taken_as_they_are(guards, reference, prompts):

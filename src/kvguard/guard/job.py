@@ -14,7 +14,7 @@ from kvguard.compressors import NONE, Condition, attention_for, shortest_prompt
 from kvguard.config import ControllerParams, GuardParams
 from kvguard.errors import KvguardError
 from kvguard.features import Bools
-from kvguard.generation.budget import Budget, scorer_for
+from kvguard.generation.budget import Budget, scorer_for, too_small
 from kvguard.generation.decode import Batch, Row
 from kvguard.generation.plan import batch_of, out_of_memory, rows_in_memory
 from kvguard.generation.prefill import attention_modules, prefill
@@ -112,17 +112,23 @@ class Options:
         asked = getattr(self.press, "compression_ratio", None)
         return float(asked) if asked is not None else 1 - row.cache.n_kept / row.n_prompt
 
-    def refusal(self, n_tokens: int, window: int) -> str | None:
+    def refusal(self, n_tokens: int, loaded: LoadedModel) -> str | None:
         """Say why a prompt of ``n_tokens`` cannot be asked, if so."""
-        if n_tokens + self.max_new_tokens > window:
+        if n_tokens + self.max_new_tokens > loaded.window:
             return (
                 f"{n_tokens} tokens and {self.max_new_tokens} new ones exceed the model's window of "
-                f"{window}: shorten it, or pass a smaller max_new_tokens"
+                f"{loaded.window}: shorten it, or pass a smaller max_new_tokens"
             )
         needed = shortest_prompt(self.press) if self.press is not None else 1
         if n_tokens < needed:
             return f"{n_tokens} tokens are too few for {self.condition}, which needs {needed}: lengthen it"
-        return None
+        if self.press is None or self.interval is None:
+            return None
+        reason = too_small(loaded.model, self.press, self.interval, n_tokens)
+        return reason and (
+            f"{n_tokens} tokens leave {self.condition} too small a budget while decoding, {reason}: "
+            "lengthen it, or lower the press's ratio"
+        )
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,9 @@ class Job:
 
     def chunks(self) -> Iterator[Chunk]:
         """Prefill as many prompts at a time as memory takes; those that cannot be asked come first."""
-        found = {n: self.options.refusal(len(ids), self.loaded.window) for n, ids in enumerate(self.encoded)}
+        lengths = [len(ids) for ids in self.encoded]
+        reasons = {length: self.options.refusal(length, self.loaded) for length in set(lengths)}
+        found = {n: reasons[length] for n, length in enumerate(lengths)}
         refused = {n: _about(n, reason) for n, reason in found.items() if reason is not None}
         yield Chunk([], refused)
         asked = [n for n in found if n not in refused]
