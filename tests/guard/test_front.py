@@ -72,7 +72,7 @@ def static(reference, prompts, press, sampler=None):
     loaded = LoadedModel("reference", *reference, "")
     rows = []
     for prompt in prompts:
-        ids = torch.tensor(loaded.encode(prompt))
+        ids = torch.tensor(loaded.encode(prompt) if isinstance(prompt, str) else prompt)
         done = prefill(loaded.model, ids, {Condition("c", 0.5): press}, "sdpa")
         rows.append(Row(ids, done.logits, done.kept[Condition("c", 0.5)]))
     how = {"sampler": sampler} if sampler else {}
@@ -206,6 +206,16 @@ def test_a_rewound_row_draws_anew(guards, reference, prompts):
     greedy = guards["stubborn"].generate(*reference, prompts, press=None)  # the same cache, the same tokens
     assert ids_of(greedy) == static(reference, prompts, None)
     assert any(output.n_rewound for output in greedy)
+
+
+@pytest.mark.parametrize("press", [None, KnormPress(0.5)])
+@pytest.mark.parametrize("action", ["restore", "rollback", "restart"])
+def test_a_prompt_of_one_token_can_be_rewound_to_nothing(guards, reference, prompts, press, action):
+    asked = [[5], prompts[0]]
+    out = guards["at once"].generate(*reference, asked, press=press, action=action)
+    assert out[0].actions[0].kept == (1 if action == "restore" else 0)
+    assert ids_of(out)[0] == static(reference, asked[:1], None)[0]
+    assert out[0].kv_tokens.tolist() == list(range(1, len(out[0].token_ids) + 1))
 
 
 def test_rewinds_end(tmp_path, reference, prompts):

@@ -126,7 +126,7 @@ class Options:
             return None
         reason = too_small(loaded.model, self.press, self.interval, n_tokens)
         return reason and (
-            f"{n_tokens} tokens leave {self.condition} too small a budget while decoding, {reason}: "
+            f"{n_tokens} tokens leave {self.condition} too small a budget while decoding: {reason}; "
             "lengthen it, or lower the press's ratio"
         )
 
