@@ -9,9 +9,11 @@ import torch
 from kvpress import (
     AdaKVPress,
     DecodingPress,
+    DMSPress,
     ExpectedAttentionPress,
     KnormPress,
     ObservedAttentionPress,
+    SimLayerKVPress,
     SnapKVPress,
     StreamingLLMPress,
     ThinKPress,
@@ -227,13 +229,15 @@ def test_rewinds_end(tmp_path, reference, prompts):
 
 
 def test_what_is_wrong_with_one_prompt_is_recorded_and_the_others_finish(guards, reference, prompts):
-    asked = [[3, 4, 5], prompts[0], [5] * 5000, [], prompts[1]]
+    asked = [[3, 4, 5], prompts[0], [5] * 5000, [], prompts[1], [5] * 20 + [-1], [5] * 20 + [10**6]]
     out = guards["calm"].generate(*reference, asked, press=SnapKVPress(0.75, window_size=16))
     window = reference[0].config.max_position_embeddings
     assert "prompt 0: 3 tokens are too few for SnapKVPress@0.75, which needs 17" in out[0].error
     assert f"prompt 2: 5000 tokens and {NEW} new ones exceed the model's window of {window}" in out[2].error
     assert "prompt 3: 0 tokens" in out[3].error
-    for place in (0, 2, 3):
+    assert "prompt 5: the model knows no token -1" in out[5].error
+    assert "prompt 6: the model knows no token 1000000" in out[6].error
+    for place in (0, 2, 3, 5, 6):
         assert (out[place].stop_reason, out[place].text, len(out[place].token_ids)) == ("refused", "", 0)
     good = guards["calm"].generate(*reference, prompts[:2], press=SnapKVPress(0.75, window_size=16))
     assert [out[1].text, out[4].text] == [output.text for output in good]
@@ -294,6 +298,12 @@ def test_memory_that_runs_out_is_one_line(guards, reference, prompts, monkeypatc
         guards["calm"].generate(*reference, prompts)
 
 
+def _of_ratio(ratio):
+    press = KnormPress()
+    press.compression_ratio = ratio  # where kvpress no longer looks
+    return press
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -308,10 +318,15 @@ def test_memory_that_runs_out_is_one_line(guards, reference, prompts, monkeypatc
         ),
         ({"press": AdaKVPress(KnormPress(0.5)), "compression_interval": 32}, "AdaKVPress.*KnormPress"),
         ({"press": ThinKPress(0.5), "compression_interval": 32}, "ThinKPress.*KnormPress"),
+        ({"press": _of_ratio(-0.5)}, "compression_ratio of -0.5"),
+        ({"press": _of_ratio(1.0)}, "compression_ratio of 1"),
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1.0, "seed": 1.5}, "seed"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
         ({"temperature": 1.0, "seed": -1}, "seed"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: 2.5"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
@@ -333,6 +348,24 @@ def test_one_text_is_not_a_list_of_letters(guards, reference):
         guards["calm"].generate(*reference, "abc")
 
 
+@pytest.mark.parametrize("prompts", [None, [None], [5], [[1.5]]])
+def test_prompts_that_are_neither_texts_nor_token_ids_are_one_line(guards, reference, prompts):
+    with pytest.raises(KvguardError, match=r"prompts: .*a list of texts, or of lists of token ids"):
+        guards["calm"].generate(*reference, prompts)
+
+
+def test_prompts_may_be_drawn_from_an_iterator_and_token_ids_be_a_tensor(guards, reference, prompts):
+    ids = encoded(reference, prompts[0])
+    out = guards["calm"].generate(*reference, iter([prompts[0], torch.tensor(ids), np.array(ids)]))
+    assert len({output.text for output in out}) == 1
+    assert len(out) == 3
+
+
+def test_a_name_is_no_model(guards, reference, prompts):
+    with pytest.raises(KvguardError, match=r"a str and a .* are none: pass what AutoModelForCausalLM"):
+        guards["calm"].generate("models/reference", reference[1], prompts)
+
+
 def test_a_model_that_kvpress_does_not_know_is_refused(guards, reference):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -342,7 +375,8 @@ def test_a_model_that_kvpress_does_not_know_is_refused(guards, reference):
 
 
 def test_presses_that_change_more_than_a_choice_of_entries_work_too(guards, reference, prompts):
-    for press in (AdaKVPress(SnapKVPress(0.5, window_size=16)), ThinKPress(0.5), ObservedAttentionPress(0.5)):
+    presses = (AdaKVPress(SnapKVPress(0.5, window_size=16)), ThinKPress(0.5), ObservedAttentionPress(0.5))
+    for press in (*presses, SimLayerKVPress(0.5), DMSPress(KnormPress(), threshold=-20.0)):
         out = guards["late"].generate(*reference, prompts[:2], press=press)
         assert all(output.error is None for output in out)
 

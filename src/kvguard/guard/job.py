@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,14 +60,14 @@ class Options:
         KvguardError
             Naming the argument and the mend.
         """
-        counts = {
+        counts: dict[str, Any] = {  # whatever the caller passed
             "max_new_tokens": max_new_tokens,
             "compression_interval": compression_interval,
             "batch_size": batch_size,
         }
         for name, value in counts.items():
-            if value is not None and value < 1:
-                raise KvguardError(f"{name}: {value} is too few: pass at least 1")
+            if value is not None and not (isinstance(value, Integral) and value >= 1):
+                raise KvguardError(f"{name}: {value!r} will not do: pass a whole number, at least 1")
         if action not in set(Action):
             raise KvguardError(f"action: unknown name {action!r} (known: {', '.join(Action)})")
         _check_press(press)
@@ -103,13 +105,13 @@ class Options:
         """The press under the name of its class."""
         if self.press is None:
             return Condition(NONE, 0.0)
-        return Condition(type(self.press).__name__, getattr(self.press, "compression_ratio", None) or 0.0)
+        return Condition(type(self.press).__name__, _asked(self.press) or 0.0)
 
     def ratio(self, row: Row) -> float:
         """Return the compression ratio of a row: what the press was asked, else what it came to."""
         if self.press is None:
             return 0.0
-        asked = getattr(self.press, "compression_ratio", None)
+        asked = _asked(self.press)
         return float(asked) if asked is not None else 1 - row.cache.n_kept / row.n_prompt
 
     def refusal(self, n_tokens: int, loaded: LoadedModel) -> str | None:
@@ -179,9 +181,8 @@ class Job:
 
     def chunks(self) -> Iterator[Chunk]:
         """Prefill as many prompts at a time as memory takes; those that cannot be asked come first."""
-        lengths = [len(ids) for ids in self.encoded]
-        reasons = {length: self.options.refusal(length, self.loaded) for length in set(lengths)}
-        found = {n: reasons[length] for n, length in enumerate(lengths)}
+        by_length = cache(lambda n_tokens: self.options.refusal(n_tokens, self.loaded))
+        found = {n: self._stray(ids) or by_length(len(ids)) for n, ids in enumerate(self.encoded)}
         refused = {n: _about(n, reason) for n, reason in found.items() if reason is not None}
         yield Chunk([], refused)
         asked = [n for n in found if n not in refused]
@@ -195,6 +196,12 @@ class Job:
             with _enough_memory():
                 chunk = self._chunk(asked[begin : begin + waiting], batch_size)
             yield chunk
+
+    def _stray(self, ids: Sequence[int]) -> str | None:
+        """Say which token id the model does not know, if any."""
+        size = self.loaded.model.config.get_text_config().vocab_size
+        stray = [token for token in ids if not 0 <= token < size]
+        return f"the model knows no token {stray[0]}, only 0 to {size - 1}: encode it anew" if stray else None
 
     def _chunk(self, numbers: Sequence[int], batch_size: int) -> Chunk:
         rows, kept, refused = [], [], {}
@@ -240,15 +247,28 @@ def _check_press(press: Any) -> None:
             f"press: a {type(press).__name__} compresses while decoding by itself: pass the press inside "
             "it, and compression_interval"
         )
+    ratio = _asked(press)
+    if ratio is not None and not 0 <= ratio < 1:
+        raise KvguardError(
+            f"press: a compression_ratio of {ratio:g} is no share to remove: pass one from 0 to below 1"
+        )
 
 
-def _sampler(temperature: float, top_p: float, seed: int) -> Sampler:
-    if temperature < 0:
-        raise KvguardError(f"temperature: {temperature:g} is negative: pass 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise KvguardError(f"top_p: {top_p:g} is no share: pass one above 0, and 1 to leave nothing out")
-    if seed < 0:
-        raise KvguardError(f"seed: {seed} is negative: pass 0 or more")
+def _asked(press: BasePress | None) -> float | None:
+    """Return the ratio that a press was asked for; None for those that know theirs only after a pass."""
+    try:
+        return getattr(press, "compression_ratio", None)
+    except (AssertionError, ValueError):
+        return None
+
+
+def _sampler(temperature: Any, top_p: Any, seed: Any) -> Sampler:
+    if not (isinstance(temperature, Real) and 0 <= temperature < np.inf):
+        raise KvguardError(f"temperature: {temperature!r} will not do: pass 0 (greedy) or more")
+    if not (isinstance(top_p, Real) and 0 < top_p <= 1):
+        raise KvguardError(f"top_p: {top_p!r} is no share: pass one above 0, and 1 to leave nothing out")
+    if not (isinstance(seed, Integral) and seed >= 0):
+        raise KvguardError(f"seed: {seed!r} will not do: pass a whole number, 0 or more")
     return Nucleus(temperature, top_p, seed) if temperature > 0 else greedy
 
 

@@ -220,7 +220,7 @@ def worst_condition(traces: pd.DataFrame) -> Condition:
     Raises
     ------
     KvguardError
-        No trace is compressed.
+        No trace is compressed, or none of those failed.
     """
     compressed = traces[traces["compressor"] != NONE]
     if compressed.empty:
@@ -228,6 +228,11 @@ def worst_condition(traces: pd.DataFrame) -> Condition:
             "live_validate.conditions: `worst` needs a sweep with compressed traces; add some to its preset"
         )
     failed = pd.Series(is_catastrophic(compressed), index=compressed.index)
+    if not failed.any():
+        raise KvguardError(
+            "live_validate.conditions: `worst`: no compressed trace of the sweep fails; name a condition "
+            "(snapkv@0.75, say), or add higher ratios to its preset"
+        )
     cbr = failed.groupby([compressed["compressor"], compressed["ratio"]]).mean()
     _, ratio, name = min((-share, ratio, name) for (name, ratio), share in cbr.items())
     return Condition(name, ratio)
