@@ -60,13 +60,13 @@ class Options:
         KvguardError
             Naming the argument and the mend.
         """
-        counts: dict[str, Any] = {  # whatever the caller passed
+        counts = {
             "max_new_tokens": max_new_tokens,
             "compression_interval": compression_interval,
             "batch_size": batch_size,
         }
         for name, value in counts.items():
-            if value is not None and not (isinstance(value, Integral) and value >= 1):
+            if value is not None and not (_is(value, Integral) and value >= 1):
                 raise KvguardError(f"{name}: {value!r} will not do: pass a whole number, at least 1")
         if action not in set(Action):
             raise KvguardError(f"action: unknown name {action!r} (known: {', '.join(Action)})")
@@ -254,7 +254,7 @@ def _check_press(press: Any) -> None:
         )
 
 
-def _asked(press: BasePress | None) -> float | None:
+def _asked(press: BasePress) -> float | None:
     """Return the ratio that a press was asked for; None for those that know theirs only after a pass."""
     try:
         return getattr(press, "compression_ratio", None)
@@ -262,12 +262,17 @@ def _asked(press: BasePress | None) -> float | None:
         return None
 
 
-def _sampler(temperature: Any, top_p: Any, seed: Any) -> Sampler:
-    if not (isinstance(temperature, Real) and 0 <= temperature < np.inf):
+def _is(value: object, kind: type) -> bool:
+    """Tell what an argument is in truth, whatever its annotation says."""
+    return isinstance(value, kind)
+
+
+def _sampler(temperature: float, top_p: float, seed: int) -> Sampler:
+    if not (_is(temperature, Real) and 0 <= temperature < np.inf):
         raise KvguardError(f"temperature: {temperature!r} will not do: pass 0 (greedy) or more")
-    if not (isinstance(top_p, Real) and 0 < top_p <= 1):
+    if not (_is(top_p, Real) and 0 < top_p <= 1):
         raise KvguardError(f"top_p: {top_p!r} is no share: pass one above 0, and 1 to leave nothing out")
-    if not (isinstance(seed, Integral) and seed >= 0):
+    if not (_is(seed, Integral) and seed >= 0):
         raise KvguardError(f"seed: {seed!r} will not do: pass a whole number, 0 or more")
     return Nucleus(temperature, top_p, seed) if temperature > 0 else greedy
 
