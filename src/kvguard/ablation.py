@@ -1,6 +1,7 @@
 """What is left when features, or parts of the controller, are taken away."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from kvguard.hazard.metrics import Measured, pre_onset_ranking
 from kvguard.hazard.protocols import PROTOCOLS
 from kvguard.hazard.rows import Rows, load_rows
 from kvguard.hazard.splits import part_of_traces
-from kvguard.hazard.train import HazardModel, fit_hazard, load_parts
+from kvguard.hazard.train import HazardModel, Parts, fit_hazard, load_parts
 from kvguard.results import Results
 from kvguard.statistics import Floats, resample_weights
 
@@ -32,6 +33,42 @@ FEATURE_SETS: dict[str, Callable[[str], bool]] = {
     "logit_only_minimal": lambda name: name not in (*_REPETITION, "compression_ratio", "rank_of_chosen"),
     "position_only": lambda name: name == "token_position",
 }
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every variant is tried on: tune prompts choose its threshold, test prompts say what it does.
+
+    Attributes
+    ----------
+    tune_rows
+        Every token of the tune traces: ``parts.tuning`` may have been thinned, and the controller sees all.
+    n_resamples, seed
+        Of prompts.
+    """
+
+    tune_traces: pd.DataFrame
+    test_traces: pd.DataFrame
+    tune_rows: Rows
+    parts: Parts
+    point: ControllerParams
+    evaluate: EvaluateParams
+    n_resamples: int
+    seed: int
+
+    def tuned(self, scores: np.ndarray, grid: Sequence[float]) -> ControllerParams:
+        """Return the operating point with the threshold that suits the scores of the tune tokens."""
+        replay = Replay.of(self.tune_traces, self.tune_rows, scores).compressed
+        return choose_threshold(replay, grid, self.point, self.evaluate)
+
+    def replay(self, scores: np.ndarray) -> Replay:
+        """Return the compressed test traces under the scores of the test tokens."""
+        return Replay.of(self.test_traces, self.parts.test, scores).compressed
+
+    def values(self, per_trace: pd.DataFrame) -> dict[str, Floats]:
+        """Return what a controller did to the compressed test traces, for every resample."""
+        weights = resample_weights(per_trace["prompt_id"].nunique(), self.n_resamples, self.seed)
+        return control_values(weights, per_trace)
 
 
 def ablate(
@@ -58,65 +95,84 @@ def ablate(
         The full model, and the balanced operating point.
     """
     part = part_of_traces(traces, split)
-    parts = load_parts(features_path, traces, part, hazard_model.features, train.max_tokens)
     known = recorded(traces, PROTOCOLS["v2"])
-    tune_traces, test_traces = known[part == "tune"], known[part == "test"]
-    # Every token of them: parts.tuning may have been thinned, and the controller sees all.
-    tune_rows = load_rows(features_path, hazard_model.features, tune_traces["trace_id"].to_numpy())
+    tune_traces = known[part == "tune"]
+    bench = _Bench(
+        tune_traces=tune_traces,
+        test_traces=known[part == "test"],
+        tune_rows=load_rows(features_path, hazard_model.features, tune_traces["trace_id"].to_numpy()),
+        parts=load_parts(features_path, traces, part, hazard_model.features, train.max_tokens),
+        point=point,
+        evaluate=evaluate,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+    test = bench.replay(hazard_model.predict(bench.parts.test.features))
     results = Results("ablate", model)
+    _add_features(results, bench, traces, hazard_model, train, params, model)
+    _add_controllers(results, bench, test, params)
+    for k in params.hysteresis:
+        setting = point.model_copy(update={"k_escalate": k})
+        results.add_resampled("hysteresis", str(k), bench.values(test.run(setting)))
+    for tau in params.thresholds:
+        values = bench.values(test.run(with_threshold(point, tau)))
+        results.add_resampled("thresholds", f"{tau:g}", values)
+    return results
 
-    def tune_replay(scores: np.ndarray) -> Replay:
-        return Replay.of(tune_traces, tune_rows, scores).compressed
 
-    def test_replay(scores: np.ndarray) -> Replay:
-        return Replay.of(test_traces, parts.test, scores).compressed
-
-    test = test_replay(hazard_model.predict(parts.test.features))
-    weights = resample_weights(test.traces["prompt_id"].nunique(), n_resamples, seed)
-    balanced = control_values(weights, test.run(point))
+def _add_features(
+    results: Results,
+    bench: _Bench,
+    traces: pd.DataFrame,
+    full: HazardModel,
+    train: TrainParams,
+    params: AblateParams,
+    model: str,
+) -> None:
+    """Add the table features: each set is trained again, and gets a threshold of its own."""
+    tested = Measured.of(traces, bench.parts.test)
+    weights = resample_weights(tested.n_prompts, bench.n_resamples, bench.seed)
 
     def with_features(columns: Sequence[str]) -> dict[str, Floats]:
-        fewer = parts.only(columns)
-        chosen = (
-            hazard_model
-            if tuple(columns) == hazard_model.features
-            else fit_hazard(fewer.fitting, fewer.tuning, train, seed)
-        )
+        fewer, chosen = bench.parts.only(columns), full
+        if tuple(columns) != full.features:
+            chosen = fit_hazard(fewer.fitting, fewer.tuning, train, bench.seed)
         scores = chosen.predict(fewer.test.features)
-        tune = tune_replay(chosen.predict(tune_rows.only(columns).features))
-        setting = choose_threshold(tune, params.thresholds, point, evaluate)
-        tested = Measured.of(traces, parts.test)
-        ranking = pre_onset_ranking(resample_weights(tested.n_prompts, n_resamples, seed), tested, scores)
-        return {**ranking, **control_values(weights, test_replay(scores).run(setting))}
+        setting = bench.tuned(chosen.predict(bench.tune_rows.only(columns).features), params.thresholds)
+        ranking = pre_onset_ranking(weights, tested, scores)
+        return {**ranking, **bench.values(bench.replay(scores).run(setting))}
 
     found: dict[tuple[str, ...], dict[str, Floats]] = {}
     for name, keeps in tqdm(FEATURE_SETS.items(), desc=f"ablate {model}", unit="set", disable=None):
-        columns = tuple(filter(keeps, hazard_model.features))
+        columns = tuple(filter(keeps, full.features))
         if columns not in found:  # without rank_of_chosen, logit_only is minimal already
             found[columns] = with_features(columns)
-        results.add_resampled("features", name, minus(found[columns], found[hazard_model.features], "full"))
+        results.add_resampled("features", name, minus(found[columns], found[full.features], "full"))
 
-    risk = choose_threshold(
-        tune_replay(_risk_score(tune_rows, parts.fitting)), (*params.thresholds, *_TOP_RANKS), point, evaluate
-    )
-    n_steps = test.hazard.shape[1]
+
+def _add_controllers(results: Results, bench: _Bench, test: Replay, params: AblateParams) -> None:
+    """Add the table controllers: the hazard model against predictors that need none.
+
+    Parameters
+    ----------
+    test
+        The compressed test traces under the hazard model.
+    """
+    by_hazard = test.run(bench.point)
+    n_traces, n_steps = test.hazard.shape
+    at_once = safe_from(np.zeros(n_traces, dtype=np.int64), n_steps)
+    tune_risk = _risk_score(bench.tune_rows, bench.parts.fitting)
+    risk = bench.tuned(tune_risk, (*params.thresholds, *_TOP_RANKS))
+    by_risk = bench.replay(_risk_score(bench.parts.test, bench.parts.fitting)).run(risk)
+    balanced = bench.values(by_hazard)
     controllers = {
         "hazard": balanced,
-        "always_safe": control_values(
-            weights, simulate(test.traces, safe_from(np.zeros(len(test.traces), dtype=np.int64), n_steps))
-        ),
-        "random": _random(weights, test, test.run(point)["safe_at"].to_numpy(), params.n_random, seed),
-        "risk_score": control_values(weights, test_replay(_risk_score(parts.test, parts.fitting)).run(risk)),
+        "always_safe": bench.values(simulate(test.traces, at_once)),
+        "random": _random(bench, test, by_hazard["safe_at"].to_numpy(), params.n_random),
+        "risk_score": bench.values(by_risk),
     }
     for name, values in controllers.items():
         results.add_resampled("controllers", name, minus(values, balanced, "hazard"))
-    for k in params.hysteresis:
-        setting = point.model_copy(update={"k_escalate": k})
-        results.add_resampled("hysteresis", str(k), control_values(weights, test.run(setting)))
-    for tau in params.thresholds:
-        values = control_values(weights, test.run(with_threshold(point, tau)))
-        results.add_resampled("thresholds", f"{tau:g}", values)
-    return results
 
 
 def _risk_score(rows: Rows, fitting: Rows) -> np.ndarray:
@@ -134,18 +190,18 @@ def _risk_score(rows: Rows, fitting: Rows) -> np.ndarray:
     return score
 
 
-def _random(weights: Floats, test: Replay, safe_at: np.ndarray, n_draws: int, seed: int) -> dict[str, Floats]:
+def _random(bench: _Bench, test: Replay, safe_at: np.ndarray, n_draws: int) -> dict[str, Floats]:
     """Return the mean over draws of a predictor that fires as often, and as late, but at random traces.
 
     Each draw deals the hazard's moments of SAFE out anew among the traces; one that falls behind the end
     of its trace is moved to the trace's last token.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(bench.seed)
     last = test.traces["n_tokens"].to_numpy() - 1
     total: dict[str, Floats] = {}
     for _ in range(n_draws):
         dealt = rng.permutation(safe_at)
         dealt = np.where(dealt == NEVER, NEVER, np.minimum(dealt, last))
-        values = control_values(weights, simulate(test.traces, safe_from(dealt, test.hazard.shape[1])))
+        values = bench.values(simulate(test.traces, safe_from(dealt, test.hazard.shape[1])))
         total = {name: total.get(name, 0.0) + value / n_draws for name, value in values.items()}
     return total

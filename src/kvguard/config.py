@@ -235,11 +235,8 @@ class LiveValidateParams(_Section):
     n: Count = 400
     seed: Natural
     conditions: tuple[Text, ...] = Field(min_length=1)
-    actions: tuple[Literal["hold", "restore", "rollback", "restart"], ...] = (
-        "hold",
-        "restore",
-        "rollback",
-        "restart",
+    actions: tuple[Literal["hold", "restore", "rollback", "restart"], ...] = Field(
+        ("hold", "restore", "rollback", "restart"), min_length=1
     )
     baselines: tuple[Literal["entropy", "loop"], ...] = ("entropy", "loop")
     point: Literal["conservative", "balanced", "aggressive"] = "balanced"

@@ -53,6 +53,17 @@ def test_one_screen_has_each_condition_without_and_with_the_guard(guarded):
         assert word in shown
 
 
+def test_a_press_that_cannot_compress_while_decoding_is_refused_before_any_prompt_is_asked(
+    guarded, monkeypatch
+):
+    monkeypatch.setattr("kvguard.guard.trial.run_trial", lambda *_, **__: pytest.fail("a prompt was asked"))
+    how = ["--compressor", "observed_attention", "--ratio", "0.5", "-n", "1", "--guard", "--interval", "8"]
+    result = run(*how)
+    assert result.exit_code == 1
+    assert "ObservedAttentionPress: cannot compress while decoding" in result.stderr
+    assert result.stdout == ""
+
+
 def test_hold_stops_a_budget_while_decoding(guarded):
     how = ["--compressor", "streaming_llm", "--ratio", "0.5", "-n", "1", "--guard", "--interval", "8"]
     result = run(*how, "--action", "hold", "--point", "conservative")

@@ -9,11 +9,15 @@ import torch
 from kvpress import (
     AdaKVPress,
     DecodingPress,
+    DMSPress,
+    ExpectedAttentionPress,
     KnormPress,
     ObservedAttentionPress,
+    SimLayerKVPress,
     SnapKVPress,
     StreamingLLMPress,
     ThinKPress,
+    TOVAPress,
 )
 
 import bundles
@@ -70,7 +74,7 @@ def static(reference, prompts, press, sampler=None):
     loaded = LoadedModel("reference", *reference, "")
     rows = []
     for prompt in prompts:
-        ids = torch.tensor(loaded.encode(prompt))
+        ids = torch.tensor(loaded.encode(prompt) if isinstance(prompt, str) else prompt)
         done = prefill(loaded.model, ids, {Condition("c", 0.5): press}, "sdpa")
         rows.append(Row(ids, done.logits, done.kept[Condition("c", 0.5)]))
     how = {"sampler": sampler} if sampler else {}
@@ -206,6 +210,16 @@ def test_a_rewound_row_draws_anew(guards, reference, prompts):
     assert any(output.n_rewound for output in greedy)
 
 
+@pytest.mark.parametrize("press", [None, KnormPress(0.5)])
+@pytest.mark.parametrize("action", ["restore", "rollback", "restart"])
+def test_a_prompt_of_one_token_can_be_rewound_to_nothing(guards, reference, prompts, press, action):
+    asked = [[5], prompts[0]]
+    out = guards["at once"].generate(*reference, asked, press=press, action=action)
+    assert out[0].actions[0].kept == (1 if action == "restore" else 0)
+    assert ids_of(out)[0] == static(reference, asked[:1], None)[0]
+    assert out[0].kv_tokens.tolist() == list(range(1, len(out[0].token_ids) + 1))
+
+
 def test_rewinds_end(tmp_path, reference, prompts):
     folder = bundles.write_bundle(tmp_path / "guard", reference[0], position=0.4, uncompressed=True)
     for limit in (0, 1, 3):
@@ -215,13 +229,15 @@ def test_rewinds_end(tmp_path, reference, prompts):
 
 
 def test_what_is_wrong_with_one_prompt_is_recorded_and_the_others_finish(guards, reference, prompts):
-    asked = [[3, 4, 5], prompts[0], [5] * 5000, [], prompts[1]]
+    asked = [[3, 4, 5], prompts[0], [5] * 5000, [], prompts[1], [5] * 20 + [-1], [5] * 20 + [10**6]]
     out = guards["calm"].generate(*reference, asked, press=SnapKVPress(0.75, window_size=16))
     window = reference[0].config.max_position_embeddings
     assert "prompt 0: 3 tokens are too few for SnapKVPress@0.75, which needs 17" in out[0].error
     assert f"prompt 2: 5000 tokens and {NEW} new ones exceed the model's window of {window}" in out[2].error
     assert "prompt 3: 0 tokens" in out[3].error
-    for place in (0, 2, 3):
+    assert "prompt 5: the model knows no token -1" in out[5].error
+    assert "prompt 6: the model knows no token 1000000" in out[6].error
+    for place in (0, 2, 3, 5, 6):
         assert (out[place].stop_reason, out[place].text, len(out[place].token_ids)) == ("refused", "", 0)
     good = guards["calm"].generate(*reference, prompts[:2], press=SnapKVPress(0.75, window_size=16))
     assert [out[1].text, out[4].text] == [output.text for output in good]
@@ -282,11 +298,17 @@ def test_memory_that_runs_out_is_one_line(guards, reference, prompts, monkeypatc
         guards["calm"].generate(*reference, prompts)
 
 
+def _of_ratio(ratio):
+    press = KnormPress()
+    press.compression_ratio = ratio  # where kvpress no longer looks
+    return press
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"action": "undo"}, "'undo' .*rollback"),
-        ({"action": "hold", "press": KnormPress(0.5)}, "hold .*compression_interval"),
+        ({"action": "hold", "press": KnormPress(0.5)}, "compression_interval.*restore, rollback, restart"),
         ({"compression_interval": 16}, "pass a press"),
         ({"press": "snapkv"}, "'snapkv' is no kvpress press"),
         ({"press": DecodingPress(KnormPress())}, "DecodingPress .*compression_interval"),
@@ -296,10 +318,15 @@ def test_memory_that_runs_out_is_one_line(guards, reference, prompts, monkeypatc
         ),
         ({"press": AdaKVPress(KnormPress(0.5)), "compression_interval": 32}, "AdaKVPress.*KnormPress"),
         ({"press": ThinKPress(0.5), "compression_interval": 32}, "ThinKPress.*KnormPress"),
+        ({"press": _of_ratio(-0.5)}, "compression_ratio of -0.5"),
+        ({"press": _of_ratio(1.0)}, "compression_ratio of 1"),
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1.0, "seed": 1.5}, "seed"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
         ({"temperature": 1.0, "seed": -1}, "seed"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: 2.5"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
@@ -321,6 +348,24 @@ def test_one_text_is_not_a_list_of_letters(guards, reference):
         guards["calm"].generate(*reference, "abc")
 
 
+@pytest.mark.parametrize("prompts", [None, [None], [5], [[1.5]]])
+def test_prompts_that_are_neither_texts_nor_token_ids_are_one_line(guards, reference, prompts):
+    with pytest.raises(KvguardError, match=r"prompts: .*a list of texts, or of lists of token ids"):
+        guards["calm"].generate(*reference, prompts)
+
+
+def test_prompts_may_be_drawn_from_an_iterator_and_token_ids_be_a_tensor(guards, reference, prompts):
+    ids = encoded(reference, prompts[0])
+    out = guards["calm"].generate(*reference, iter([prompts[0], torch.tensor(ids), np.array(ids)]))
+    assert len({output.text for output in out}) == 1
+    assert len(out) == 3
+
+
+def test_a_name_is_no_model(guards, reference, prompts):
+    with pytest.raises(KvguardError, match=r"a str and a .* are none: pass what AutoModelForCausalLM"):
+        guards["calm"].generate("models/reference", reference[1], prompts)
+
+
 def test_a_model_that_kvpress_does_not_know_is_refused(guards, reference):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -330,7 +375,8 @@ def test_a_model_that_kvpress_does_not_know_is_refused(guards, reference):
 
 
 def test_presses_that_change_more_than_a_choice_of_entries_work_too(guards, reference, prompts):
-    for press in (AdaKVPress(SnapKVPress(0.5, window_size=16)), ThinKPress(0.5), ObservedAttentionPress(0.5)):
+    presses = (AdaKVPress(SnapKVPress(0.5, window_size=16)), ThinKPress(0.5), ObservedAttentionPress(0.5))
+    for press in (*presses, SimLayerKVPress(0.5), DMSPress(KnormPress(), threshold=-20.0)):
         out = guards["late"].generate(*reference, prompts[:2], press=press)
         assert all(output.error is None for output in out)
 
@@ -351,6 +397,27 @@ def test_a_budget_while_decoding_holds_until_the_guard_stops_it(guards, referenc
             assert before.token_ids[: event.t + 1].tolist() == after.token_ids[: event.t + 1].tolist()
             assert after.kv_saved < before.kv_saved
     assert acted
+
+
+@pytest.mark.parametrize("press", [SnapKVPress(0.95, window_size=16), ExpectedAttentionPress(0.95)])
+def test_a_prompt_whose_budget_the_press_cannot_hold_is_recorded_and_the_others_finish(
+    guards, reference, prompts, press
+):
+    how = {"press": press, "compression_interval": 24, "action": "hold"}
+    ids = encoded(reference, prompts[0])
+    short, long = guards["late"].generate(*reference, [ids[:25], prompts[1]], **how)
+    assert short.stop_reason == "refused"
+    assert f"prompt 0: 25 tokens leave {type(press).__name__}@0.95 too small a budget" in short.error
+    assert "\n" not in short.error
+    [alone] = guards["late"].generate(*reference, [prompts[1]], **how)
+    assert (long.error, long.text) == (None, alone.text)
+
+
+@pytest.mark.parametrize(("press", "interval"), [(TOVAPress(0.95), 4), (StreamingLLMPress(0.9), 2)])
+def test_a_budget_of_one_entry_is_no_reason_to_refuse(guards, reference, prompts, press, interval):
+    ids = encoded(reference, prompts[0])[:15]
+    [output] = guards["late"].generate(*reference, [ids], press=press, compression_interval=interval)
+    assert output.error is None
 
 
 def test_token_ids_are_taken_as_they_are(guards, reference, prompts):

@@ -14,7 +14,7 @@ from kvguard.generation.decode import Batch, Generated, Row, decode
 from kvguard.generation.oracle import TIE, kvpress_generate
 from kvguard.generation.prefill import prefill
 from kvguard.guard.controller import State
-from kvguard.guard.live import NEVER, Action, Guarded, GuardedRun, guarded_decode
+from kvguard.guard.live import NEVER, Action, Guarded, GuardedRun
 from kvguard.guard.watch import Watch
 from kvguard.models.registry import LoadedModel, load_model
 from kvguard.tasks import sample_prompts
@@ -82,7 +82,10 @@ def guard(
 ) -> tuple[list[Guarded], Scripted]:
     trigger = Scripted(script, len(rows))
     batch = Batch(loaded.model, rows, 3, NEW, loaded.eos_ids, restorable=True)
-    return guarded_decode(batch, Watch(trigger, POINT), action, params), trigger
+    run = GuardedRun(batch, Watch(trigger, POINT), action, params)
+    for _ in run.steps():
+        pass
+    return run.results(), trigger
 
 
 def uncompressed(loaded: LoadedModel, row: Row, given: Sequence[int]) -> list[int]:

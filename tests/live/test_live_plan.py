@@ -55,8 +55,10 @@ def test_the_worst_condition_fails_most_and_ties_go_to_the_lower_ratio_then_the_
     none = [("none", 0.0, True)]
     assert worst_condition(swept(*none, *half)) == Condition("a", 0.25)
     assert worst_condition(swept(*none, *half, *tied)) == Condition("c", 0.5)
-    with pytest.raises(KvguardError, match="worst"):
+    with pytest.raises(KvguardError, match="`worst` needs a sweep with compressed traces"):
         worst_condition(swept(*none))
+    with pytest.raises(KvguardError, match="no compressed trace of the sweep fails; name a condition"):
+        worst_condition(swept(*none, ("a", 0.5, False), ("b", 0.5, False)))
 
 
 def test_a_condition_that_is_also_the_worst_stands_once() -> None:
@@ -73,6 +75,7 @@ def test_a_condition_that_is_also_the_worst_stands_once() -> None:
         ({"conditions": ["snapkv"], "decoding_n": 1}, "'snapkv' has no ratio above 0"),
         ({"conditions": ["snapkv@1.5"], "decoding_n": 1}, "must lie in"),
         ({"actions": ["freeze"], "decoding_n": 1}, "actions"),
+        ({"actions": [], "decoding_n": 1}, "at least 1 item"),
     ],
 )
 def test_settings_without_sense_are_refused(changes: dict[str, object], words: str) -> None:

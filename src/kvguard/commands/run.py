@@ -71,7 +71,7 @@ def run(
     if not guarded and (action or point or bundle or interval):
         raise click.UsageError("--action, --point, --bundle and --interval go with --guard")
     if action == "hold" and interval is None:
-        raise click.UsageError("--action hold stops evicting while decoding: give --interval")
+        raise click.UsageError("--action hold stops evicting while decoding: give --interval too")
     import tempfile
 
     from kvguard import layout
@@ -126,6 +126,7 @@ def _guarded(
 
     from kvguard.commands.trace import pieces
     from kvguard.compressors import NONE, build_press, conditions
+    from kvguard.generation.budget import scorer_for
     from kvguard.guard.front import Guard
     from kvguard.guard.trial import run_trial, summary, trace_text
     from kvguard.models.registry import load_model
@@ -136,6 +137,9 @@ def _guarded(
         for c in conditions(preset)
     }
     loaded = load_model(model, spec, params.device)
+    for press in presses.values():
+        if press is not None and interval is not None:
+            scorer_for(loaded.model, press, interval)  # refuse the last one too before the first has run
     total = len(prompts) * sum(1 if press is None else 2 for press in presses.values())
     with tqdm(total=total, desc=model, unit="trace") as bar:
 

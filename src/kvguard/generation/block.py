@@ -15,7 +15,7 @@ from kvguard.compressors import Condition, attention_for
 from kvguard.errors import KvguardError
 from kvguard.generation.decode import Generated, Row, decode
 from kvguard.generation.parts import SweepPart
-from kvguard.generation.plan import Sweep, Tally
+from kvguard.generation.plan import Sweep, Tally, out_of_memory
 from kvguard.generation.prefill import prefill
 from kvguard.generation.workers import Report
 from kvguard.models.registry import LoadedModel
@@ -115,8 +115,8 @@ def within_memory(loaded: LoadedModel, batch_size: int, run: Callable[[int], T])
     while True:
         try:
             return run(batch_size)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+        except RuntimeError as error:
+            if not out_of_memory(error):
                 raise
             if batch_size == 1:
                 raise KvguardError(

@@ -70,7 +70,8 @@ def scorer_for(model: PreTrainedModel, press: BasePress, interval: int) -> Score
     if reason is None:
         scorer = copy.deepcopy(press)
         scorer.post_init_from_model(model)
-        reason = _fails(scorer, attention_modules(model)[0], min(interval, _BUFFER))
+        n_hidden = min(interval, _BUFFER)
+        reason = _fails(scorer, attention_modules(model)[0], n_hidden, n_hidden + 64)
     if reason is not None:
         known = ", ".join(sorted(_READS_ENTRIES | _READS_QUERIES))
         raise KvguardError(
@@ -78,6 +79,18 @@ def scorer_for(model: PreTrainedModel, press: BasePress, interval: int) -> Score
             f"(presses that can: {known})"
         )
     return scorer
+
+
+def too_small(model: PreTrainedModel, press: BasePress, interval: int, n_prompt: int) -> str | None:
+    """Say why a press cannot hold the budget of a prompt this short, if so.
+
+    A budget of one entry is enforced after every token: the press has one hidden state, and two entries.
+    """
+    ratio = np.array([getattr(press, "compression_ratio", 0.0)])
+    single = _targets(np.array([n_prompt + 1]), ratio)[0] == 1
+    if not single or isinstance(press, StreamingLLMPress):  # which does not score
+        return None
+    return _fails(scorer_for(model, press, interval), attention_modules(model)[0], n_hidden=1, n=2)
 
 
 def _unfit(press: BasePress, n_hidden: int) -> str | None:
@@ -94,10 +107,9 @@ def _unfit(press: BasePress, n_hidden: int) -> str | None:
     return None
 
 
-def _fails(scorer: ScorerPress, module: Any, n_hidden: int) -> str | None:
-    """Score made-up entries, more of them than hidden states; say what went wrong."""
+def _fails(scorer: ScorerPress, module: Any, n_hidden: int, n: int) -> str | None:
+    """Score ``n`` made-up entries; say what went wrong."""
     heads, dim, weight = module.config.num_key_value_heads, module.head_dim, next(module.parameters())
-    n = n_hidden + 64
     entries = torch.linspace(-1, 1, n).expand(1, heads, dim, n).mT.to(weight)
     hidden = torch.linspace(-1, 1, n_hidden).expand(1, module.config.hidden_size, n_hidden).mT.to(weight)
     scorer.compression_ratio = 0.5

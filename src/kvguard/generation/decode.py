@@ -218,12 +218,19 @@ class Batch:
         for slot, kept in zip(slots, self.t[list(slots)] if keep is None else keep, strict=True):
             row = int(self.row[slot])
             ids = torch.cat([self.rows[row].prompt_ids, self.tokens[row, :kept].long()])
-            self.cache.load(slot, full_cache(self.model, ids[:-1]))
+            self.cache.load(slot, self._before(row, ids[:-1]))
             self.pending[slot] = ids[-1]
             if kept < self.t[slot]:
                 self.t[slot] = kept
                 self.attempt[slot] += 1
                 self.ended[slot] = self.stopped[slot] = False
+
+    def _before(self, row: int, ids: Tensor) -> KeptCache:
+        """Return the full cache of the token ids that precede a row's newest token."""
+        if len(ids):
+            return full_cache(self.model, ids)
+        kept = self.rows[row].cache  # a prompt of one token, rewound to nothing: no pass can compute that
+        return KeptCache([keys[:, :0] for keys in kept.keys], [values[:, :0] for values in kept.values])
 
     @torch.inference_mode()
     def recompress(self, slots: Sequence[int]) -> None:

@@ -170,6 +170,11 @@ def rows_in_memory(model: PreTrainedModel, n_tokens: int, processes: int = 1) ->
     return int(free / 2 / processes / _row_bytes(model, n_tokens))
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether torch ran out of memory; on a CPU only the error's text says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)
+
+
 def batch_of(rows: int) -> int:
     """Return the rows to decode together where ``rows`` fit: a power of two, and no more than pays."""
     return min(1 << max(0, rows.bit_length() - 1), _MOST_ROWS)

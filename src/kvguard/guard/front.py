@@ -11,8 +11,9 @@ in that prompt's ``error``, and the others finish.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
@@ -209,7 +210,7 @@ class Guard:
                     report(chunk.numbers[row])
             for number, found in chunk.results().items():
                 outputs[number] = _output(found, job.loaded)
-        return [outputs[number] for number in range(len(prompts))]
+        return [outputs[number] for number in sorted(outputs)]
 
     def stream(
         self,
@@ -247,14 +248,17 @@ class Guard:
         prompts: Sequence[Prompt],
         options: Options,
     ) -> Job:
-        if isinstance(prompts, str):
-            raise KvguardError("prompts: a text stands where a list of them is wanted: pass [prompt]")
+        if not hasattr(model, "config") or not hasattr(tokenizer, "batch_decode"):
+            raise KvguardError(
+                f"model, tokenizer: a {type(model).__name__} and a {type(tokenizer).__name__} are none: pass "
+                "what AutoModelForCausalLM and AutoTokenizer load"
+            )
         loaded = LoadedModel(model.config.name_or_path or type(model).__name__, model, tokenizer, "")
         options.check_model(loaded)
         self._meet(loaded)
         if tokenizer not in self._masks:
             self._masks[tokenizer] = thinking_mask(tokenizer, self.card.thinking_words)
-        encoded = [loaded.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        encoded = _encoded(prompts, loaded)
         return Job(loaded, encoded, options, self.hazard, self.point, self.params, self._masks[tokenizer])
 
     def _meet(self, loaded: LoadedModel) -> None:
@@ -268,6 +272,22 @@ class Guard:
                 self.card.source,
             )
         self._met.add(loaded.model)
+
+
+def _encoded(prompts: Iterable[Prompt], loaded: LoadedModel) -> list[list[int]]:
+    """Return the token ids of every prompt.
+
+    Raises
+    ------
+    KvguardError
+        Something is neither a text nor token ids.
+    """
+    if isinstance(prompts, str):
+        raise KvguardError("prompts: a text stands where a list of them is wanted: pass [prompt]")
+    try:
+        return [loaded.encode(p) if isinstance(p, str) else [index(token) for token in p] for p in prompts]
+    except TypeError as error:
+        raise KvguardError(f"prompts: {error}: pass a list of texts, or of lists of token ids") from None
 
 
 def _pieces(job: Job) -> Iterator[Piece]:

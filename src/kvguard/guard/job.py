@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +16,9 @@ from kvguard.compressors import NONE, Condition, attention_for, shortest_prompt
 from kvguard.config import ControllerParams, GuardParams
 from kvguard.errors import KvguardError
 from kvguard.features import Bools
-from kvguard.generation.budget import Budget, scorer_for
+from kvguard.generation.budget import Budget, scorer_for, too_small
 from kvguard.generation.decode import Batch, Row
-from kvguard.generation.plan import batch_of, rows_in_memory
+from kvguard.generation.plan import batch_of, out_of_memory, rows_in_memory
 from kvguard.generation.prefill import attention_modules, prefill
 from kvguard.generation.sampler import Draw, Nucleus, Sampler, greedy
 from kvguard.guard.live import Action, Guarded, GuardedRun, GuardedStep
@@ -64,8 +66,8 @@ class Options:
             "batch_size": batch_size,
         }
         for name, value in counts.items():
-            if value is not None and value < 1:
-                raise KvguardError(f"{name}: {value} is too few: pass at least 1")
+            if value is not None and not (_is(value, Integral) and value >= 1):
+                raise KvguardError(f"{name}: {value!r} will not do: pass a whole number, at least 1")
         if action not in set(Action):
             raise KvguardError(f"action: unknown name {action!r} (known: {', '.join(Action)})")
         _check_press(press)
@@ -74,7 +76,8 @@ class Options:
         if action == Action.HOLD and compression_interval is None:
             raise KvguardError(
                 "action: hold stops evicting, and nothing is evicted while decoding without "
-                "compression_interval: pass that, or choose restore or rollback"
+                "compression_interval: pass that, or an action that restores "
+                f"({', '.join(action for action in Action if action.restores)})"
             )
         sampler = _sampler(temperature, top_p, seed)
         return cls(press, max_new_tokens, Action(action), compression_interval, sampler, batch_size)
@@ -102,26 +105,32 @@ class Options:
         """The press under the name of its class."""
         if self.press is None:
             return Condition(NONE, 0.0)
-        return Condition(type(self.press).__name__, getattr(self.press, "compression_ratio", None) or 0.0)
+        return Condition(type(self.press).__name__, _asked(self.press) or 0.0)
 
     def ratio(self, row: Row) -> float:
         """Return the compression ratio of a row: what the press was asked, else what it came to."""
         if self.press is None:
             return 0.0
-        asked = getattr(self.press, "compression_ratio", None)
+        asked = _asked(self.press)
         return float(asked) if asked is not None else 1 - row.cache.n_kept / row.n_prompt
 
-    def refusal(self, n_tokens: int, window: int) -> str | None:
+    def refusal(self, n_tokens: int, loaded: LoadedModel) -> str | None:
         """Say why a prompt of ``n_tokens`` cannot be asked, if so."""
-        if n_tokens + self.max_new_tokens > window:
+        if n_tokens + self.max_new_tokens > loaded.window:
             return (
                 f"{n_tokens} tokens and {self.max_new_tokens} new ones exceed the model's window of "
-                f"{window}: shorten it, or pass a smaller max_new_tokens"
+                f"{loaded.window}: shorten it, or pass a smaller max_new_tokens"
             )
         needed = shortest_prompt(self.press) if self.press is not None else 1
         if n_tokens < needed:
             return f"{n_tokens} tokens are too few for {self.condition}, which needs {needed}: lengthen it"
-        return None
+        if self.press is None or self.interval is None:
+            return None
+        reason = too_small(loaded.model, self.press, self.interval, n_tokens)
+        return reason and (
+            f"{n_tokens} tokens leave {self.condition} too small a budget while decoding: {reason}; "
+            "lengthen it, or lower the press's ratio"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,8 @@ class Job:
 
     def chunks(self) -> Iterator[Chunk]:
         """Prefill as many prompts at a time as memory takes; those that cannot be asked come first."""
-        found = {n: self.options.refusal(len(ids), self.loaded.window) for n, ids in enumerate(self.encoded)}
+        by_length = cache(lambda n_tokens: self.options.refusal(n_tokens, self.loaded))
+        found = {n: self._stray(ids) or by_length(len(ids)) for n, ids in enumerate(self.encoded)}
         refused = {n: _about(n, reason) for n, reason in found.items() if reason is not None}
         yield Chunk([], refused)
         asked = [n for n in found if n not in refused]
@@ -186,6 +196,12 @@ class Job:
             with _enough_memory():
                 chunk = self._chunk(asked[begin : begin + waiting], batch_size)
             yield chunk
+
+    def _stray(self, ids: Sequence[int]) -> str | None:
+        """Say which token id the model does not know, if any."""
+        size = self.loaded.model.config.get_text_config().vocab_size
+        stray = [token for token in ids if not 0 <= token < size]
+        return f"the model knows no token {stray[0]}, only 0 to {size - 1}: encode it anew" if stray else None
 
     def _chunk(self, numbers: Sequence[int], batch_size: int) -> Chunk:
         rows, kept, refused = [], [], {}
@@ -231,15 +247,33 @@ def _check_press(press: Any) -> None:
             f"press: a {type(press).__name__} compresses while decoding by itself: pass the press inside "
             "it, and compression_interval"
         )
+    ratio = _asked(press)
+    if ratio is not None and not 0 <= ratio < 1:
+        raise KvguardError(
+            f"press: a compression_ratio of {ratio:g} is no share to remove: pass one from 0 to below 1"
+        )
+
+
+def _asked(press: BasePress) -> float | None:
+    """Return the ratio that a press was asked for; None for those that know theirs only after a pass."""
+    try:
+        return getattr(press, "compression_ratio", None)
+    except (AssertionError, ValueError):
+        return None
+
+
+def _is(value: object, kind: type) -> bool:
+    """Tell what an argument is in truth, whatever its annotation says."""
+    return isinstance(value, kind)
 
 
 def _sampler(temperature: float, top_p: float, seed: int) -> Sampler:
-    if temperature < 0:
-        raise KvguardError(f"temperature: {temperature:g} is negative: pass 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise KvguardError(f"top_p: {top_p:g} is no share: pass one above 0, and 1 to leave nothing out")
-    if seed < 0:
-        raise KvguardError(f"seed: {seed} is negative: pass 0 or more")
+    if not (_is(temperature, Real) and 0 <= temperature < np.inf):
+        raise KvguardError(f"temperature: {temperature!r} will not do: pass 0 (greedy) or more")
+    if not (_is(top_p, Real) and 0 < top_p <= 1):
+        raise KvguardError(f"top_p: {top_p!r} is no share: pass one above 0, and 1 to leave nothing out")
+    if not (_is(seed, Integral) and seed >= 0):
+        raise KvguardError(f"seed: {seed!r} will not do: pass a whole number, 0 or more")
     return Nucleus(temperature, top_p, seed) if temperature > 0 else greedy
 
 
@@ -262,6 +296,6 @@ def _enough_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+        if not out_of_memory(error):
             raise
         raise KvguardError("memory ran out: pass a smaller batch_size or max_new_tokens") from None

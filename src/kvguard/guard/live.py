@@ -142,16 +142,6 @@ class Guarded:
     safe_at: int
 
 
-def guarded_decode(
-    batch: Batch, watch: Watch, action: Action, params: GuardParams, **options: object
-) -> list[Guarded]:
-    """Decode all rows of a batch under guard; arguments as in :class:`GuardedRun`."""
-    run = GuardedRun(batch, watch, action, params, **options)  # type: ignore[arg-type]
-    for _ in run.steps():
-        pass
-    return run.results()
-
-
 class GuardedRun:
     """One guarded decoding of a batch.
 

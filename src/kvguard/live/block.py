@@ -120,13 +120,13 @@ def _budget(live: Live, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:
 
 def _columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:
     """Return what the live table says of each row's generation."""
-    events = [[event.what for event in row.events] for row in guarded]
+    done = [[Action(event.what) for event in row.events if event.what in set(Action)] for row in guarded]
     empty = np.empty(0, dtype=np.float32)
     counts = {
         "safe_at": [row.safe_at for row in guarded],
         "n_steps": [row.n_steps for row in guarded],
-        "n_restores": [sum(what in ("restore", "rollback", "restart") for what in done) for done in events],
-        "n_rewinds": [done.count("rollback") + done.count("restart") for done in events],
+        "n_restores": [sum(action.restores for action in actions) for actions in done],
+        "n_rewinds": [sum(action.rewinds for action in actions) for actions in done],
         "n_rewound": [row.n_rewound for row in guarded],
     }
     return {

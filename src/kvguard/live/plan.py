@@ -87,18 +87,43 @@ POLICIES: dict[str, Policy] = {
 
 
 @dataclass(frozen=True)
-class Live:
-    """All that the rows depend on; it travels to the workers.
+class SweepJob:
+    """What workers make of a sweep's prompts, with its model.
 
     Attributes
     ----------
     sweep
         The fresh prompts, and the conditions: ``none`` first.
+    """
+
+    sweep: Sweep
+
+    @property
+    def name(self) -> str:
+        """The model's name in the params."""
+        return self.sweep.name
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's spec."""
+        return self.sweep.spec
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self.sweep.device
+
+
+@dataclass(frozen=True)
+class Live(SweepJob):
+    """All that the rows depend on; it travels to the workers.
+
+    Attributes
+    ----------
     triggers
         The controller's setting under each trigger.
     """
 
-    sweep: Sweep
     settings: LiveValidateParams
     guard: GuardParams
     featurize: FeaturizeParams
@@ -149,21 +174,6 @@ class Live:
         booster = hashlib.sha256(self.hazard_model.booster.save_raw("json")).hexdigest()
         return digest([booster, self.hazard_model.features, as_card(self.hazard_model.calibration)])
 
-    @property
-    def name(self) -> str:
-        """The model's name in the params."""
-        return self.sweep.name
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's spec."""
-        return self.sweep.spec
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self.sweep.device
-
 
 @dataclass(frozen=True)
 class LivePart(Part):
@@ -210,7 +220,7 @@ def worst_condition(traces: pd.DataFrame) -> Condition:
     Raises
     ------
     KvguardError
-        No trace is compressed.
+        No trace is compressed, or none of those failed.
     """
     compressed = traces[traces["compressor"] != NONE]
     if compressed.empty:
@@ -218,6 +228,11 @@ def worst_condition(traces: pd.DataFrame) -> Condition:
             "live_validate.conditions: `worst` needs a sweep with compressed traces; add some to its preset"
         )
     failed = pd.Series(is_catastrophic(compressed), index=compressed.index)
+    if not failed.any():
+        raise KvguardError(
+            "live_validate.conditions: `worst`: no compressed trace of the sweep fails; name a condition "
+            "(snapkv@0.75, say), or add higher ratios to its preset"
+        )
     cbr = failed.groupby([compressed["compressor"], compressed["ratio"]]).mean()
     _, ratio, name = min((-share, ratio, name) for (name, ratio), share in cbr.items())
     return Condition(name, ratio)
@@ -262,7 +277,7 @@ def plan_live_parts(
         What every part's bytes depend on besides: weights, batch plan, the hazard model, ...
     """
     settings = live.settings
-    acting = [*(action for action in settings.actions if action != "hold"), *settings.baselines]
+    acting = [*(action for action in settings.actions if action != Action.HOLD), *settings.baselines]
     asked = [
         (PREFILL, settings.n, [live.sweep.conditions[0]], [UNCOMPRESSED]),
         (PREFILL, settings.n, live.sweep.conditions[1:], [STATIC, *acting]),

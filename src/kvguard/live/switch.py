@@ -18,15 +18,13 @@ import torch
 
 from kvguard.catastrophes import is_catastrophic
 from kvguard.compressors import NONE, Condition
-from kvguard.config import ModelSpec
 from kvguard.generation.block import tally, within_memory
 from kvguard.generation.decode import Batch, Generated, Row, decode_steps
 from kvguard.generation.parts import Part, blocks, digest, fingerprint
-from kvguard.generation.plan import Sweep
 from kvguard.generation.prefill import prefill
 from kvguard.generation.workers import Report
 from kvguard.live.block import error_of
-from kvguard.live.plan import SWITCH
+from kvguard.live.plan import SWITCH, SweepJob
 from kvguard.models.registry import LoadedModel
 from kvguard.results import Results
 from kvguard.statistics import mean_by, resample_weights
@@ -36,34 +34,16 @@ _FULL = Condition(NONE, 0.0)
 
 
 @dataclass(frozen=True)
-class Switch:
+class Switch(SweepJob):
     """Failing traces and the model that continues them; it travels to the workers.
 
     Attributes
     ----------
-    sweep
-        The fresh prompts, and how they are asked.
     cases
         Rows of the live table: failing ``static`` traces, compressed once.
     """
 
-    sweep: Sweep
     cases: pd.DataFrame
-
-    @property
-    def name(self) -> str:
-        """The model's name in the params."""
-        return self.sweep.name
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's spec."""
-        return self.sweep.spec
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self.sweep.device
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,13 @@ _SPELLED = {"pre_onset": "pre-onset", "overall": "all compressed", "non_terminat
 
 def tables(pipeline: Pipeline) -> dict[str, Table]:
     """Return every table of the report by name."""
-    both = pipeline.params.protocols
-    found = [
+    groups = (_measured, _trained, _evaluated, _ablated, _transferred, live_tables)
+    return {table.name: table for group in groups for table in group(pipeline)}
+
+
+def _measured(pipeline: Pipeline) -> list[Table]:
+    """What compression does."""
+    return [
         _table(
             pipeline, "experiment-001", "Outcomes by compressor and ratio",
             "Over all prompts. CBR: looping or non-termination. Wrong answers and amnesia (the question's "
@@ -142,6 +147,13 @@ def tables(pipeline: Pipeline) -> dict[str, Table]:
             "The same tests against evicting KV pairs at random, at equal ratio: does the strategy matter?",
             "measure", "against_random", _TESTED,
         ),
+    ]  # fmt: skip
+
+
+def _trained(pipeline: Pipeline) -> list[Table]:
+    """How well catastrophes are forecast."""
+    both = pipeline.params.protocols
+    return [
         _table(
             pipeline, "predictor", "Hazard model",
             "On test prompts. Pre-onset tokens are the headline: they show what is known before the failure. "
@@ -159,6 +171,13 @@ def tables(pipeline: Pipeline) -> dict[str, Table]:
             "train", "cross_validation",
             (*_RANKING, ("tokens", "n_tokens", Kind.COUNT), ("positive", "n_positive", Kind.COUNT)), both,
         ),
+    ]  # fmt: skip
+
+
+def _evaluated(pipeline: Pipeline) -> list[Table]:
+    """What the forecast is good for, simulated."""
+    both = pipeline.params.protocols
+    return [
         _table(
             pipeline, "operating-points", "Operating points",
             "Picked from the threshold search; the last three columns are what the search saw.",
@@ -180,6 +199,12 @@ def tables(pipeline: Pipeline) -> dict[str, Table]:
             "evaluate", "controller-balanced", (*_CONTROLLER, *_KINDS), ("v2",),
         ),
         _compared(pipeline),
+    ]  # fmt: skip
+
+
+def _ablated(pipeline: Pipeline) -> list[Table]:
+    """What is left without parts of it."""
+    return [
         _table(
             pipeline, "ablation-features", "Feature sets",
             "Protocol v2. Each set is trained again and goes through the controller again; "
@@ -207,15 +232,19 @@ def tables(pipeline: Pipeline) -> dict[str, Table]:
             "Protocol v2, test prompts; the rest as at the balanced operating point.",
             "ablate", "thresholds", _SWEPT,
         ),
+    ]  # fmt: skip
+
+
+def _transferred(pipeline: Pipeline) -> list[Table]:
+    """What is left of it on another model."""
+    return [
         _table(
             pipeline, "transfer", "Transfer",
             "Protocol v2. A → B: trained on A's traces, tested on the test prompts of B; "
             "Δ is the difference from B → B, paired by prompt.",
             "transfer", "transfer", _with_differences((*_RANKING, *_GUARDED), "in_domain"),
         ),
-        *live_tables(pipeline),
     ]  # fmt: skip
-    return {table.name: table for table in found}
 
 
 def _with_differences(columns: Sequence[Column], base: str) -> tuple[Column, ...]:

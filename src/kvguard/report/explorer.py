@@ -107,50 +107,62 @@ def packed(
     lengths = chosen["token_ids"].map(len).to_numpy(dtype=np.int64)
     token_ids, piece = np.unique(tokens["token_id"].to_numpy(), return_inverse=True)
     states = states_of(tokens["hazard"].to_numpy(), lengths, point)
-    block = b"".join(
-        [
-            piece.astype("<u2").tobytes(),
-            _steps(tokens["entropy"], 1000, "<u2"),
-            _steps(tokens["top1_prob"], 255, "u1"),
-            _steps(tokens["hazard"], 255, "u1"),
-            states.tobytes(),
-        ]
-    )
     asked = prompts[prompts["prompt_id"].isin(chosen["prompt_id"])].reset_index(drop=True)
-    place = {prompt_id: number for number, prompt_id in enumerate(asked["prompt_id"])}
-    none = traces[traces["compressor"] == NONE].set_index("prompt_id")
-    starts = np.cumsum(lengths) - lengths
-    spans = list(zip(starts, lengths, strict=True))
-    safe_at = [_first(states[begin : begin + n] == State.SAFE) for begin, n in spans]
     return {
         "point": point.model_dump(),
         "pieces": decode([[int(token_id)] for token_id in token_ids]),
-        "prompts": [
-            {
-                "id": row.prompt_id,
-                "question": row.question,
-                "answer": row.answer,
-                "uncompressed": _verdict(none.loc[row.prompt_id]) | {"text": none.loc[row.prompt_id, "text"]},
-            }
-            for row in asked.itertuples()
-        ],
-        "traces": [
-            {
-                "id": int(row["trace_id"]),
-                "prompt": place[row["prompt_id"]],
-                "compressor": row["compressor"],
-                "ratio": row["ratio"],
-                "start": int(begin),
-                "n": int(n),
-                "onset": None if pd.isna(row["onset"]) else int(row["onset"]),
-                "safe": safe,
-                **_verdict(row),
-            }
-            for (_, row), (begin, n), safe in zip(chosen.iterrows(), spans, safe_at, strict=True)
-        ],
+        "prompts": _prompts(asked, traces),
+        "traces": _records(chosen, asked, lengths, states),
         "n": len(tokens),
-        "block": base64.b64encode(zlib.compress(block, 9)).decode(),
+        "block": _block(piece, tokens, states),
     }
+
+
+def _prompts(asked: pd.DataFrame, traces: pd.DataFrame) -> list[dict[str, Any]]:
+    none = traces[traces["compressor"] == NONE].set_index("prompt_id")
+    return [
+        {
+            "id": row.prompt_id,
+            "question": row.question,
+            "answer": row.answer,
+            "uncompressed": _verdict(none.loc[row.prompt_id]) | {"text": none.loc[row.prompt_id, "text"]},
+        }
+        for row in asked.itertuples()
+    ]
+
+
+def _records(
+    chosen: pd.DataFrame, asked: pd.DataFrame, lengths: np.ndarray, states: np.ndarray
+) -> list[dict[str, Any]]:
+    """Describe each trace of ``chosen``; ``lengths`` [R] are theirs, ``states`` [N] those of their tokens."""
+    place = {prompt_id: number for number, prompt_id in enumerate(asked["prompt_id"])}
+    starts = np.cumsum(lengths) - lengths
+    return [
+        {
+            "id": int(row["trace_id"]),
+            "prompt": place[row["prompt_id"]],
+            "compressor": row["compressor"],
+            "ratio": row["ratio"],
+            "start": int(begin),
+            "n": int(n),
+            "onset": None if pd.isna(row["onset"]) else int(row["onset"]),
+            "safe": _first(states[begin : begin + n] == State.SAFE),
+            **_verdict(row),
+        }
+        for (_, row), begin, n in zip(chosen.iterrows(), starts, lengths, strict=True)
+    ]
+
+
+def _block(piece: np.ndarray, tokens: pd.DataFrame, states: np.ndarray) -> str:
+    """Compress what is known of all tokens [N], column by column."""
+    columns = [
+        piece.astype("<u2").tobytes(),
+        _steps(tokens["entropy"], 1000, "<u2"),
+        _steps(tokens["top1_prob"], 255, "u1"),
+        _steps(tokens["hazard"], 255, "u1"),
+        states.tobytes(),
+    ]
+    return base64.b64encode(zlib.compress(b"".join(columns), 9)).decode()
 
 
 def _verdict(trace: pd.Series[Any]) -> dict[str, Any]:
