@@ -45,7 +45,7 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
     check_prompts(sweep, loaded, encoded)
     workers, threads = plan_workers(sweep.settings, loaded)
     out.mkdir(parents=True, exist_ok=True)
-    batch_size = plan_batch(sweep, loaded, max(map(len, encoded)), workers, out)
+    batch_size = plan_batch(sweep, loaded, [len(ids) for ids in encoded], workers, out)
     parts = plan_parts(
         sweep.prompts,
         sweep.conditions,
