@@ -26,15 +26,18 @@ from kvguard.models.registry import load_model
 from kvguard.tasks import sample_prompts
 
 
-def resident(peak: bool) -> int:
+def resident(peak: bool = False) -> int:
     """Return the bytes that this process holds, or the most that it has held since :func:`reset`."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 
 
-def reset() -> None:
+def reset(on_cuda: bool) -> None:
     """Forget the peak so far."""
-    Path("/proc/self/clear_refs").write_text("5")
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(sweep: Sweep) -> tuple[int, int]:
@@ -42,24 +45,17 @@ def measure(sweep: Sweep) -> tuple[int, int]:
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
     lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
     predicted = predicted_peak(sweep, loaded.model, lengths, int(sweep.settings.batch_size))
+    again = sum(weight.nbytes for weight in loaded.model.parameters())  # the sweep loads them a second time
+    on_cuda = loaded.model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         few = replace(sweep, prompts=sweep.prompts[:2])
         run_sweep(few, Path(folder) / "few", progress=False)  # imports and buffers that come with the first use
         gc.collect()
-        if loaded.model.device.type == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            run_sweep(sweep, Path(folder) / "all", progress=False)
-            return predicted, torch.cuda.max_memory_allocated() - before - weights(loaded.model)
-        reset()
-        before = resident(peak=False)
+        before = torch.cuda.memory_allocated() if on_cuda else resident()
+        reset(on_cuda)
         run_sweep(sweep, Path(folder) / "all", progress=False)
-        return predicted, resident(peak=True) - before
-
-
-def weights(model: torch.nn.Module) -> int:
-    """Return the bytes of the weights: the sweep loads them a second time."""
-    return sum(weight.nbytes for weight in model.parameters())
+        peak = torch.cuda.max_memory_allocated() if on_cuda else resident(peak=True)
+    return predicted, peak - before - again
 
 
 def fresh(sweep: Sweep) -> tuple[int, int]:
