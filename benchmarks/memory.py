@@ -49,7 +49,9 @@ def measure(sweep: Sweep) -> tuple[int, int]:
     on_cuda = loaded.model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         few = replace(sweep, prompts=sweep.prompts[:2])
-        run_sweep(few, Path(folder) / "few", progress=False)  # imports and buffers that come with the first use
+        run_sweep(
+            few, Path(folder) / "few", progress=False
+        )  # imports and buffers that come with the first use
         gc.collect()
         before = torch.cuda.memory_allocated() if on_cuda else resident()
         reset(on_cuda)

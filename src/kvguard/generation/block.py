@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import torch
 
 from kvguard.catastrophes import NO_ONSET, TraceTokens, onsets
@@ -110,10 +111,11 @@ def _decode(
 
 
 def release_unused() -> None:
-    """Give back to the system what the C library holds in reserve.
+    """Give back to the system what the C library and Arrow hold in reserve.
 
     Kept caches are allocated among a prefill's short-lived tensors, which leave holes of a fifth their size.
     """
+    pyarrow.default_memory_pool().release_unused()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # a C library other than glibc
             ctypes.CDLL(None).malloc_trim(0)

@@ -199,7 +199,10 @@ def predicted_peak(
             kept = longest if whole else (longest * (1 - min(c.ratio for c in own))).astype(int)
             n_rows = n_prompts * len(own)
             recorded = n_rows * new * 4 * (N_SIGNALS + 1)
-            decoding = np.minimum(n_rows, batch_size) * _row_bytes(model, kept + new) + recorded
+            slots = np.minimum(n_rows, batch_size)
+            decoding = slots * _row_bytes(model, kept + new) + recorded
+            if len(own) > 1:  # rows of several lengths change places, the keys or values of a layer at a time
+                decoding += slots * (kept + new) * entry / (2 * config.num_hidden_layers)
             working = np.maximum(working, decoding)
             if model.device.type == "cpu":
                 working = np.maximum(working, _TABLE_COPIES * recorded)
