@@ -15,13 +15,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from memory import reset, resident
 
 from kvguard.config import load_params
 from kvguard.hazard import train as train_module
 from kvguard.hazard.rows import rows_to_fit
 from kvguard.schemas import FEATURES, TABLES, conform
 from kvguard.traces import ROW_GROUP, open_table
+from memory import reset, resident
 
 TRACE = 256  # tokens of a trace
 KINDS = ("in memory", "streamed", "streamed, bins on disk")

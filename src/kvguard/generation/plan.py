@@ -202,7 +202,7 @@ def predicted_peak(
             slots = np.minimum(n_rows, batch_size)
             decoding = slots * _row_bytes(model, kept + new) + recorded
             if len(own) > 1:  # rows of several lengths change places, the keys or values of a layer at a time
-                decoding += slots * (kept + new) * entry / (2 * config.num_hidden_layers)
+                decoding += slots * (kept + new) * entry // (2 * config.num_hidden_layers)
             working = np.maximum(working, decoding)
             if model.device.type == "cpu":
                 working = np.maximum(working, _TABLE_COPIES * recorded)
