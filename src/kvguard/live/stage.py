@@ -74,7 +74,7 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     workers, threads = plan_workers(sweep.settings, loaded)
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    batch_size = plan_batch(sweep, loaded, max(map(len, encoded)), workers, folder)
+    batch_size = plan_batch(sweep, loaded, [len(ids) for ids in encoded], workers, folder, restorable=True)
     depends_on = made_with(sweep, loaded, batch_size, threads)
     table = out / "live.parquet"
     table.unlink(missing_ok=True)
