@@ -80,15 +80,14 @@ class Tally:
         return self.n, self.catastrophic, self.scored, self.correct
 
 
-def check_prompts(sweep: Sweep, loaded: LoadedModel, encoded: Sequence[Sequence[int]]) -> None:
-    """Refuse prompts that the model's window or a press cannot take.
+def check_prompts(sweep: Sweep, loaded: LoadedModel, lengths: Sequence[int]) -> None:
+    """Refuse prompts of these lengths, in tokens, that the model's window or a press cannot take.
 
     Raises
     ------
     KvguardError
         Naming the prompt, the lengths and the mend.
     """
-    lengths = [len(ids) for ids in encoded]
     longest, shortest = int(np.argmax(lengths)), int(np.argmin(lengths))
     name = sweep.prompts["prompt_id"].iloc
     if lengths[longest] + sweep.spec.max_new_tokens > loaded.window:

@@ -42,11 +42,11 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
         run out.
     """
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
-    encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
-    check_prompts(sweep, loaded, encoded)
+    lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
+    check_prompts(sweep, loaded, lengths)
     workers, threads = plan_workers(sweep.settings, loaded)
     out.mkdir(parents=True, exist_ok=True)
-    batch_size = plan_batch(sweep, loaded, [len(ids) for ids in encoded], workers, out)
+    batch_size = plan_batch(sweep, loaded, lengths, workers, out)
     parts = plan_parts(
         sweep.prompts,
         sweep.conditions,
