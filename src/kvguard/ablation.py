@@ -184,7 +184,7 @@ def _risk_score(rows: Rows, fitting: Rows) -> np.ndarray:
     score = np.zeros(len(rows.t), dtype=np.float32)
     for name in _RISK:
         if name in rows.columns:  # unless train.exclude_features took it away
-            known = np.sort(fitting.only([name]).features[:, 0])
+            known = np.sort(np.concatenate(list(fitting.only([name]).blocks()))[:, 0])
             below = np.searchsorted(known, rows.only([name]).features[:, 0], side="left")
             score = np.maximum(score, (below / len(known)).astype(np.float32))
     return score

@@ -175,15 +175,16 @@ class XgboostParams(_Section):
 class TrainParams(_Section):
     """How the hazard model is trained.
 
-    ``max_tokens`` bounds the training rows: above it tokens are drawn evenly. ``positive_weight`` is the
-    weight of a positive token, ``balanced`` the ratio of the classes. ``horizons`` are the values of H
-    that are compared; the model itself takes ``featurize.horizon``.
+    ``max_tokens`` bounds the training rows: above it tokens are drawn evenly; None takes them all, read
+    from their table in pieces. ``positive_weight`` is the weight of a positive token, ``balanced`` the ratio
+    of the classes. ``horizons`` are the values of H that are compared; the model itself takes
+    ``featurize.horizon``.
     """
 
     split: SplitParams
     exclude_features: tuple[Text, ...] = ()
     horizons: tuple[Count, ...] = (16, 32, 64, 128)
-    max_tokens: Count = 250_000
+    max_tokens: Count | None = 250_000
     positive_weight: Positive | Literal["balanced"] = 1.0
     calibration: Literal["isotonic", "platt"] = "isotonic"
     xgboost: XgboostParams = XgboostParams()

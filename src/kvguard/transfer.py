@@ -17,7 +17,7 @@ from kvguard.forecasts import Values, choose_threshold, control_values, minus
 from kvguard.guard.simulate import Replay, recorded
 from kvguard.hazard.metrics import Measured, pre_onset_ranking
 from kvguard.hazard.protocols import PROTOCOLS
-from kvguard.hazard.rows import load_rows
+from kvguard.hazard.rows import load_rows, rows_to_fit
 from kvguard.hazard.splits import part_of_traces, read_split
 from kvguard.hazard.train import HazardModel, fit_hazard
 from kvguard.results import Results
@@ -94,7 +94,7 @@ def transfer(
             f"transfer: every train or tune prompt of {source.model} tests {target.model}: raise sample.n"
         )
     learned, watched = (
-        load_rows(source.features_path, columns, part["trace_id"].to_numpy(), train.max_tokens)
+        rows_to_fit(source.features_path, columns, part["trace_id"].to_numpy(), train.max_tokens)
         for part in (fitting, tuning)
     )
     fitted = fit_hazard(learned, watched, train, seed)

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kvguard.compressors import NONE, Condition, build_press, shortest_prompt
+from kvguard.compressors import NONE, Condition, attention_for, build_press, only_scores, shortest_prompt
 from kvguard.config import CatastropheParams, CompressorSpec, GenerateParams, ModelSpec
 from kvguard.errors import KvguardError
 from kvguard.generation.cache import RaggedCache
+from kvguard.generation.decode import N_SIGNALS
+from kvguard.generation.parts import blocks
 from kvguard.models.registry import LoadedModel
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MOST_ROWS = 512  # of a batch: more bring no more tokens/s
+_TABLE_COPIES = 4  # of a part's signals, while its tables are made and written
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,14 @@ class Tally:
         return self.n, self.catastrophic, self.scored, self.correct
 
 
-def check_prompts(sweep: Sweep, loaded: LoadedModel, encoded: Sequence[Sequence[int]]) -> None:
-    """Refuse prompts that the model's window or a press cannot take.
+def check_prompts(sweep: Sweep, loaded: LoadedModel, lengths: Sequence[int]) -> None:
+    """Refuse prompts of these lengths, in tokens, that the model's window or a press cannot take.
 
     Raises
     ------
     KvguardError
         Naming the prompt, the lengths and the mend.
     """
-    lengths = [len(ids) for ids in encoded]
     longest, shortest = int(np.argmax(lengths)), int(np.argmin(lengths))
     name = sweep.prompts["prompt_id"].iloc
     if lengths[longest] + sweep.spec.max_new_tokens > loaded.window:
@@ -132,23 +134,94 @@ def plan_workers(settings: GenerateParams, loaded: LoadedModel) -> tuple[int, in
     return workers, max(1, cores // workers)
 
 
-def plan_batch(sweep: Sweep, loaded: LoadedModel, longest: int, workers: int, out: Path) -> int:
-    """Plan the rows of a batch from free memory, once per folder: a resumed run keeps to its first plan."""
+def plan_batch(
+    sweep: Sweep,
+    loaded: LoadedModel,
+    lengths: Sequence[int],
+    workers: int,
+    out: Path,
+    restorable: bool = False,
+) -> int:
+    """Plan the rows of a batch, once per folder: a resumed run keeps to its first plan.
+
+    Every process is to stay within its share of half the memory that is free, by :func:`predicted_peak`.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of every prompt.
+    restorable
+        Rows may get their full cache back.
+    """
     if sweep.settings.batch_size != "auto":
         return sweep.settings.batch_size
-    n_tokens = longest + sweep.spec.max_new_tokens
-    row = _row_bytes(loaded.model, n_tokens)
+    model = loaded.model
     path = out / "batch.json"
-    key = [loaded.fingerprint, row, workers]
+    key = [loaded.fingerprint, _row_bytes(model, max(lengths) + sweep.spec.max_new_tokens), workers]
     try:
         stored = json.loads(path.read_text())
         if stored["key"] == key:
             return int(stored["batch_size"])
     except (OSError, ValueError, KeyError):
         pass
-    batch_size = batch_of(rows_in_memory(loaded.model, n_tokens, workers))
+    share = _free_memory(model) / 2 / workers
+    if workers > 1:  # each loads weights of its own
+        share -= sum(weight.nbytes for weight in model.parameters())
+    batch_size = _MOST_ROWS
+    while batch_size > 1 and predicted_peak(sweep, model, lengths, batch_size, restorable) > share:
+        batch_size //= 2
     path.write_text(json.dumps({"key": key, "batch_size": batch_size}))
     return batch_size
+
+
+def predicted_peak(
+    sweep: Sweep, model: PreTrainedModel, lengths: Sequence[int], batch_size: int, restorable: bool = False
+) -> int:
+    """Predict the most memory, in bytes, that a process takes besides the weights while it makes parts.
+
+    A block's prefill keeps every prompt's cache, with what each condition keeps of it, until the block's last
+    part is decoded. On top of that comes a prompt's prefill, or the decoding of a part, or, on the
+    host, its tables: whichever takes most.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of every prompt.
+    restorable
+        Rows may get their full cache back.
+    """
+    config, new = model.config.get_text_config(), sweep.spec.max_new_tokens
+    n_blocks = np.array(blocks(len(lengths), sweep.settings.prompts_per_part))
+    total = np.add.reduceat(lengths, n_blocks[:, 0])  # tokens of each block's prompts
+    longest = np.maximum.reduceat(lengths, n_blocks[:, 0])
+    n_prompts = n_blocks[:, 1] - n_blocks[:, 0]
+    entry = _entry_bytes(model)
+    index = 4 * config.num_hidden_layers * config.num_key_value_heads
+    logits = n_prompts * config.vocab_size * model.dtype.itemsize
+
+    presses = {condition: sweep.press(condition) for condition in sweep.conditions}
+    peak = 0
+    for implementation in {attention_for(press) for press in presses.values()}:
+        together = {c: p for c, p in presses.items() if attention_for(p) == implementation}
+        scored = [c for c, press in together.items() if press is None or only_scores(press)]
+        chosen = sum(1 - c.ratio for c in scored if c.ratio > 0)  # entries kept, in those of a full cache
+        held = total * (entry * (1 + len(together) - len(scored)) + index * chosen) + logits
+        working = _prefill_bytes(model, longest, implementation)
+        for compressor in {c.compressor for c in together}:
+            own = [c for c in together if c.compressor == compressor]
+            whole = restorable or not set(own) <= set(scored)
+            kept = longest if whole else (longest * (1 - min(c.ratio for c in own))).astype(int)
+            n_rows = n_prompts * len(own)
+            recorded = n_rows * new * 4 * (N_SIGNALS + 1)
+            slots = np.minimum(n_rows, batch_size)
+            decoding = slots * _row_bytes(model, kept + new) + recorded
+            if len(own) > 1:  # rows of several lengths change places, the keys or values of a layer at a time
+                decoding += slots * (kept + new) * entry // (2 * config.num_hidden_layers)
+            working = np.maximum(working, decoding)
+            if model.device.type == "cpu":
+                working = np.maximum(working, _TABLE_COPIES * recorded)
+        peak = max(peak, int((held + working).max()))
+    return peak
 
 
 def made_with(sweep: Sweep, loaded: LoadedModel, batch_size: int, threads: int) -> dict[str, Any]:
@@ -163,11 +236,9 @@ def made_with(sweep: Sweep, loaded: LoadedModel, batch_size: int, threads: int) 
     }
 
 
-def rows_in_memory(model: PreTrainedModel, n_tokens: int, processes: int = 1) -> int:
-    """Return how many rows of ``n_tokens`` fit into half of what memory is free, in each of ``processes``."""
-    device = model.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_memory()
-    return int(free / 2 / processes / _row_bytes(model, n_tokens))
+def rows_in_memory(model: PreTrainedModel, n_tokens: int) -> int:
+    """Return how many rows of ``n_tokens`` fit into half of what memory is free."""
+    return int(_free_memory(model) / 2 / _row_bytes(model, n_tokens))
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -180,17 +251,31 @@ def batch_of(rows: int) -> int:
     return min(1 << max(0, rows.bit_length() - 1), _MOST_ROWS)
 
 
-def _row_bytes(model: PreTrainedModel, n_tokens: int) -> int:
-    """Return the memory of one row: its cache, its logits and what the signals make of them."""
+def _row_bytes(model: PreTrainedModel, n_tokens: Any) -> Any:
+    """Return the memory of rows of ``n_tokens``: cache, logits and what the signals make of them."""
+    return n_tokens * _entry_bytes(model) + 8 * model.config.get_text_config().vocab_size * 4
+
+
+def _entry_bytes(model: PreTrainedModel) -> int:
+    """Return the memory of one token's keys and values, in all layers."""
     config = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = RaggedCache.bytes_per_row(
-        config.num_hidden_layers, n_tokens, config.num_key_value_heads, head_dim, model.dtype
+    return RaggedCache.bytes_per_row(
+        config.num_hidden_layers, 1, config.num_key_value_heads, head_dim, model.dtype
     )
-    return cache + 8 * config.vocab_size * 4
 
 
-def _free_host_memory() -> int:
+def _prefill_bytes(model: PreTrainedModel, n_tokens: Any, implementation: str) -> Any:
+    """Return what a layer makes of a prompt on its way, roughly: its MLP, and attention weights if eager."""
+    config, itemsize = model.config.get_text_config(), model.dtype.itemsize
+    mlp = n_tokens * (3 * config.intermediate_size + 4 * config.hidden_size) * itemsize
+    weights = config.num_attention_heads * n_tokens**2 * (2 * itemsize + 4)
+    return mlp + weights * (implementation == "eager")
+
+
+def _free_memory(model: PreTrainedModel) -> int:
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
     import psutil
 
     return int(psutil.virtual_memory().available)

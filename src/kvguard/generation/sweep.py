@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from kvguard.generation.parts import SweepPart, keep_made, plan_parts
 from kvguard.generation.plan import Sweep, check_engine, check_prompts, made_with, plan_batch, plan_workers
 from kvguard.generation.workers import Work, make_units
 from kvguard.models.registry import load_model
-from kvguard.traces import conform, read_table, remove_temporaries, write_table
+from kvguard.traces import conform, open_table, read_table, remove_temporaries
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
     """
     check_engine(sweep.settings)
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
-    encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
-    check_prompts(sweep, loaded, encoded)
+    lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
+    check_prompts(sweep, loaded, lengths)
     workers, threads = plan_workers(sweep.settings, loaded)
     out.mkdir(parents=True, exist_ok=True)
-    batch_size = plan_batch(sweep, loaded, max(map(len, encoded)), workers, out)
+    batch_size = plan_batch(sweep, loaded, lengths, workers, out)
     parts = plan_parts(
         sweep.prompts,
         sweep.conditions,
@@ -60,7 +61,9 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
     traces.unlink(missing_ok=True)
     work = Work("generate", sweep, generate_parts, out, batch_size, workers, threads, sweep.settings)
     make_units(work, loaded, _units(sweep, missing), sweep.n_traces, progress)
-    write_table("traces", _assemble(sweep, parts, out), traces)
+    with open_table("traces", traces) as table:
+        for judged in _judged(sweep, parts, out):
+            table.write(judged)
     return SweepResult(len(missing), len(parts) - len(missing), traces)
 
 
@@ -73,13 +76,14 @@ def _units(sweep: Sweep, parts: Sequence[SweepPart]) -> list[list[SweepPart]]:
     return list(groups.values())
 
 
-def _assemble(sweep: Sweep, parts: Sequence[SweepPart], out: Path) -> pd.DataFrame:
-    """Judge all raw traces, in the order of their ids."""
-    raw = pd.concat([read_table("parts", part.path("parts", out)) for part in parts])
-    raw = raw.sort_values("trace_id", ignore_index=True)
+def _judged(sweep: Sweep, parts: Sequence[SweepPart], out: Path) -> Iterator[pd.DataFrame]:
+    """Judge the raw traces block by block, in the order of their ids."""
     params = {name: json.dumps(spec.params, sort_keys=True) for name, spec in sweep.compressors.items()}
-    verdicts = judge(raw, sweep.prompts, sweep.catastrophes, sweep.spec.max_new_tokens)
-    judged = pd.concat([raw, verdicts], axis=1)
-    judged["model"] = sweep.name
-    judged["compressor_params"] = judged["compressor"].map(params).fillna("{}")
-    return conform("traces", judged)
+    for _, block in groupby(parts, key=lambda part: part.block):
+        raw = pd.concat([read_table("parts", part.path("parts", out)) for part in block])
+        raw = raw.sort_values("trace_id", ignore_index=True)
+        verdicts = judge(raw, sweep.prompts, sweep.catastrophes, sweep.spec.max_new_tokens)
+        judged = pd.concat([raw, verdicts], axis=1)
+        judged["model"] = sweep.name
+        judged["compressor_params"] = judged["compressor"].map(params).fillna("{}")
+        yield conform("traces", judged)

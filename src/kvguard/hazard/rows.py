@@ -1,9 +1,9 @@
 """Feature rows of some traces as one float32 matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvguard.catastrophes import NO_ONSET
 from kvguard.hazard.labels import hazard_labels
-from kvguard.traces import iter_table
+from kvguard.traces import ROW_GROUP, iter_table
 
 Bools = NDArray[np.bool_]
 
@@ -39,29 +39,85 @@ class Rows:
     t: NDArray[np.int32]
     columns: tuple[str, ...] = ()
 
-    def where(self, chosen: NDArray[Any]) -> "Rows":
-        """Return the tokens ``chosen``, a mask or indices."""
-        return Rows(
-            self.features[chosen],
-            self.label[chosen],
-            self.pre_onset[chosen],
-            self.trace_id[chosen],
-            self.t[chosen],
-            self.columns,
-        )
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the features of neighbouring tokens, from first to last. [n, F]"""
+        for begin in range(0, len(self.features), ROW_GROUP):
+            yield self.features[begin : begin + ROW_GROUP]
 
-    def only(self, columns: Sequence[str]) -> "Rows":
+    def where(self, chosen: NDArray[Any]) -> Self:
+        """Return the tokens ``chosen``, a mask or indices."""
+        names = ("features", "label", "pre_onset", "trace_id", "t")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
+    def only(self, columns: Sequence[str]) -> Self:
         """Return all tokens with the features ``columns``, in that order."""
         if tuple(columns) == self.columns:
             return self
         positions = [self.columns.index(name) for name in columns]
         return replace(self, features=self.features[:, positions], columns=tuple(columns))
 
-    def relabelled(self, traces: pd.DataFrame, horizon: int) -> "Rows":
+    def relabelled(self, traces: pd.DataFrame, horizon: int) -> Self:
         """Return the tokens with the labels of another H, from the onsets in the judged ``traces``."""
         onset = pd.Series(traces["onset"].fillna(NO_ONSET).to_numpy(dtype=np.int64), index=traces["trace_id"])
         label, pre_onset = hazard_labels(self.t, onset.reindex(self.trace_id).to_numpy(), horizon)
         return replace(self, label=label, pre_onset=pre_onset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRows(Rows):
+    """Tokens whose features stay in their table, and are read again whenever they are asked for.
+
+    Attributes
+    ----------
+    features
+        Empty. [N, 0]
+    path
+        The features table.
+    place
+        Row numbers in it, ascending. [N]
+    """
+
+    path: Path
+    place: NDArray[np.int64]
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the features of neighbouring tokens, from first to last. [n, F]"""
+        begin = 0
+        for group in iter_table("features", self.path, self.columns):
+            first, last = np.searchsorted(self.place, [begin, begin + len(group)])
+            if first < last:
+                here = self.place[first:last] - begin
+                yield np.stack([group[name].to_numpy()[here] for name in self.columns], axis=1)
+            begin += len(group)
+
+    def where(self, chosen: NDArray[Any]) -> Self:
+        """Return the tokens ``chosen``, a mask or ascending indices."""
+        return replace(super().where(chosen), place=self.place[chosen])
+
+    def only(self, columns: Sequence[str]) -> Self:
+        """Return all tokens with the features ``columns``, in that order."""
+        return replace(self, columns=tuple(columns))
+
+
+def rows_to_fit(
+    path: Path, columns: Sequence[str], trace_ids: NDArray[np.integer], max_tokens: int | None
+) -> Rows:
+    """Return the rows of the traces ``trace_ids``: at most ``max_tokens``, loaded, or all of them, stored."""
+    if max_tokens is not None:
+        return load_rows(path, columns, trace_ids, max_tokens)
+    names = ("label", "pre_onset", "trace_id", "t")
+    wanted = _wanted(trace_ids)
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in (*names, "place")}
+    begin = 0
+    for group in iter_table("features", path, names):
+        chosen = np.flatnonzero(_chosen(group["trace_id"].to_numpy(), wanted))
+        for name in names:
+            found[name].append(group[name].to_numpy()[chosen])
+        found["place"].append(begin + chosen)
+        begin += len(group)
+    whole = {name: np.concatenate(pieces) for name, pieces in found.items()}
+    nothing = np.empty((len(whole["t"]), 0), dtype=np.float32)
+    return StoredRows(features=nothing, columns=tuple(columns), path=path, **whole)
 
 
 def load_rows(
@@ -76,8 +132,7 @@ def load_rows(
     max_rows
         If there are more rows, this many are kept, evenly spaced over all of them.
     """
-    wanted = np.zeros(int(trace_ids.max(initial=-1)) + 1, dtype=bool)
-    wanted[trace_ids] = True
+    wanted = _wanted(trace_ids)
     n_found = sum(
         int(_chosen(group["trace_id"].to_numpy(), wanted).sum())
         for group in iter_table("features", path, ["trace_id"])
@@ -104,6 +159,13 @@ def load_rows(
             getattr(rows, name)[here] = group[name].to_numpy()[chosen]
         begin = here.stop
     return rows
+
+
+def _wanted(trace_ids: NDArray[np.integer]) -> Bools:
+    """Mark the ids that are listed. [highest id + 1]"""
+    wanted = np.zeros(int(trace_ids.max(initial=-1)) + 1, dtype=bool)
+    wanted[trace_ids] = True
+    return wanted
 
 
 def _chosen(trace_id: NDArray[np.int32], wanted: Bools) -> Bools:

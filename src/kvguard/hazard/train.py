@@ -3,13 +3,15 @@
 import difflib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
+import psutil
 import xgboost as xgb
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -30,7 +32,7 @@ from kvguard.hazard.metrics import (
     reliability,
 )
 from kvguard.hazard.protocols import PROTOCOLS
-from kvguard.hazard.rows import Rows, load_rows
+from kvguard.hazard.rows import Rows, StoredRows, load_rows, rows_to_fit
 from kvguard.hazard.splits import make_split, part_of_traces
 from kvguard.layout import write_text
 from kvguard.results import Results
@@ -41,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 N_EXPLAINED = 4000  # test tokens whose SHAP values are averaged
 _BLOCK = 1 << 18  # rows scored at a time
+_BINS_SHARE = 0.25  # of the free memory: the most that the quantised features of a fit take
 _N_JOBS = 2
 _MODEL, _CARD = "booster.json", "hazard.json"
 
@@ -250,10 +253,12 @@ def load_parts(
     traces: pd.DataFrame,
     part: NDArray[np.object_],
     columns: Sequence[str],
-    max_tokens: int,
+    max_tokens: int | None,
     tune_part: str = "tune",
 ) -> Parts:
     """Load the tokens of each part; ``max_tokens`` bounds what is fitted and chosen on, not the test.
+
+    Without a bound these stay in their table, and a fit reads them row group by row group.
 
     Parameters
     ----------
@@ -262,8 +267,8 @@ def load_parts(
     """
     trace_id = traces["trace_id"].to_numpy()
     return Parts(
-        load_rows(features_path, columns, trace_id[part == "train"], max_tokens),
-        load_rows(features_path, columns, trace_id[part == tune_part], max_tokens),
+        rows_to_fit(features_path, columns, trace_id[part == "train"], max_tokens),
+        rows_to_fit(features_path, columns, trace_id[part == tune_part], max_tokens),
         load_rows(features_path, columns, trace_id[part == "test"]),
     )
 
@@ -288,7 +293,7 @@ def fit_hazard(fitting: Rows, tuning: Rows, params: TrainParams, seed: int) -> H
                 "raise sample.n or use a preset whose ratios make the model fail"
             )
     booster = _boost(fitting, tuning, targets, params, seed)
-    margin = _margin(booster, tuning.features)[early]
+    margin = np.concatenate([_margin(booster, block) for block in tuning.blocks()])[early]
     calibrated = fit_calibration(params.calibration, margin, tuning.label[early])
     threshold = best_f1_threshold(calibrated(margin), tuning.label[early])
     return HazardModel(booster, fitting.columns, calibrated, threshold)
@@ -307,25 +312,69 @@ def _boost(
     weight = params.positive_weight
     if weight == "balanced":
         weight = float((~targets[0]).sum() / targets[0].sum())
-    shape = {"max_bin": settings["max_bin"], "feature_names": list(fitting.columns), "nthread": _N_JOBS}
-    learned = xgb.QuantileDMatrix(fitting.features, targets[0], **shape)
-    watched = xgb.QuantileDMatrix(tuning.features, targets[1], ref=learned, **shape)
-    return xgb.train(
-        {
-            **settings,
-            "objective": "binary:logistic",
-            "eval_metric": "logloss",
-            "scale_pos_weight": weight,
-            "tree_method": "hist",
-            "seed": seed,
-            "nthread": _N_JOBS,
-        },
-        learned,
-        num_boost_round=rounds,
-        evals=[(watched, "tune")],
-        callbacks=[xgb.callback.EarlyStopping(rounds=patience, save_best=True)],
-        verbose_eval=False,
-    )
+    with TemporaryDirectory() as folder:
+        learned = _matrix(fitting, targets[0], Path(folder) / "train", settings["max_bin"])
+        watched = _matrix(tuning, targets[1], Path(folder) / "tune", settings["max_bin"], learned)
+        booster = xgb.train(
+            {
+                **settings,
+                "objective": "binary:logistic",
+                "eval_metric": "logloss",
+                "scale_pos_weight": weight,
+                "tree_method": "hist",
+                "seed": seed,
+                "nthread": _N_JOBS,
+            },
+            learned,
+            num_boost_round=rounds,
+            evals=[(watched, "tune")],
+            callbacks=[xgb.callback.EarlyStopping(rounds=patience, save_best=True)],
+            verbose_eval=False,
+        )
+        del learned, watched  # before the folder of their pages
+    return booster
+
+
+class _Blocks(xgb.DataIter):
+    """Hands rows to a matrix block by block; one on disk keeps its pages in files named after ``cache``."""
+
+    def __init__(self, rows: Rows, target: Bools, cache: Path | None) -> None:
+        self.rows, self.target = rows, target
+        self.reset()
+        super().__init__(cache_prefix=None if cache is None else str(cache))
+
+    def reset(self) -> None:
+        """Begin again."""
+        self.blocks, self.begin = self.rows.blocks(), 0
+
+    def next(self, input_data: Callable[..., None]) -> bool:
+        """Hand over the next block; tell whether there was one."""
+        block = next(self.blocks, None)
+        if block is None:
+            return False
+        here = slice(self.begin, self.begin + len(block))
+        self.begin = here.stop
+        input_data(data=block, label=self.target[here], feature_names=list(self.rows.columns))
+        return True
+
+
+def _matrix(
+    rows: Rows, target: Bools, cache: Path, max_bin: int, like: xgb.DMatrix | None = None
+) -> xgb.DMatrix:
+    """Return rows with quantised features: in memory, a byte for each, or on disk if that is too much.
+
+    Parameters
+    ----------
+    cache
+        How the names of files begin.
+    like
+        The matrix that gives the bins.
+    """
+    shape = {"max_bin": max_bin, "ref": like, "nthread": _N_JOBS}
+    n_bytes = len(target) * len(rows.columns)
+    if isinstance(rows, StoredRows) and n_bytes > _BINS_SHARE * psutil.virtual_memory().available:
+        return xgb.ExtMemQuantileDMatrix(_Blocks(rows, target, cache), **shape)
+    return xgb.QuantileDMatrix(_Blocks(rows, target, None), **shape)
 
 
 def _measure(

@@ -69,13 +69,13 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     """
     sweep, settings = live.sweep, live.settings
     check_engine(sweep.settings)
-    encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
-    check_prompts(sweep, loaded, encoded)
+    lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
+    check_prompts(sweep, loaded, lengths)
     budgeted = decoding_conditions(live, loaded) if settings.decoding_n else []
     workers, threads = plan_workers(sweep.settings, loaded)
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    batch_size = plan_batch(sweep, loaded, max(map(len, encoded)), workers, folder)
+    batch_size = plan_batch(sweep, loaded, lengths, workers, folder, restorable=True)
     depends_on = made_with(sweep, loaded, batch_size, threads)
     table = out / "live.parquet"
     table.unlink(missing_ok=True)
