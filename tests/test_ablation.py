@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(run):
     frame = run()
-    return frame.set_index(["table", "subject", "metric"])
+    return frame.set_index(["table", "subject", "metric"]).sort_index()
 
 
 def test_every_table_has_its_subjects(found):
