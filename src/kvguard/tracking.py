@@ -256,6 +256,8 @@ def _open(root: Path) -> tuple[MlflowClient, str]:
 
 
 def _connect(uri: str, artifacts: str | None) -> tuple[MlflowClient, str]:
+    # Else MLflow prints two lines on every trial that it sends to a server.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     mlflow.set_tracking_uri(uri)
