@@ -35,7 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 	rm -f $(VENV)/.installed-*
 	$(PIP) install --quiet $(TORCH_INDEX) "$(TORCH_PIN)"
 	$(PIP) install --quiet --requirement requirements.lock
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation --editable .
 	@touch $@
 
 repro: setup ## run the pipeline, then print its summary and where to look next
@@ -64,7 +64,7 @@ lock: ## pin the newest allowed versions in requirements.lock, torch as it is
 	build/lock/bin/python -m pip install --quiet --no-build-isolation "$(or $(TORCH_PIN),torch)" ".[dev]"
 	build/lock/bin/python -m pip check
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude kvguard \
-		| grep -vE '^(nvidia-(cu|nvjitlink|nvshmem|nvtx)|cuda-|triton==)' \
+		| grep -vE '^(nvidia-(cu|nvjitlink|nvshmem|nvtx)|cuda-|triton==)' | LC_ALL=C sort -f \
 		| sed -E -e 's/^([^+]+)\+.*/\1/' \
 			-e 's/^(bitsandbytes.*)/\1 ; platform_system == "Linux"/' \
 			-e 's/^(nvidia-nccl.*)/\1 ; platform_system == "Linux" and platform_machine == "x86_64"/' \
