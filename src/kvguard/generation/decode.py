@@ -21,9 +21,7 @@ from kvguard.generation.attention import NAME, attention
 from kvguard.generation.cache import KeptCache, RaggedCache
 from kvguard.generation.prefill import full_cache, sliding_windows
 from kvguard.generation.sampler import Draw, Sampler, greedy
-from kvguard.generation.signals import N_LOGPROBS, signals
-
-N_SIGNALS = N_LOGPROBS + 6
+from kvguard.generation.signals import N_SIGNALS, signals
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

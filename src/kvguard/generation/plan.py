@@ -18,8 +18,8 @@ from kvguard.compressors import NONE, Condition, attention_for, build_press, onl
 from kvguard.config import CatastropheParams, CompressorSpec, GenerateParams, ModelSpec
 from kvguard.errors import KvguardError
 from kvguard.generation.cache import RaggedCache
-from kvguard.generation.decode import N_SIGNALS
 from kvguard.generation.parts import blocks
+from kvguard.generation.signals import N_SIGNALS
 from kvguard.models.registry import LoadedModel
 
 if TYPE_CHECKING:
