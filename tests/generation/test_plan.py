@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_sweep import sweep_of
 
 from kvguard.generation import plan as plan_module
@@ -43,6 +44,17 @@ def test_the_caches_of_a_block_are_counted(sweep, loaded) -> None:
         sweep, loaded.model, LENGTHS, 1
     )
     assert more >= sum(LENGTHS) * entry
+
+
+def test_on_a_gpu_the_memory_of_a_recorded_step_is_counted(sweep, loaded, monkeypatch) -> None:
+    model = loaded.model
+    plain, more_rows = (predicted_peak(sweep, model, LENGTHS, size) for size in (4, 8))
+    monkeypatch.setattr(type(model), "device", property(lambda model: torch.device("cuda")))
+    graph, larger = (
+        predicted_peak(sweep, model, LENGTHS, size) - less for size, less in ((4, plain), (8, more_rows))
+    )
+    assert graph > 4 * model.config.vocab_size * 4
+    assert larger - graph >= 4 * model.config.vocab_size * 4
 
 
 @pytest.mark.parametrize("workers", [1, 3])

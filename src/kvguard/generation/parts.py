@@ -31,7 +31,7 @@ _LIBRARIES = ("kvpress", "numba", "tokenizers", "torch", "transformers")
 _CODE = (
     *(
         f"generation/{name}.py"
-        for name in ("attention", "cache", "decode", "parts", "prefill", "sampler", "signals")
+        for name in ("attention", "cache", "decode", "parts", "prefill", "recorded", "sampler", "signals")
     ),
     "compiled.py",
     "compressors.py",
