@@ -45,6 +45,17 @@ def test_the_caches_of_a_block_are_counted(sweep, loaded) -> None:
     assert more >= sum(LENGTHS) * entry
 
 
+def test_what_malloc_keeps_of_moved_rows_is_counted_up_to_its_limit(sweep, loaded, monkeypatch) -> None:
+    def peak(reserve: int) -> int:
+        monkeypatch.setattr(plan_module, "_RESERVE", reserve)
+        return predicted_peak(sweep, loaded.model, LENGTHS, 12)
+
+    config = loaded.model.config
+    one_layer = 12 * (LENGTHS[0] // 2 + 512) * config.num_key_value_heads * 4  # keys of 12 rows, but for D
+    assert peak(1000) - peak(0) == 1000
+    assert peak(1 << 40) - peak(0) == one_layer * (config.hidden_size // config.num_attention_heads)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_largest_batch_that_fits_is_planned(sweep, loaded, tmp_path, monkeypatch, workers) -> None:
     sweep = replace(sweep, settings=sweep.settings.model_copy(update={"batch_size": "auto"}))
