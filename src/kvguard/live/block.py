@@ -62,9 +62,19 @@ def make_live_parts(
         answers = [block["answer"].iloc[index] for index, _ in keys]
         refusals = _refusals(live, loaded, part, keys, rows)
         asked = [place for place, reason in enumerate(refusals) if reason is None]
-        chosen = ([each[place] for place in asked] for each in (keys, rows, answers))
-        made = iter(_decode(live, loaded, part, *chosen, thinking, batch_size, report) if asked else ())
-        guarded = [next(made) if reason is None else _REFUSED for reason in refusals]
+        made = _decode(
+            live,
+            loaded,
+            part,
+            [keys[place] for place in asked],
+            [rows[place] for place in asked],
+            [answers[place] for place in asked],
+            thinking,
+            batch_size,
+            report,
+        )
+        following = iter(made)
+        guarded = [next(following) if reason is None else _REFUSED for reason in refusals]
         for _ in range(len(rows) - len(asked)):
             report(Tally(1))
         frame = pd.DataFrame(
@@ -115,6 +125,8 @@ def _decode(
     batch_size: int,
     report: Report,
 ) -> list[Guarded]:
+    if not rows:
+        return []
     policy, spec = POLICIES[part.policy], live.spec
     ratios = np.array([condition.ratio for _, condition in keys])
     reported: set[int] = set()
