@@ -20,6 +20,7 @@ import torch
 
 from kvguard.compressors import conditions
 from kvguard.config import Params, load_params
+from kvguard.generation.block import release_unused
 from kvguard.generation.plan import Sweep, predicted_peak
 from kvguard.generation.sweep import run_sweep
 from kvguard.models.registry import load_model
@@ -45,7 +46,6 @@ def measure(sweep: Sweep) -> tuple[int, int]:
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
     lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
     predicted = predicted_peak(sweep, loaded.model, lengths, int(sweep.settings.batch_size))
-    again = sum(weight.nbytes for weight in loaded.model.parameters())  # the sweep loads them a second time
     on_cuda = loaded.model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         few = replace(sweep, prompts=sweep.prompts[:2])
@@ -53,11 +53,13 @@ def measure(sweep: Sweep) -> tuple[int, int]:
             few, Path(folder) / "few", progress=False
         )  # imports and buffers that come with the first use
         gc.collect()
+        release_unused()  # else the sweep grows into what the first one left in reserve, unseen
         before = torch.cuda.memory_allocated() if on_cuda else resident()
+        del loaded  # the sweep loads its own in its place
         reset(on_cuda)
         run_sweep(sweep, Path(folder) / "all", progress=False)
         peak = torch.cuda.max_memory_allocated() if on_cuda else resident(peak=True)
-    return predicted, peak - before - again
+    return predicted, peak - before
 
 
 def fresh(sweep: Sweep) -> tuple[int, int]:

@@ -217,6 +217,12 @@ class GuardParams(_Section):
     max_rewinds: Natural = 2
     resume: bool = False
 
+    def __init__(self, **settings: Any) -> None:  # the one section that users of the library make themselves
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise KvguardError(_first_mistake(error, "guard")) from None
+
 
 class EvaluateParams(_Section):
     """How operating points are searched and chosen: at most these false-positive rates on tune prompts."""
@@ -393,9 +399,9 @@ def _parse_entry(entry: str) -> tuple[str, float | None]:
     return name, ratio
 
 
-def _first_mistake(error: ValidationError) -> str:
+def _first_mistake(error: ValidationError, *section: str) -> str:
     mistake = error.errors()[0]
-    location = tuple(str(part) for part in mistake["loc"])
+    location = (*section, *(str(part) for part in mistake["loc"]))
     key = ".".join(location)
     if mistake["type"] == "extra_forbidden":
         names = _fields_beside(location)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MOST_ROWS = 512  # of a batch: more bring no more tokens/s
 _TABLE_COPIES = 4  # of a part's signals, while its tables are made and written
 _GRAPH = 1 << 26  # bytes of a CUDA graph's nodes and of the workspace of its stream, whatever the rows
+_RESERVE = 64 << 20  # bytes of freed blocks that glibc keeps at most: twice its largest mmap threshold
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,8 @@ def predicted_peak(
 
     Parameters
     ----------
-    lengths
-        Tokens of every prompt.
-    restorable
-        Rows may get their full cache back.
+    lengths, restorable
+        As for :func:`plan_batch`.
     """
     config, new = model.config.get_text_config(), sweep.spec.max_new_tokens
     n_blocks = np.array(blocks(len(lengths), sweep.settings.prompts_per_part))
@@ -217,7 +216,10 @@ def predicted_peak(
             slots = np.minimum(n_rows, batch_size)
             decoding = slots * _row_bytes(model, kept + new) + recorded
             if len(own) > 1:  # rows of several lengths change places, the keys or values of a layer at a time
-                decoding += slots * (kept + new) * entry // (2 * config.num_hidden_layers)
+                moved = slots * (kept + new) * entry // (2 * config.num_hidden_layers)
+                decoding += moved
+                if model.device.type == "cpu":  # the copies of smaller moves stay in reserve
+                    decoding += np.minimum(moved, _RESERVE)
             if model.device.type == "cuda":
                 decoding += _graph_bytes(model, slots)
             working = np.maximum(working, decoding)

@@ -129,7 +129,7 @@ def _fingerprint(source: str, spec: ModelSpec, model: PreTrainedModel) -> str:
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(folder.iterdir()):
-            if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model"}:
+            if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"}:
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256").digest()
                 digest.update(path.name.encode() + b"\0" + content)
