@@ -239,6 +239,13 @@ class RaggedCache(Cache):
                 layer.dead[target] = layer.dead[source]
         self.lengths[:, target] = self.lengths[:, source]
 
+    def erase(self, row: int) -> None:
+        """Leave nothing in a row: a mask does not keep NaN in its storage from those that come after."""
+        for layer in self.layers:
+            layer.keys[row] = 0
+            layer.values[row] = 0
+        self.lengths[:, row] = 0
+
     def truncate(self, row: int, n_tokens: int) -> None:
         """Rewind a row by its last ``n_tokens`` tokens, in every layer."""
         if n_tokens < 0 or n_tokens > int(self.lengths[:, row].min()):

@@ -276,6 +276,8 @@ class Batch:
             row = self.row[slot]
             self._lengths[row], self._stopped[row] = self.t[slot], self.stopped[slot]
             self._valid[row] = self.valid[slot]
+            if not self.valid[slot]:
+                self.cache.erase(int(slot))
             last = self.n = self.n - 1
             if slot != last:
                 self.cache.move(last, int(slot))
