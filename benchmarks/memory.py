@@ -46,6 +46,7 @@ def measure(sweep: Sweep) -> tuple[int, int]:
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
     lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
     predicted = predicted_peak(sweep, loaded.model, lengths, int(sweep.settings.batch_size))
+    again = sum(weight.nbytes for weight in loaded.model.parameters())  # the sweep loads them a second time
     on_cuda = loaded.model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         few = replace(sweep, prompts=sweep.prompts[:2])
@@ -55,11 +56,10 @@ def measure(sweep: Sweep) -> tuple[int, int]:
         gc.collect()
         release_unused()  # else the sweep grows into what the first one left in reserve, unseen
         before = torch.cuda.memory_allocated() if on_cuda else resident()
-        del loaded  # the sweep loads its own in its place
         reset(on_cuda)
         run_sweep(sweep, Path(folder) / "all", progress=False)
         peak = torch.cuda.max_memory_allocated() if on_cuda else resident(peak=True)
-    return predicted, peak - before
+    return predicted, peak - before - again
 
 
 def fresh(sweep: Sweep) -> tuple[int, int]:
