@@ -27,6 +27,7 @@ from kvguard.features import FeatureState, thinking_mask
 from kvguard.generation import decode
 from kvguard.generation.decode import Batch, Row, decode_steps
 from kvguard.generation.prefill import prefill
+from kvguard.generation.signals import N_SIGNALS
 from kvguard.guard.controller import Controller
 from kvguard.guard.live import Action, GuardedRun
 from kvguard.guard.watch import HazardTrigger, Watch
@@ -109,7 +110,7 @@ def main(model: str, batch: int, tokens: int, threads: int, device: str, hazard:
     mask = thinking_mask(loaded.tokenizer, params.featurize.thinking_words)
     watch = Watch(HazardTrigger(hazard_model, np.full(batch, CONDITION.ratio), mask, tokens), POINT)
     batches = [Batch(loaded.model, rows, batch, tokens, []) for _ in range(2)]
-    no_signals = torch.zeros(batch, decode.N_SIGNALS, device=loaded.model.device)
+    no_signals = torch.zeros(batch, N_SIGNALS, device=loaded.model.device)
 
     stopwatch = Stopwatch(np.zeros((batch, len(hazard_model.features)), dtype=np.float32))
     hazard_model.booster.set_param({"nthread": 1})

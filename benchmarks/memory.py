@@ -20,6 +20,7 @@ import torch
 
 from kvguard.compressors import conditions
 from kvguard.config import Params, load_params
+from kvguard.generation.block import release_unused
 from kvguard.generation.plan import Sweep, predicted_peak
 from kvguard.generation.sweep import run_sweep
 from kvguard.models.registry import load_model
@@ -53,6 +54,7 @@ def measure(sweep: Sweep) -> tuple[int, int]:
             few, Path(folder) / "few", progress=False
         )  # imports and buffers that come with the first use
         gc.collect()
+        release_unused()  # else the sweep grows into what the first one left in reserve, unseen
         before = torch.cuda.memory_allocated() if on_cuda else resident()
         reset(on_cuda)
         run_sweep(sweep, Path(folder) / "all", progress=False)

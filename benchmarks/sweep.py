@@ -31,6 +31,7 @@ from kvguard.generation.attention import attention
 from kvguard.generation.cache import RaggedCache
 from kvguard.generation.oracle import kvpress_generate
 from kvguard.generation.plan import Sweep
+from kvguard.generation.recorded import RECORDERS, Action
 from kvguard.generation.sweep import run_sweep
 from kvguard.models.availability import pick_device
 from kvguard.models.registry import LoadedModel, load_model, load_tokenizer
@@ -104,6 +105,20 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+
+
+class CountedGraphs:
+    """Captures CUDA graphs as before, and counts them; ``n`` is how many this process has captured."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._capture, RECORDERS["cuda"] = RECORDERS["cuda"], self
+
+    def __call__(self, step: Action, device: torch.device) -> Action:
+        """Capture a step."""
+        replay = self._capture(step, device)
+        self.n += 1
+        return replay
 
 
 def bandwidth(device: torch.device) -> float:
@@ -212,6 +227,7 @@ def main(
 def compare(sweep: Sweep, folder: Path, sample: int) -> None:
     """Run all three sides, check that they agree, and print what each took."""
     device, new = pick_device(sweep.device), sweep.spec.max_new_tokens
+    graphs = CountedGraphs()
     with PeakMemory() as memory:
         result, ours = timed(lambda: run_sweep(sweep, folder), device)
     traces = read_table("traces", result.traces)
@@ -256,6 +272,10 @@ def compare(sweep: Sweep, folder: Path, sample: int) -> None:
     copied = bandwidth(device)
     share = decode_bytes(loaded, traces, batch_size) / ours / copied
     click.echo(f"peak memory {memory.mb:.0f} MB of the host" + cuda_peak(device))
+    if device.type == "cuda":
+        click.echo(
+            f"{graphs.n} CUDA graphs captured" if graphs.n else "no CUDA graphs: steps ran as they are"
+        )
     click.echo(f"{share:.1%} of the copy bandwidth ({copied / 1e9:.1f} GB/s), over the sweep's whole time")
 
 

@@ -56,13 +56,22 @@ def test_streaming_and_bulk_features_are_the_same_bits(token_ids):
     assert stream(tokens, traces).tobytes() == np.ascontiguousarray(bulk).tobytes()
 
 
-def test_they_are_the_same_bits_in_loops_and_across_chunks(monkeypatch):
-    monkeypatch.setattr("kvguard.features._CHUNK", 17)
+def test_they_are_the_same_bits_in_loops():
     rng = np.random.default_rng(1)
     tokens, traces = dataset([np.resize(rng.integers(0, 50, period), 60) for period in range(1, 12)])
     bulk = featurize_tokens(tokens, traces, PARAMS, MAX_NEW_TOKENS, MASK)
     assert bulk["rep_count"].max() > 30
     assert stream(tokens, traces).tobytes() == np.ascontiguousarray(bulk[list(FEATURES)].to_numpy()).tobytes()
+
+
+def test_a_row_takes_no_more_tokens_than_it_has_room_for():
+    tokens, traces = dataset([[1] * MAX_NEW_TOKENS, [2]])
+    state = FeatureState(traces["ratio"].to_numpy(), MASK, MAX_NEW_TOKENS)
+    one = tokens[list(SIGNALS)].to_numpy()[:1]
+    for _ in range(MAX_NEW_TOKENS):
+        state.update(one, np.array([1]), np.array([0]))
+    with pytest.raises(IndexError):
+        state.update(one, np.array([1]), np.array([0]))
 
 
 def test_rows_may_stand_at_different_tokens():

@@ -30,7 +30,8 @@ class ModelSpec(_Section):
     """Where a model comes from, in which form it is held, and how it is asked.
 
     ``revision`` is a branch, tag or commit of the hub. ``attention`` is how passes over many tokens attend
-    (``auto`` is ``sdpa``); a press that needs attention weights gets ``eager`` whatever it says.
+    (``auto`` is ``sdpa``); a press that needs attention weights gets ``eager`` whatever it says. With
+    ``cuda_graphs`` a GPU repeats the decode step as a recording, where the model's can be recorded.
     """
 
     source: Text
@@ -38,6 +39,7 @@ class ModelSpec(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantisation: Literal["none", "nf4"] = "none"
     attention: Literal["auto", "sdpa", "eager"] = "auto"
+    cuda_graphs: bool = True
     task: Text
     task_source: Text | None = None
     n_shots: Natural = 3
@@ -215,6 +217,12 @@ class GuardParams(_Section):
     max_rewinds: Natural = 2
     resume: bool = False
 
+    def __init__(self, **settings: Any) -> None:  # the one section that users of the library make themselves
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise KvguardError(_first_mistake(error, "guard")) from None
+
 
 class EvaluateParams(_Section):
     """How operating points are searched and chosen: at most these false-positive rates on tune prompts."""
@@ -391,9 +399,9 @@ def _parse_entry(entry: str) -> tuple[str, float | None]:
     return name, ratio
 
 
-def _first_mistake(error: ValidationError) -> str:
+def _first_mistake(error: ValidationError, *section: str) -> str:
     mistake = error.errors()[0]
-    location = tuple(str(part) for part in mistake["loc"])
+    location = (*section, *(str(part) for part in mistake["loc"]))
     key = ".".join(location)
     if mistake["type"] == "extra_forbidden":
         names = _fields_beside(location)

@@ -1,8 +1,8 @@
 """The features of a token, from one definition that serves whole tables and live decoding.
 
-:func:`_compute` is the definition. It sees a token's signals and the last 8 values of the rolled series;
-:func:`featurize_tokens` takes those from a table, :class:`FeatureState` from what it was fed so far. The
-operations and their order are the same, so the features are equal bit for bit.
+:func:`_derive` is the definition of all that are not a signal of the token itself. It sees the last 8
+values of the rolled series; :func:`featurize_tokens` takes those from a table, :class:`FeatureState` from
+what it was fed so far. The operations and their order are the same, so the features are equal bit for bit.
 
 Rolling statistics run over the tokens t-7 .. t, and at t < 7 over the tokens so far; the standard deviation
 is the population's. At t = 0 ``delta_h`` is 0, also in its rolling statistics, and ``delta_h_valid`` is 0.
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kvguard.compiled import compiled
 from kvguard.config import FeaturizeParams
 from kvguard.errors import KvguardError
 from kvguard.hazard.labels import hazard_labels
@@ -32,11 +33,6 @@ REPEAT_WINDOW = 20  # tokens of the window that rep_count counts
 _N_SIGNALS = len(SIGNALS) - 1  # all but rank_of_chosen, which only v1 reads
 _SERIES = (*ROLLED, "rep_count")
 _ROLLED_SIGNALS = [SIGNALS.index(name) for name in ROLLED[:-1]]
-_ROW = {name: row for row, name in enumerate(FEATURES)}
-_MEANS = slice(_ROW["entropy_mean_8"], _ROW["delta_h_mean_8"] + 1, 2)
-_STDS = slice(_ROW["entropy_std_8"], _ROW["delta_h_std_8"] + 1, 2)
-_BACK = np.arange(WINDOW)[:, None]
-_CHUNK = 1 << 14  # tokens whose windows are gathered together: they stay in the CPU's cache
 _NO_ONSET = -1
 
 
@@ -70,47 +66,55 @@ def look_up(mask: Bools, token_ids: NDArray[Any]) -> Bools:
     return found
 
 
-def _compute(
-    signals: Floats,
-    windows: Floats,
+@compiled()
+def _derive(
+    series: Floats,
+    places: Ints,
     t: Ints,
     thinking: Bools,
     ratio: Floats,
     max_new_tokens: int,
     out: Floats,
 ) -> None:
-    """Write the features of R tokens to ``out``; the one definition.
+    """Write the features of R tokens that follow their signals in ``FEATURES``; the one definition.
 
     Parameters
     ----------
-    signals
-        Rows of ``SIGNALS``, rank_of_chosen aside. [25, R]
-    windows
-        The last values of each series in ``_SERIES``, newest first, 0 before the trace began. [8, 5, R]
+    series
+        Values of ``_SERIES``, the tokens of a trace one after another; delta_h is written here. [M, 5]
+    places
+        Where each token stands in ``series``; the tokens before it come first. [R]
     t, thinking, ratio
         Token index, whether the token is a thinking word, compression ratio. [R]
     out
-        Rows of ``FEATURES``. [40, R]
+        [R, 15]
     """
-    rolled = windows[:, : len(ROLLED)]
-    count = np.minimum(t + 1, WINDOW).astype(np.float32)
-    mean = np.add.reduce(rolled, axis=0)  # newest to oldest, as every sum here
-    mean /= count
-    deviation = rolled - mean
-    np.copyto(deviation, 0, where=(t < _BACK)[:, None])
-    deviation *= deviation
-    squares = np.add.reduce(deviation, axis=0)
-    squares /= count
-    out[:_N_SIGNALS] = signals
-    out[_ROW["delta_h"]] = windows[0, _SERIES.index("delta_h")]
-    out[_ROW["delta_h_valid"]] = t > 0
-    out[_ROW["rep_count"]] = windows[0, -1]
-    out[_ROW["is_thinking_token"]] = thinking
-    out[_MEANS] = mean
-    np.sqrt(squares, out=out[_STDS])
-    out[_ROW["rep_count_sum_8"]] = windows[:, -1].sum(axis=0)
-    out[_ROW["token_position"]] = t.astype(np.float32) / np.float32(max_new_tokens)
-    out[_ROW["compression_ratio"]] = ratio
+    for row in range(len(places)):
+        newest = places[row]
+        values = series[newest]
+        values[3] = values[0] - series[newest - 1, 0] if t[row] else np.float32(0)
+        n = min(t[row] + 1, WINDOW)
+        count = np.float32(n)
+        out[row, 0] = values[3]
+        out[row, 1] = t[row] > 0
+        out[row, 2] = values[4]
+        out[row, 3] = thinking[row]
+        for rolled in range(4):
+            mean = variance = np.float32(0)
+            for back in range(n):
+                mean += series[newest - back, rolled]
+            mean /= count
+            for back in range(n):
+                deviation = series[newest - back, rolled] - mean
+                variance += deviation * deviation
+            out[row, 4 + 2 * rolled] = mean
+            out[row, 5 + 2 * rolled] = np.sqrt(variance / count)
+        repeats = np.float32(0)
+        for back in range(n):
+            repeats += series[newest - back, 4]
+        out[row, 12] = repeats
+        out[row, 13] = np.float32(t[row]) / np.float32(max_new_tokens)
+        out[row, 14] = ratio[row]
 
 
 class FeatureState:
@@ -130,11 +134,10 @@ class FeatureState:
         self._mask = mask
         self._max_new_tokens = max_new_tokens
         self._t = np.zeros(n_rows, dtype=np.int64)
-        # Every value of every series, so that a row can be rewound; zeros before its first token.
-        self._history = np.zeros((WINDOW + max_new_tokens, len(_SERIES), n_rows), dtype=np.float32)
+        # Every value of every series, so that a row can be rewound.
+        self._series = np.zeros((n_rows, max_new_tokens, len(_SERIES)), dtype=np.float32)
         self._repeats = RepeatCounter(n_rows, REPEAT_WINDOW, max_new_tokens)
         self._rows = np.arange(n_rows)
-        self._offsets = (np.arange(len(_SERIES)) - _BACK * len(_SERIES))[:, :, None] * n_rows  # [8, 5, 1]
 
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Floats:
         """Take the next token of each of ``rows`` and return its features.
@@ -152,22 +155,23 @@ class FeatureState:
         -------
         Floats
             In the order of ``FEATURES``. [R, 40]
+
+        Raises
+        ------
+        IndexError
+            A row has had its ``max_new_tokens`` tokens.
         """
         row_numbers = self._rows[rows]
-        columns = np.ascontiguousarray(signals[:, :_N_SIGNALS].T)
         t = self._t[row_numbers]
-        history = self._history.reshape(-1)
-        places = self._offsets + ((WINDOW + t) * self._history[0].size + row_numbers)  # [8, 5, R]
-        newest = np.empty((len(_SERIES), len(t)), dtype=np.float32)
-        newest[:3] = columns[_ROLLED_SIGNALS]
-        newest[3] = np.where(t > 0, newest[0] - history[places[1, 0]], np.float32(0))
-        newest[4] = self._repeats.update(token_ids, rows)
-        history[places[0]] = newest
-        out = np.empty((len(FEATURES), len(t)), dtype=np.float32)
-        thinking = look_up(self._mask, token_ids)
-        _compute(columns, history[places], t, thinking, self._ratios[row_numbers], self._max_new_tokens, out)
+        self._series[row_numbers, t, :3] = signals[:, _ROLLED_SIGNALS]
+        self._series[row_numbers, t, 4] = self._repeats.update(token_ids, rows)
+        thinking, ratio = look_up(self._mask, token_ids), self._ratios[row_numbers]
+        out = np.empty((len(t), len(FEATURES)), dtype=np.float32)
+        out[:, :_N_SIGNALS] = signals[:, :_N_SIGNALS]
+        series, places = self._series.reshape(-1, len(_SERIES)), row_numbers * self._max_new_tokens + t
+        _derive(series, places, t, thinking, ratio, self._max_new_tokens, out[:, _N_SIGNALS:])
         self._t[row_numbers] = t + 1
-        return np.ascontiguousarray(out.T)
+        return out
 
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``; with 0 it is free for another sequence."""
@@ -206,30 +210,16 @@ def featurize_tokens(
     ratio, onset = _trace_columns(traces, trace_id[starts])
     ratio, onset = np.repeat(ratio, lengths), np.repeat(onset, lengths)
 
-    signals = [tokens[name].to_numpy() for name in SIGNALS[:-1]]
-    series = np.zeros(
-        (len(_SERIES), WINDOW + len(t)), dtype=np.float32
-    )  # WINDOW zeros before the first token
-    now = series[:, WINDOW:]
-    for row, name in enumerate(ROLLED[:-1]):
-        now[row] = tokens[name].to_numpy()
-    np.subtract(now[0, 1:], now[0, :-1], out=now[3, 1:])
-    now[3, starts] = 0
-    now[4] = repeat_counts(tokens["token_id"].to_numpy(), lengths, REPEAT_WINDOW)
+    series = np.empty((len(t), len(_SERIES)), dtype=np.float32)
+    for column, name in enumerate(ROLLED[:-1]):
+        series[:, column] = tokens[name].to_numpy()
+    series[:, 4] = repeat_counts(tokens["token_id"].to_numpy(), lengths, REPEAT_WINDOW)
     thinking = look_up(mask, tokens["token_id"].to_numpy())
 
     out = np.empty((len(FEATURES), len(t)), dtype=np.float32)
-    for begin in range(0, len(t), _CHUNK):
-        chunk = slice(begin, min(begin + _CHUNK, len(t)))
-        _compute(
-            np.stack([column[chunk] for column in signals]),
-            _gather_windows(series, t[chunk], begin),
-            t[chunk],
-            thinking[chunk],
-            ratio[chunk],
-            max_new_tokens,
-            out[:, chunk],
-        )
+    for row, name in enumerate(SIGNALS[:-1]):
+        out[row] = tokens[name].to_numpy()
+    _derive(series, np.arange(len(t)), t, thinking, ratio, max_new_tokens, out[_N_SIGNALS:].T)
     label, pre_onset = hazard_labels(t, onset, params.horizon)
     columns = {
         "trace_id": trace_id,
@@ -241,15 +231,6 @@ def featurize_tokens(
         "pre_onset": pre_onset,
     }
     return pd.DataFrame({name: columns[name] for name in TABLES["features"].columns}, copy=False)
-
-
-def _gather_windows(series: Floats, t: Ints, begin: int) -> Floats:
-    """Return the last values of the tokens from ``begin``, newest first, 0 before their trace. [8, 5, R]"""
-    windows = np.empty((WINDOW, len(series), len(t)), dtype=np.float32)
-    for back in range(WINDOW):
-        stop = WINDOW + begin - back + len(t)
-        np.multiply(series[:, stop - len(t) : stop], t >= back, out=windows[back])
-    return windows
 
 
 def _check_order(trace_id: NDArray[Any], t: Ints, expected: Ints) -> None:

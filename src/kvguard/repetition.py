@@ -11,6 +11,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from kvguard.compiled import compiled
+
 Ints = NDArray[np.int64]
 
 _CHUNK = 1 << 20  # tokens hashed and sorted together
@@ -144,18 +146,12 @@ class RepeatCounter:
 
     def update(self, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Ints:
         """Append one token to each of ``rows`` and return their ``rep_count``. [R] -> [R]"""
-        now = self._lengths[rows]
-        longest = int(now.max(initial=0))
-        if longest == self._tokens.shape[1]:
+        row_numbers = self._rows[rows]
+        if self._lengths.max(initial=0) == self._tokens.shape[1]:
             self._grow()
-        newest = token_ids.astype(np.int32)
-        common = self._common[rows, :longest]  # [R, t]
-        common = common + (common < self.window)
-        common *= self._tokens[rows, :longest] == newest[:, None]
-        self._common[rows, 1 : longest + 1] = common
-        self._tokens[self._rows[rows], now] = newest
-        self._lengths[rows] = now + 1
-        counts: Ints = (common == self.window).sum(axis=1)
+        counts = np.empty(len(row_numbers), dtype=np.int64)
+        newest = token_ids.astype(np.int32, copy=False)
+        _extend(self._tokens, self._common, self._lengths, self.window, row_numbers, newest, counts)
         return counts
 
     def rewind(self, row: int, n_tokens: int) -> None:
@@ -174,3 +170,27 @@ class RepeatCounter:
         more = np.full((n_rows, capacity), _NO_TOKEN, dtype=np.int32)
         self._tokens = np.concatenate([self._tokens, more], axis=1)
         self._common = np.concatenate([self._common, np.zeros_like(more, self._common.dtype)], axis=1)
+
+
+@compiled()
+def _extend(
+    tokens: NDArray[np.int32],
+    common: NDArray[np.uint8],
+    lengths: Ints,
+    window: int,
+    rows: Ints,
+    newest: NDArray[np.int32],
+    counts: Ints,
+) -> None:
+    """Append ``newest`` [R] to ``rows`` of a counter's state, and write their ``rep_count``. [R]"""
+    for i in range(len(rows)):
+        row, token = rows[i], newest[i]
+        n = lengths[row]
+        count = 0
+        for s in range(n - 1, -1, -1):  # downwards, so that s is read before it is written
+            suffix = min(common[row, s] + 1, window) if tokens[row, s] == token else 0
+            common[row, s + 1] = suffix
+            count += suffix == window
+        tokens[row, n] = token
+        lengths[row] = n + 1
+        counts[i] = count

@@ -32,7 +32,7 @@ FEATURES = (
 )
 V1_ONLY = ("rank_of_chosen", "token_position_v1")
 
-STOP_REASONS = ("eos", "length", "invalid")  # invalid: logits that are no numbers
+STOP_REASONS = ("eos", "length", "invalid", "refused")  # logits that are no numbers; never asked
 PARTS = ("train", "tune", "test")
 REGIMES = ("prefill", "decoding", "switch")  # compressed once; held to a budget besides; restored on the way
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_sweep import sweep_of
 
 from kvguard.generation import plan as plan_module
@@ -43,6 +44,29 @@ def test_the_caches_of_a_block_are_counted(sweep, loaded) -> None:
         sweep, loaded.model, LENGTHS, 1
     )
     assert more >= sum(LENGTHS) * entry
+
+
+def test_on_a_gpu_the_memory_of_a_recorded_step_is_counted(sweep, loaded, monkeypatch) -> None:
+    model = loaded.model
+    monkeypatch.setattr(type(model), "device", property(lambda model: torch.device("cuda")))
+    with_graph = [predicted_peak(sweep, model, LENGTHS, size) for size in (4, 8)]
+    monkeypatch.setattr(plan_module, "_graph_bytes", lambda model, rows: 0)
+    graph, larger = (
+        more - predicted_peak(sweep, model, LENGTHS, n) for more, n in zip(with_graph, (4, 8), strict=True)
+    )
+    assert graph > 4 * model.config.vocab_size * 4
+    assert larger - graph >= 4 * model.config.vocab_size * 4
+
+
+def test_what_malloc_keeps_of_moved_rows_is_counted_up_to_its_limit(sweep, loaded, monkeypatch) -> None:
+    def peak(reserve: int) -> int:
+        monkeypatch.setattr(plan_module, "_RESERVE", reserve)
+        return predicted_peak(sweep, loaded.model, LENGTHS, 12)
+
+    config = loaded.model.config
+    one_layer = 12 * (LENGTHS[0] // 2 + 512) * config.num_key_value_heads * 4  # keys of 12 rows, but for D
+    assert peak(1000) - peak(0) == 1000
+    assert peak(1 << 40) - peak(0) == one_layer * (config.hidden_size // config.num_attention_heads)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -136,6 +136,27 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other(
         assert (got.token_ids[r] == before.token_ids[r]).all()
 
 
+def test_a_cache_that_is_no_numbers_does_not_reach_the_row_that_takes_its_place(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(model, n=4)
+    before = decode(model, rows, batch_size=2, max_new_tokens=NEW, eos_ids=EOS)
+    feed = Batch.feed
+
+    def poisoned(batch: Batch) -> None:
+        feed(batch)
+        for slot in np.flatnonzero((batch.row[: batch.n] == 2) & (batch.t[: batch.n] == 5)):
+            batch.logits[slot] = float("nan")
+            for layer in batch.cache.layers:
+                layer.keys[slot], layer.values[slot] = float("nan"), float("nan")
+
+    monkeypatch.setattr(Batch, "feed", poisoned)
+    got = decode(model, rows, batch_size=2, max_new_tokens=NEW, eos_ids=EOS)
+    assert got.valid.tolist() == [True, True, False, True]
+    for r in (0, 1, 3):
+        assert (got.token_ids[r] == before.token_ids[r]).all()
+
+
 def draw_of(n: int, t: int = 0, attempt: int = 0) -> Draw:
     return Draw(np.arange(n), np.full(n, t), np.full(n, attempt))
 

@@ -1,6 +1,7 @@
 """The resumable sweep: what is kept, what is made again, and what survives a kill."""
 
 import hashlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from kvguard.compressors import Condition, conditions
 from kvguard.config import CatastropheParams, CompressorSpec, GenerateParams, ModelSpec, Preset
@@ -96,6 +98,18 @@ def test_a_changed_press_parameter_makes_its_parts_again_and_no_others(
     wider = {**SPECS, "snapkv": CompressorSpec(press="SnapKVPress", params={"window_size": 8})}
     run_sweep(replace(sweep, compressors=wider), tmp_path, progress=False)
     assert made(before, tmp_path) == {f"part-{b:04d}-snapkv.parquet" for b in range(3)}
+
+
+def test_parts_of_other_weights_in_the_same_folder_are_never_kept(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    run_sweep(sweep_of(folder), tmp_path / "out", progress=False)
+    weights = load_file(folder / "model.safetensors")
+    turned = {name: -weight if name.endswith("o_proj.weight") else weight for name, weight in weights.items()}
+    save_file(turned, folder / "model.safetensors", metadata={"format": "pt"})
+    again = run_sweep(sweep_of(folder), tmp_path / "out", progress=False)
+    run_sweep(sweep_of(folder), tmp_path / "fresh", progress=False)
+    assert (again.n_made, again.n_kept) == (9, 0)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
 def test_compressors_and_prompts_join_a_sweep_without_touching_the_rest(

@@ -228,6 +228,26 @@ def test_rewinds_end(tmp_path, reference, prompts):
         assert max(sum(event.what == "rollback" for event in o.actions) for o in out) == limit
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_rewinds": -1}, "guard.max_rewinds: -1 does not fit: "),
+        ({"max_rewind": 1}, "unknown key 'guard.max_rewind'; did you mean 'max_rewinds'?"),
+    ],
+)
+def test_settings_without_sense_are_one_line(settings, words):
+    with pytest.raises(KvguardError) as caught:
+        GuardParams(**settings)
+    assert str(caught.value).startswith(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_another_kind_are_refused_before_anything_runs(tmp_path, reference):
+    folder = bundles.write_bundle(tmp_path / "guard", reference[0])
+    with pytest.raises(KvguardError, match=r"^params: .* will not do: pass GuardParams"):
+        Guard.load(folder, params={"max_rewinds": 1})
+
+
 def test_what_is_wrong_with_one_prompt_is_recorded_and_the_others_finish(guards, reference, prompts):
     asked = [[3, 4, 5], prompts[0], [5] * 5000, [], prompts[1], [5] * 20 + [-1], [5] * 20 + [10**6]]
     out = guards["calm"].generate(*reference, asked, press=SnapKVPress(0.75, window_size=16))

@@ -25,6 +25,7 @@ from kvguard.tasks import sample_prompts
 COMPRESSORS = {
     "streaming_llm": CompressorSpec(press="StreamingLLMPress", params={"n_sink": 4}),
     "knorm": CompressorSpec(press="KnormPress"),
+    "snapkv": CompressorSpec(press="SnapKVPress", params={"window_size": 4}),
     "observed_attention": CompressorSpec(press="ObservedAttentionPress"),
 }
 N_TOKENS = 40

@@ -112,6 +112,27 @@ def test_a_budget_while_decoding_saves_more_than_one_compression(table: pd.DataF
     assert (held["kv_saved"] > once.loc[held.index, "kv_saved"]).all()
 
 
+def test_a_prompt_whose_budget_the_press_cannot_hold_is_recorded_and_left_out_of_every_arm(
+    model_folder: Path, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    live = live_of(model_folder, decoding_n=4, switch_traces=0)
+    lengths = np.array([len(loaded.encode(prompt)) for prompt in live.sweep.prompts["prompt"]])
+    ratio = round(1 - 2 / (lengths.max() + 0.5), 6)  # two entries for the longest prompt, one for the others
+    live = live_of(model_folder, decoding_n=4, switch_traces=0, conditions=(f"snapkv@{ratio}",))
+    run_live(live, loaded, tmp_path, progress=False)
+    table = read_table("live", tmp_path / "live.parquet")
+    short = live.sweep.prompts["prompt_id"][lengths < lengths.max()]
+    assert 0 < len(short) < len(lengths)
+    refused = table[table["stop_reason"] == "refused"]
+    assert set(refused["regime"]) == {"decoding"}
+    assert len(refused) == len(short) * table.loc[table["regime"] == "decoding", "policy"].nunique()
+    assert set(refused["prompt_id"]) == set(short)
+    assert refused["error"].str.contains("too small a budget while decoding").all()
+    assert (refused["token_ids"].map(len) == 0).all()
+    numbers = live_results(live, table, 100, 0).metrics("prompts")["prompts"]["all"]
+    assert (numbers["n_prompts"]["value"], numbers["n_used"]["value"]) == (4, 4 - len(short))
+
+
 def test_a_guard_that_never_fires_changes_no_token(
     model_folder: Path, loaded: LoadedModel, table: pd.DataFrame, tmp_path: Path
 ) -> None:

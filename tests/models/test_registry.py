@@ -22,7 +22,7 @@ from kvguard.models.registry import load_model
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers
 
 
-def spec(source: str, **changes: str) -> ModelSpec:
+def spec(source: str, **changes: str | bool) -> ModelSpec:
     return ModelSpec.model_validate({"source": source, "task": "arithmetic", **changes})
 
 
@@ -177,6 +177,12 @@ def model_copy(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_models["tiny"], tmp_path / "copy"))
 
 
+def test_a_model_is_told_whether_its_steps_may_be_recorded() -> None:
+    usual, kept = (load_model("m", spec("embedded:qwen2", **c), "cpu") for c in ({}, {"cuda_graphs": False}))
+    assert (usual.model.cuda_graphs, kept.model.cuda_graphs) == (True, False)
+    assert usual.fingerprint != kept.fingerprint  # other kernels, other bytes
+
+
 def test_the_content_of_a_local_model_is_its_fingerprint_and_its_place_is_not(
     tiny_models: dict[str, Path], model_copy: Path
 ) -> None:
@@ -186,7 +192,10 @@ def test_the_content_of_a_local_model_is_its_fingerprint_and_its_place_is_not(
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert load_model("m", spec(f"path:{model_copy}"), "cpu").fingerprint != here.fingerprint
+    changed = load_model("m", spec(f"path:{model_copy}"), "cpu").fingerprint
+    assert changed != here.fingerprint
+    (model_copy / "merges.txt").write_text("a b")  # some tokenizers are kept in text files
+    assert load_model("m", spec(f"path:{model_copy}"), "cpu").fingerprint != changed
 
 
 @pytest.mark.parametrize(("attention", "used"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])

@@ -74,6 +74,27 @@ class Segment(NamedTuple):
     mask: Tensor
 
 
+class Layout(NamedTuple):
+    """How the rows of a step attend, in numbers of the host: what a recorded step cannot change.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the step.
+    like : tuple of int
+        For each layer the first one with the same lengths and window: they share places and mask.
+    parts : dict
+        For those first layers the (first, last, width) of rows that attend together.
+    masked : tuple of bool
+        For each layer whether a press masks heads in it.
+    """
+
+    rows: int
+    like: tuple[int, ...]
+    parts: dict[int, list[tuple[int, int, int]]]
+    masked: tuple[bool, ...]
+
+
 class RaggedLayer(CacheLayerMixin):
     """One layer's preallocated keys and values, [rows, H, capacity, D], filled from the left."""
 
@@ -218,6 +239,13 @@ class RaggedCache(Cache):
                 layer.dead[target] = layer.dead[source]
         self.lengths[:, target] = self.lengths[:, source]
 
+    def erase(self, row: int) -> None:
+        """Leave nothing in a row: a mask does not keep NaN in its storage from those that come after."""
+        for layer in self.layers:
+            layer.keys[row] = 0
+            layer.values[row] = 0
+        self.lengths[:, row] = 0
+
     def truncate(self, row: int, n_tokens: int) -> None:
         """Rewind a row by its last ``n_tokens`` tokens, in every layer."""
         if n_tokens < 0 or n_tokens > int(self.lengths[:, row].min()):
@@ -298,25 +326,55 @@ class RaggedCache(Cache):
 
     def begin(self, n: int) -> None:
         """Prepare a step of the first ``n`` rows: where each layer writes, and what it may attend to."""
-        shared: dict[bytes, tuple[Tensor, Tensor, list[Segment]]] = {}
+        self.lay_out(self.layout(n), self.lengths[:, :n].to(self.device, non_blocking=True))
+
+    def layout(self, n: int, room: int = 1) -> Layout:
+        """Cut the first ``n`` rows into neighbours that attend together, with room for ``room`` tokens."""
+        first: dict[bytes, int] = {}
+        like = []
         for index, layer in enumerate(self.layers):
-            lengths = self.lengths[index, :n]
-            token = lengths.numpy().tobytes() + str(layer.window).encode()
-            if token not in shared:
-                shared[token] = self._plan(layer, lengths)
-            layer.places, mask, layer.segments = shared[token]
+            token = self.lengths[index, :n].numpy().tobytes() + str(layer.window).encode()
+            like.append(first.setdefault(token, index))
+        most = max(self.layers[0].keys.shape[2], int(self.lengths[:, :n].max()) + 1)
+        parts = {
+            index: _cut((self.lengths[index, :n] + room).clamp_(max=most).tolist(), self._call)
+            for index in first.values()
+        }
+        return Layout(n, tuple(like), parts, self._masked())
+
+    def fits(self, layout: Layout, n: int) -> bool:
+        """Tell whether a layout still serves a step of the first ``n`` rows."""
+        lengths = self.lengths[:, :n].numpy()
+        for index, parts in layout.parts.items():
+            widths = np.repeat([width for *_, width in parts], [last - first for first, last, _ in parts])
+            if n > layout.rows or (lengths[index] >= widths[:n]).any():
+                return False
+        return np.array_equal(lengths, lengths[list(layout.like)]) and layout.masked == self._masked()
+
+    def _masked(self) -> tuple[bool, ...]:
+        return tuple(layer.dead is not None for layer in self.layers)
+
+    def lay_out(self, layout: Layout, lengths: Tensor) -> None:
+        """Prepare a step of rows that have these lengths [L, rows], which the host does not read."""
+        shared: dict[int, tuple[Tensor, Tensor, list[Segment]]] = {}
+        for index, (layer, like) in enumerate(zip(self.layers, layout.like, strict=True)):
+            if like == index:
+                shared[index] = self._plan(layer, lengths[index], layout.parts[index])
+            layer.places, mask, layer.segments = shared[like]
             layer.width = mask.shape[3]
             if layer.dead is not None:
-                dead = layer.dead[:n, :, None, : layer.width]
+                # The entry being written is nobody's yet: what a left row had there masks nothing.
+                old = torch.arange(layer.width, device=self.device) < lengths[index][:, None]
+                dead = layer.dead[: layout.rows, :, None, : layer.width] & old[:, None, None]
                 mask = mask.expand(dead.shape).masked_fill(dead, float("-inf"))
                 layer.segments = _segments([segment[:3] for segment in layer.segments], mask)
 
-    def _plan(self, layer: RaggedLayer, lengths: Tensor) -> tuple[Tensor, Tensor, list[Segment]]:
-        """Return where rows of these lengths write [n * H], their mask [n, 1, 1, W], and their segments."""
+    def _plan(
+        self, layer: RaggedLayer, slots: Tensor, parts: Sequence[tuple[int, int, int]]
+    ) -> tuple[Tensor, Tensor, list[Segment]]:
+        """Return where rows of lengths ``slots`` write [n * H], their mask [n, 1, 1, W], their segments."""
         n_heads, capacity = layer.keys.shape[1:3]
-        parts = _cut((lengths + 1).tolist(), self._call)
-        slots = lengths.to(self.device, non_blocking=True)
-        heads = torch.arange(len(lengths) * n_heads, device=self.device).view(-1, n_heads)
+        heads = torch.arange(len(slots) * n_heads, device=self.device).view(-1, n_heads)
         places = (heads * capacity + slots[:, None]).flatten()
         width = max(width for _, _, width in parts)
         entry = torch.arange(width, device=self.device)

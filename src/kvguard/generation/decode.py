@@ -20,10 +20,9 @@ from transformers import PreTrainedModel
 from kvguard.generation.attention import NAME, attention
 from kvguard.generation.cache import KeptCache, RaggedCache
 from kvguard.generation.prefill import full_cache, sliding_windows
+from kvguard.generation.recorded import RECORDERS, RecordedStep
 from kvguard.generation.sampler import Draw, Sampler, greedy
-from kvguard.generation.signals import N_LOGPROBS, signals
-
-N_SIGNALS = N_LOGPROBS + 6
+from kvguard.generation.signals import N_SIGNALS, signals
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -194,6 +193,8 @@ class Batch:
         self._is_eos[list(eos_ids)] = True
         self._lengths = np.zeros(len(rows), dtype=np.int64)
         self._stopped, self._valid = np.zeros(len(rows), dtype=bool), np.ones(len(rows), dtype=bool)
+        record = RECORDERS.get(device.type)
+        self._recorded = record and RecordedStep(model, self.cache, record)
 
     def generated(self) -> Generated:
         """Return what the rows that left have generated."""
@@ -275,6 +276,8 @@ class Batch:
             row = self.row[slot]
             self._lengths[row], self._stopped[row] = self.t[slot], self.stopped[slot]
             self._valid[row] = self.valid[slot]
+            if not self.valid[slot]:
+                self.cache.erase(int(slot))
             last = self.n = self.n - 1
             if slot != last:
                 self.cache.move(last, int(slot))
@@ -293,14 +296,19 @@ class Batch:
             for state in (self.row, self.t, self.attempt):
                 state[:n] = state[order]
         position = np.array([self.rows[row].n_prompt for row in self.row[:n]]) + self.t[:n] - 1
-        positions = torch.from_numpy(position[:, None]).to(self.model.device)
-        self.cache.begin(n)
+        if self._recorded is None or not self._recorded(position, self._forward):
+            self.cache.begin(n)
+            self._forward(torch.from_numpy(position).to(self.model.device))
+        self.cache.advance(n)
+
+    def _forward(self, positions: Tensor) -> None:
+        """Feed the first rows their newest tokens, at ``positions`` [n], which the host does not read."""
+        n = len(positions)
         self.logits[:n] = self.model(
             input_ids=self.pending[:n, None],
-            position_ids=positions,
+            position_ids=positions[:, None],
             past_key_values=self.cache,
-            cache_position=positions[:1, 0],
+            cache_position=positions[:1],
             use_cache=True,
             ragged=self.cache,
         ).logits[:, -1]
-        self.cache.advance(n)

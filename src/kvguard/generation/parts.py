@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROOT = Path(__file__).parents[1]
-_LIBRARIES = ("kvpress", "tokenizers", "torch", "transformers")
+_LIBRARIES = ("kvpress", "numba", "tokenizers", "torch", "transformers")
 _CODE = (
     *(
         f"generation/{name}.py"
-        for name in ("attention", "cache", "decode", "parts", "prefill", "sampler", "signals")
+        for name in ("attention", "cache", "decode", "parts", "prefill", "recorded", "sampler", "signals")
     ),
+    "compiled.py",
     "compressors.py",
 )
 _KEY = "kvguard.fingerprint"

@@ -18,8 +18,8 @@ from kvguard.compressors import NONE, Condition, attention_for, build_press, onl
 from kvguard.config import CatastropheParams, CompressorSpec, GenerateParams, ModelSpec
 from kvguard.errors import KvguardError
 from kvguard.generation.cache import RaggedCache
-from kvguard.generation.decode import N_SIGNALS
 from kvguard.generation.parts import blocks
+from kvguard.generation.signals import N_SIGNALS
 from kvguard.models.registry import LoadedModel
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 512  # of a batch: more bring no more tokens/s
 _TABLE_COPIES = 4  # of a part's signals, while its tables are made and written
+_GRAPH = 1 << 26  # bytes of a CUDA graph's nodes and of the workspace of its stream, whatever the rows
+_RESERVE = 64 << 20  # bytes of freed blocks that glibc keeps at most: twice its largest mmap threshold
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,8 @@ def predicted_peak(
 
     Parameters
     ----------
-    lengths
-        Tokens of every prompt.
-    restorable
-        Rows may get their full cache back.
+    lengths, restorable
+        As for :func:`plan_batch`.
     """
     config, new = model.config.get_text_config(), sweep.spec.max_new_tokens
     n_blocks = np.array(blocks(len(lengths), sweep.settings.prompts_per_part))
@@ -216,7 +216,12 @@ def predicted_peak(
             slots = np.minimum(n_rows, batch_size)
             decoding = slots * _row_bytes(model, kept + new) + recorded
             if len(own) > 1:  # rows of several lengths change places, the keys or values of a layer at a time
-                decoding += slots * (kept + new) * entry // (2 * config.num_hidden_layers)
+                moved = slots * (kept + new) * entry // (2 * config.num_hidden_layers)
+                decoding += moved
+                if model.device.type == "cpu":  # the copies of smaller moves stay in reserve
+                    decoding += np.minimum(moved, _RESERVE)
+            if model.device.type == "cuda":
+                decoding += _graph_bytes(model, slots)
             working = np.maximum(working, decoding)
             if model.device.type == "cpu":
                 working = np.maximum(working, _TABLE_COPIES * recorded)
@@ -271,6 +276,12 @@ def _prefill_bytes(model: PreTrainedModel, n_tokens: Any, implementation: str) -
     mlp = n_tokens * (3 * config.intermediate_size + 4 * config.hidden_size) * itemsize
     weights = config.num_attention_heads * n_tokens**2 * (2 * itemsize + 4)
     return mlp + weights * (implementation == "eager")
+
+
+def _graph_bytes(model: PreTrainedModel, rows: Any) -> Any:
+    """Return what a CUDA graph of the decode step holds for itself, roughly: a layer's MLP, and logits."""
+    logits = rows * model.config.get_text_config().vocab_size * model.dtype.itemsize
+    return _prefill_bytes(model, rows, "sdpa") + logits + _GRAPH
 
 
 def _free_memory(model: PreTrainedModel) -> int:

@@ -123,11 +123,18 @@ class Guard:
         See :func:`kvguard.guard.bundle.load`.
     params
         How it acts.
+
+    Raises
+    ------
+    KvguardError
+        ``params`` are something else.
     """
 
     def __init__(
         self, hazard: HazardModel, point: ControllerParams, card: Card, params: GuardParams | None = None
     ) -> None:
+        if not isinstance(params, GuardParams | None):
+            raise KvguardError(f"params: {params!r} will not do: pass GuardParams(max_rewinds=2), say")
         self.hazard, self.point, self.card = hazard, point, card
         self.params = params or GuardParams()
         self._masks: WeakKeyDictionary[PreTrainedTokenizerBase, Bools] = WeakKeyDictionary()
@@ -145,7 +152,7 @@ class Guard:
         Raises
         ------
         KvguardError
-            The folder holds no whole guard, or no such point.
+            The folder holds no whole guard, or no such point; or ``params`` are no GuardParams.
         """
         return cls(*load(Path(folder), point), params)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,33 @@ import pandas as pd
 from kvguard.compressors import Condition
 from kvguard.features import Bools, thinking_mask
 from kvguard.generation.block import prefill_block, tally, within_memory
-from kvguard.generation.budget import Budget
+from kvguard.generation.budget import Budget, too_small
 from kvguard.generation.decode import Batch, Row
+from kvguard.generation.plan import Tally
+from kvguard.generation.signals import N_SIGNALS
 from kvguard.generation.workers import Report
-from kvguard.guard.live import Action, Guarded, GuardedRun
+from kvguard.guard.live import NEVER, Action, Guarded, GuardedRun
 from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trigger, Watch
 from kvguard.live.plan import DECODING, POLICIES, Live, LivePart
 from kvguard.models.registry import LoadedModel
 from kvguard.traces import conform
 
 Key = tuple[int, Condition]
+
+_NOTHING = np.empty(0, dtype=np.float32)
+_REFUSED = Guarded(
+    token_ids=np.empty(0, dtype=np.int32),
+    signals=np.empty((0, N_SIGNALS), dtype=np.float32),
+    hazard=_NOTHING,
+    states=np.empty(0, dtype=np.uint8),
+    kv_tokens=_NOTHING,
+    stop_reason="refused",
+    events=(),
+    kv_saved=0.0,
+    n_steps=0,
+    n_rewound=0,
+    safe_at=NEVER,
+)
 
 
 def make_live_parts(
@@ -43,7 +61,23 @@ def make_live_parts(
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
         answers = [block["answer"].iloc[index] for index, _ in keys]
-        guarded = _decode(live, loaded, part, keys, rows, thinking, answers, batch_size, report)
+        refusals = _refusals(live, loaded, part, keys, rows)
+        asked = [place for place, reason in enumerate(refusals) if reason is None]
+        made = _decode(
+            live,
+            loaded,
+            part,
+            [keys[place] for place in asked],
+            [rows[place] for place in asked],
+            [answers[place] for place in asked],
+            thinking,
+            batch_size,
+            report,
+        )
+        following = iter(made)
+        guarded = [next(following) if reason is None else _REFUSED for reason in refusals]
+        for _ in range(len(rows) - len(asked)):
+            report(Tally(1))
         frame = pd.DataFrame(
             {
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
@@ -55,9 +89,30 @@ def make_live_parts(
                 "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
                 "n_kept_tokens": [row.cache.n_kept for row in rows],
                 **_columns(guarded, loaded, POLICIES[part.policy].action is Action.NONE),
+                "error": [
+                    reason or error_of(row.stop_reason, len(row.token_ids))
+                    for reason, row in zip(refusals, guarded, strict=True)
+                ],
             }
         )
         part.write("live_parts", conform("live_parts", frame), out)
+
+
+def _refusals(
+    live: Live, loaded: LoadedModel, part: LivePart, keys: Sequence[Key], rows: Sequence[Row]
+) -> list[str | None]:
+    """Say of each row why it cannot be held to its budget while decoding, if so."""
+    if part.regime != DECODING:
+        return [None] * len(rows)
+
+    @cache
+    def reason(condition: Condition, n_prompt: int) -> str | None:
+        press = live.sweep.press(condition)
+        assert press is not None
+        found = too_small(loaded.model, press, live.settings.compression_interval, n_prompt)
+        return found and f"{n_prompt} tokens leave too small a budget while decoding: {found}"
+
+    return [reason(condition, row.n_prompt) for (_, condition), row in zip(keys, rows, strict=True)]
 
 
 def _decode(
@@ -66,11 +121,13 @@ def _decode(
     part: LivePart,
     keys: Sequence[Key],
     rows: Sequence[Row],
-    thinking: Bools,
     answers: Sequence[str],
+    thinking: Bools,
     batch_size: int,
     report: Report,
 ) -> list[Guarded]:
+    if not rows:
+        return []
     policy, spec = POLICIES[part.policy], live.spec
     ratios = np.array([condition.ratio for _, condition in keys])
     reported: set[int] = set()
@@ -121,7 +178,6 @@ def _budget(live: Live, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:
 def _columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:
     """Return what the live table says of each row's generation."""
     done = [[Action(event.what) for event in row.events if event.what in set(Action)] for row in guarded]
-    empty = np.empty(0, dtype=np.float32)
     counts = {
         "safe_at": [row.safe_at for row in guarded],
         "n_steps": [row.n_steps for row in guarded],
@@ -135,9 +191,8 @@ def _columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool
         "stop_reason": [row.stop_reason for row in guarded],
         "kv_saved": [row.kv_saved for row in guarded],
         **{name: np.array(numbers, dtype=np.int32) for name, numbers in counts.items()},
-        "hazard": [row.hazard if only_watched else empty for row in guarded],
-        "kv_tokens": [row.kv_tokens if only_watched else empty for row in guarded],
-        "error": [error_of(row.stop_reason, len(row.token_ids)) for row in guarded],
+        "hazard": [row.hazard if only_watched else _NOTHING for row in guarded],
+        "kv_tokens": [row.kv_tokens if only_watched else _NOTHING for row in guarded],
     }
 
 

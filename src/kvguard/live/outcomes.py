@@ -2,7 +2,7 @@
 
 An arm is a policy's outcomes, one for every (prompt, condition) of a regime in one fixed order; the
 uncompressed outcome of a prompt stands once under each condition. A prompt with a generation that broke off
-for logits that are no numbers is left out of every arm.
+for logits that are no numbers, or was refused, is left out of every arm.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Arms:
 
 
 def sound(live: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of prompts that have no broken generation."""
+    """Return the rows of prompts that have no broken or refused generation."""
     broken = live["prompt_id"][live["error"].notna()].unique()
     return live[~live["prompt_id"].isin(broken)]
 

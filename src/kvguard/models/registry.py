@@ -82,6 +82,7 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
             source, revision=spec.revision, device_map={"": where}, **_how(spec)
         )
     model.usual_attention = model.config._attn_implementation
+    model.cuda_graphs = spec.cuda_graphs  # type: ignore[assignment]
     return LoadedModel(name, model.eval(), tokenizer, _fingerprint(source, spec, model))
 
 
@@ -128,7 +129,7 @@ def _fingerprint(source: str, spec: ModelSpec, model: PreTrainedModel) -> str:
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(folder.iterdir()):
-            if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model"}:
+            if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"}:
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256").digest()
                 digest.update(path.name.encode() + b"\0" + content)
@@ -136,4 +137,5 @@ def _fingerprint(source: str, spec: ModelSpec, model: PreTrainedModel) -> str:
     else:
         weights = f"{source}@{getattr(model.config, '_commit_hash', None)}"
     unusual = [spec.quantisation] * (spec.quantisation != "none") + ["eager"] * (spec.attention == "eager")
+    unusual += ["no graphs"] * (not spec.cuda_graphs)
     return "/".join([weights, *unusual])
