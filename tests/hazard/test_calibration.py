@@ -41,6 +41,7 @@ def test_the_same_after_json(tokens, method):
     assert (again(margin) == fitted(margin)).all()
 
 
+@example(pairs=[(0.0, True), (2.0**-23, False), (-1.0, False)], method="isotonic")
 @example(pairs=[(0.0, False)] * 6 + [(1.0, False), (7.0, True)], method="isotonic")
 @settings(max_examples=50, deadline=None)
 @given(

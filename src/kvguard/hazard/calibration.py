@@ -38,7 +38,7 @@ class Isotonic:
         """Fit it to tokens of both classes. [N], [N]"""
         from sklearn.isotonic import IsotonicRegression
 
-        fitted = IsotonicRegression(y_min=0, y_max=1).fit_transform(margin, target)
+        fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit_transform(margin, target)
         fitted = np.clip(fitted, 0, 1)  # float32 rounding may carry a mean of ones past 1
         values, block = np.unique(fitted, return_inverse=True)
         centres = np.bincount(block, weights=margin) / np.bincount(block)
