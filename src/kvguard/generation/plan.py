@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MOST_ROWS = 512  # of a batch: more bring no more tokens/s
 _TABLE_COPIES = 4  # of a part's signals, while its tables are made and written
 _GRAPH = 1 << 26  # bytes of a CUDA graph's nodes and of the workspace of its stream, whatever the rows
+_FIXED = 4 << 20  # bytes of a worker's tokenizer and of what writes its tables, measured
 _RESERVE = 64 << 20  # bytes of freed blocks that glibc keeps at most: twice its largest mmap threshold
 
 
@@ -226,7 +227,7 @@ def predicted_peak(
             if model.device.type == "cpu":
                 working = np.maximum(working, _TABLE_COPIES * recorded)
         peak = max(peak, int((held + working).max()))
-    return peak
+    return peak + _FIXED * (model.device.type == "cpu")
 
 
 def made_with(sweep: Sweep, loaded: LoadedModel, batch_size: int, threads: int) -> dict[str, Any]:
@@ -258,7 +259,9 @@ def batch_of(rows: int) -> int:
 
 def _row_bytes(model: PreTrainedModel, n_tokens: Any) -> Any:
     """Return the memory of rows of ``n_tokens``: cache, logits and what the signals make of them."""
-    return n_tokens * _entry_bytes(model) + 8 * model.config.get_text_config().vocab_size * 4
+    # Logits kept, the model's own, and these in float32; accelerators read the signals in whole tensors.
+    copies = 3 if model.device.type == "cpu" else 8
+    return n_tokens * _entry_bytes(model) + copies * model.config.get_text_config().vocab_size * 4
 
 
 def _entry_bytes(model: PreTrainedModel) -> int:
