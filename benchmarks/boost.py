@@ -16,11 +16,12 @@ import click
 import numpy as np
 import pandas as pd
 
-from kvguard.config import load_params
-from kvguard.hazard import train as train_module
-from kvguard.hazard.rows import rows_to_fit
-from kvguard.schemas import FEATURES, TABLES, conform
-from kvguard.traces import ROW_GROUP, open_table
+from kvguard.guard.columns import FEATURES
+from kvguard.store.schemas import TABLES, conform
+from kvguard.store.tables import ROW_GROUP, open_table
+from kvguard.studies.catastrophes.params import load_params
+from kvguard.studies.catastrophes.train import fit as train_module
+from kvguard.studies.catastrophes.train.rows import rows_to_fit
 from memory import reset, resident
 
 TRACE = 256  # tokens of a trace

@@ -13,10 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
-from kvguard.config import FeaturizeParams
-from kvguard.features import WINDOW, featurize_tokens
-from kvguard.repetition import repeat_counts
-from kvguard.schemas import FEATURES, ROLLED, SIGNALS, conform
+from kvguard.engine.columns import SIGNALS
+from kvguard.engine.repetition import repeat_counts
+from kvguard.guard.columns import FEATURES, ROLLED
+from kvguard.guard.features import WINDOW
+from kvguard.store.schemas import conform
+from kvguard.studies.catastrophes.featurize import featurize_tokens
+from kvguard.studies.catastrophes.params import FeaturizeParams
 
 VOCAB = 512
 

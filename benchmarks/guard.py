@@ -19,21 +19,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kvguard import layout
-from kvguard.compressors import Condition, attention_for, build_press
-from kvguard.config import ControllerParams, GuardParams, load_params
+from kvguard.engine import batch as decode
+from kvguard.engine.batch import Batch, Row, decode_steps
+from kvguard.engine.prefill import prefill
+from kvguard.engine.presses import Condition, attention_for, build_press
+from kvguard.engine.signals import N_SIGNALS
 from kvguard.errors import KvguardError
-from kvguard.features import FeatureState, thinking_mask
-from kvguard.generation import decode
-from kvguard.generation.decode import Batch, Row, decode_steps
-from kvguard.generation.prefill import prefill
-from kvguard.generation.signals import N_SIGNALS
-from kvguard.guard.controller import Controller
-from kvguard.guard.live import Action, GuardedRun
+from kvguard.guard.actions import Action, GuardedRun, GuardParams
+from kvguard.guard.controller import Controller, ControllerParams
+from kvguard.guard.features import FeatureState, thinking_mask
+from kvguard.guard.hazard_model import HazardModel, LiveHazard
 from kvguard.guard.watch import HazardTrigger, Watch
-from kvguard.hazard.live import LiveHazard
-from kvguard.hazard.train import HazardModel
-from kvguard.models.registry import LoadedModel, load_model
+from kvguard.models.load import LoadedModel, load_model
+from kvguard.studies.catastrophes import layout
+from kvguard.studies.catastrophes.params import load_params
 from kvguard.tasks import sample_prompts
 
 CONDITION = Condition("snapkv", 0.5)

@@ -18,12 +18,12 @@ from pathlib import Path
 import click
 import torch
 
-from kvguard.compressors import conditions
-from kvguard.config import Params, load_params
-from kvguard.generation.block import release_unused
-from kvguard.generation.plan import Sweep, predicted_peak
-from kvguard.generation.sweep import run_sweep
-from kvguard.models.registry import load_model
+from kvguard.models.load import load_model
+from kvguard.studies.catastrophes.params import Params, load_params
+from kvguard.sweep.make import release_unused
+from kvguard.sweep.plan import Sweep, predicted_peak
+from kvguard.sweep.run import run_sweep
+from kvguard.sweep.settings import conditions
 from kvguard.tasks import sample_prompts
 
 

@@ -25,18 +25,19 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from kvguard.compressors import conditions
-from kvguard.config import ModelSpec, load_params
-from kvguard.generation.attention import attention
-from kvguard.generation.cache import RaggedCache
-from kvguard.generation.oracle import kvpress_generate
-from kvguard.generation.plan import Sweep
-from kvguard.generation.recorded import RECORDERS, Action
-from kvguard.generation.sweep import run_sweep
+from kvguard.engine.attention import attention
+from kvguard.engine.cache import RaggedCache
+from kvguard.engine.graphs import RECORDERS, Action
+from kvguard.engine.oracle import kvpress_generate
 from kvguard.models.availability import pick_device
-from kvguard.models.registry import LoadedModel, load_model, load_tokenizer
+from kvguard.models.load import LoadedModel, load_model, load_tokenizer
+from kvguard.models.spec import ModelSpec
+from kvguard.store.tables import read_table
+from kvguard.studies.catastrophes.params import load_params
+from kvguard.sweep.plan import Sweep
+from kvguard.sweep.run import run_sweep
+from kvguard.sweep.settings import conditions
 from kvguard.tasks import sample_prompts
-from kvguard.traces import read_table
 
 T = TypeVar("T")
 

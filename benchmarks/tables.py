@@ -16,14 +16,16 @@ import click
 import numpy as np
 import pandas as pd
 
-from kvguard.compressors import NONE, conditions
-from kvguard.config import Params, load_params
-from kvguard.features import featurize
-from kvguard.hazard.train import train
-from kvguard.measure.stage import measure
-from kvguard.schemas import LOGPROBS, SIGNALS, conform
-from kvguard.traces import read_table, write_table
-from kvguard.validation import Plan, validate
+from kvguard.engine.columns import LOGPROBS, SIGNALS
+from kvguard.engine.presses import NONE
+from kvguard.store.schemas import conform
+from kvguard.store.tables import read_table, write_table
+from kvguard.studies.catastrophes.featurize import featurize
+from kvguard.studies.catastrophes.measure.stage import measure
+from kvguard.studies.catastrophes.params import Params, load_params
+from kvguard.studies.catastrophes.train.fit import train
+from kvguard.studies.catastrophes.validate import Plan, validate
+from kvguard.sweep.settings import conditions
 
 LIMIT_GB = 6.0
 VOCAB = 512

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -18,9 +18,9 @@ from kvguard.commands import edge
 )
 @edge.one_line_errors
 def main(params_path: Path, out: Path) -> None:  # noqa: D103
-    from kvguard.config import load_params
-    from kvguard.report.build import load_pipeline
-    from kvguard.report.paper import TEXT, build_paper
+    from kvguard.studies.catastrophes.chapter.build import load_pipeline
+    from kvguard.studies.catastrophes.chapter.paper import TEXT, build_paper
+    from kvguard.studies.catastrophes.params import load_params
 
     pdf = build_paper(load_pipeline(load_params(params_path)), Path(__file__).with_name(TEXT), out)
     click.echo(pdf)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,15 +12,17 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.ablation import ablate
-    from kvguard.config import load_params
-    from kvguard.guard.operating_points import load_operating_point
-    from kvguard.hazard.protocols import PROTOCOLS
-    from kvguard.hazard.splits import read_split
-    from kvguard.hazard.train import HazardModel
-    from kvguard.report.figures import ablation_figures, model_title
-    from kvguard.traces import read_table
+    from kvguard import tracking
+    from kvguard.guard.bundle import load_operating_point
+    from kvguard.guard.hazard_model import HazardModel
+    from kvguard.store.files import write_json
+    from kvguard.store.tables import read_table
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.ablate import ablate
+    from kvguard.studies.catastrophes.chapter.figures import ablation_figures, model_title
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+    from kvguard.studies.catastrophes.train.splits import read_split
 
     params = load_params(params_path)
     title = model_title(model, params.spec(model).is_reference)
@@ -50,7 +52,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         )
         results.write(out)
         headline = results.metrics("features", "controllers")
-        layout.write_json(metrics, headline)
+        write_json(metrics, headline)
         ablation_figures(results.frame, title, plots)
         run.log_metrics(results.metrics("features", "controllers", "hysteresis", "thresholds"))
         run.log_table(f"results-ablate-{model}", out, context="output")

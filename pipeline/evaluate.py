@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -14,15 +14,17 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.guard.evaluation import evaluate
-    from kvguard.guard.operating_points import as_trials, save_operating_points
-    from kvguard.hazard.protocols import PROTOCOLS
-    from kvguard.hazard.splits import read_split
-    from kvguard.hazard.train import HazardModel
-    from kvguard.report.figures import evaluation_figures, model_title
-    from kvguard.traces import read_table, write_table
+    from kvguard import tracking
+    from kvguard.guard.hazard_model import HazardModel
+    from kvguard.store.files import write_json
+    from kvguard.store.tables import read_table, write_table
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.chapter.figures import evaluation_figures, model_title
+    from kvguard.studies.catastrophes.evaluate.evaluation import evaluate
+    from kvguard.studies.catastrophes.evaluate.operating_points import as_trials, save_operating_points
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+    from kvguard.studies.catastrophes.train.splits import read_split
 
     params, rules = load_params(params_path), PROTOCOLS[protocol]
     title = model_title(model, params.spec(model).is_reference)
@@ -54,7 +56,7 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
         write_table("pareto", found.pareto, out / "pareto.parquet")
         write_table("controlled", found.controlled, out / "controlled.parquet")
         points = save_operating_points(found.points, out)
-        layout.write_json(metrics, found.headline)
+        write_json(metrics, found.headline)
         run.log_metrics(found.headline)
         run.log_trials(as_trials(found.pareto))
         run.log_table(f"results-evaluate-{model}-{protocol}", table, context="output")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,13 +12,15 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.guard.bundle import Card, export
-    from kvguard.measure.outcomes import conditions_of
+    from kvguard import tracking
+    from kvguard.guard.bundle import Card
     from kvguard.models.identity import weights_digest
-    from kvguard.models.registry import load_model
-    from kvguard.traces import read_table
+    from kvguard.models.load import load_model
+    from kvguard.store.tables import read_table
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.export import export
+    from kvguard.studies.catastrophes.measure.outcomes import conditions_of
+    from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
     spec, source = params.spec(model), layout.traces(model)

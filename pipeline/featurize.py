@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,10 +12,12 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.features import featurize, thinking_mask
-    from kvguard.models.registry import load_tokenizer
+    from kvguard import tracking
+    from kvguard.guard.features import thinking_mask
+    from kvguard.models.load import load_tokenizer
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.featurize import featurize
+    from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
     spec = params.spec(model)

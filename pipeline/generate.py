@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,13 +12,14 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.commands.plan import plan_sweep
-    from kvguard.config import load_params
-    from kvguard.generation.sweep import run_sweep
-    from kvguard.measure.outcomes import outcomes, overall
+    from kvguard import tracking
     from kvguard.models.availability import check_available
-    from kvguard.traces import read_table
+    from kvguard.store.tables import read_table
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.generate import plan_sweep
+    from kvguard.studies.catastrophes.measure.outcomes import outcomes, overall
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.sweep.run import run_sweep
 
     params = load_params(params_path)
     check_available(model, params.spec(model), params.device)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,13 +12,22 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.live.plan import PROTOCOL, Live
-    from kvguard.live.stage import STAGE, headline, live_latency, live_results, offline, run_live
-    from kvguard.models.registry import load_model
-    from kvguard.report.figures import live_figures, model_title
-    from kvguard.traces import read_table
+    from kvguard import tracking
+    from kvguard.models.load import load_model
+    from kvguard.store.files import write_json
+    from kvguard.store.tables import read_table
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.chapter.figures import live_figures, model_title
+    from kvguard.studies.catastrophes.live.plan import PROTOCOL, Live
+    from kvguard.studies.catastrophes.live.stage import (
+        STAGE,
+        headline,
+        live_latency,
+        live_results,
+        offline,
+        run_live,
+    )
+    from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
     spec = params.spec(model)
@@ -36,7 +45,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         results.write(out / "results.parquet")
         latency.write(out / "latency.parquet")
         found = headline(results)
-        layout.write_json(metrics, found)
+        write_json(metrics, found)
         live_figures(results.frame, latency.frame, plots, model_title(model, spec.is_reference))
         run.log_metrics(found | latency.metrics("latency") | offline(model))
         run.log_table(f"live-{model}", done.table, context="output")

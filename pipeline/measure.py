@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,9 +12,11 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.measure.stage import STAGE, measure
+    from kvguard import tracking
+    from kvguard.store.files import write_json
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.measure.stage import STAGE, measure
+    from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
     source, out, metrics = layout.traces(model), layout.results(STAGE, model), layout.metrics(STAGE, model)
@@ -24,7 +26,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         results = measure(layout.generated(model), model, params.n_resamples, params.seed)
         results.write(out)
         headline = results.metrics("outcomes")
-        layout.write_json(metrics, headline)
+        write_json(metrics, headline)
         run.log_metrics(headline)
         run.log_table(f"{STAGE}-{model}", out, context="output")
         run.log_outputs([out, metrics])

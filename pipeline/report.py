@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -13,9 +13,10 @@ from kvguard.commands import edge
 def main(params_path: Path) -> None:  # noqa: D103
     from dataclasses import asdict
 
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.report import build
+    from kvguard import tracking
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.chapter import build
+    from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
     models = (params.model, params.transfer_to)

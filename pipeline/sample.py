@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,11 +12,12 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.commands.plan import draw_prompts
-    from kvguard.config import load_params
+    from kvguard import tracking
     from kvguard.models.availability import check_available
-    from kvguard.traces import write_table
+    from kvguard.store.tables import write_table
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.generate import draw_prompts
+    from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
     spec = params.spec(model)

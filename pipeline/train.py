@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -16,13 +16,16 @@ from kvguard.commands import edge
 def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
     import pandas as pd
 
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.hazard.protocols import PROTOCOLS
-    from kvguard.hazard.splits import write_split
-    from kvguard.hazard.train import train
-    from kvguard.report.figures import model_title, training_figures
-    from kvguard.traces import read_table
+    from kvguard import tracking
+    from kvguard.store.files import write_json
+    from kvguard.store.tables import read_table
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.chapter.figures import model_title, training_figures
+    from kvguard.studies.catastrophes.export import save_hazard
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.train.fit import train
+    from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+    from kvguard.studies.catastrophes.train.splits import write_split
 
     params = load_params(params_path)
     spec = params.spec(model)
@@ -47,10 +50,10 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
             n_resamples=params.n_resamples,
         )
         found = training.results.metrics("predictor", "horizons", "cross_validation", "model")
-        training.model.save(out)
+        save_hazard(training.model, out)
         split = write_split(training.split, PROTOCOLS[protocol], out)
         training.results.write(layout.results("train", model, protocol))
-        layout.write_json(metrics, found)
+        write_json(metrics, found)
         title, early = model_title(model, spec.is_reference), training.test.pre_onset
         hazard, label = training.test_hazard[early], training.test.label[early]
         training_figures(training.results.frame, hazard, label, title, plots)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -15,11 +15,13 @@ from kvguard.commands import edge
 def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     if model == target:
         raise click.UsageError(f"--to {target} is also the model: name another")
-    from kvguard import layout, tracking
-    from kvguard.config import load_params
-    from kvguard.guard.operating_points import load_operating_point
-    from kvguard.report.figures import model_title, transfer_figures
-    from kvguard.transfer import Side, transfer
+    from kvguard import tracking
+    from kvguard.guard.bundle import load_operating_point
+    from kvguard.store.files import write_json
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.chapter.figures import model_title, transfer_figures
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.transfer import Side, transfer
 
     params = load_params(params_path)
     both = {name: params.spec(name) for name in (model, target)}
@@ -47,7 +49,7 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
             n_resamples=params.n_resamples,
         )
         results.write(out)
-        layout.write_json(metrics, results.metrics("transfer"))
+        write_json(metrics, results.metrics("transfer"))
         transfer_figures(results.frame, title, plots)
         run.log_metrics(results.metrics("transfer"))
         run.log_table(f"results-transfer-{model}", out, context="output")

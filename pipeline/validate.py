@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.commands import edge
+from kvguard.cli import edge
 
 
 @click.command(help=__doc__)
@@ -12,12 +12,14 @@ from kvguard.commands import edge
 @edge.params_option
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
-    from kvguard import layout, tracking
-    from kvguard.compressors import conditions
-    from kvguard.config import load_params
+    from kvguard import tracking
     from kvguard.errors import KvguardError
-    from kvguard.models.registry import vocabulary_size
-    from kvguard.validation import Plan, snapkv_windows, validate
+    from kvguard.models.load import vocabulary_size
+    from kvguard.store.files import write_json, write_text
+    from kvguard.studies.catastrophes import layout
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.validate import Plan, snapkv_windows, validate
+    from kvguard.sweep.settings import conditions
 
     params = load_params(params_path)
     spec = params.spec(model)
@@ -33,8 +35,8 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
             snapkv_windows=snapkv_windows(params.compressors),
         )
         report = validate(prompts, layout.generated(model), features, plan, params.validation)
-        layout.write_text(out, report.markdown)
-        layout.write_json(metrics, report.metrics)
+        write_text(out, report.markdown)
+        write_json(metrics, report.metrics)
         run.log_metrics(report.metrics)
         run.log_artifact(out)
         run.log_outputs([out, metrics])

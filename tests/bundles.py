@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import xgboost as xgb
 
-from kvguard.config import ControllerParams
-from kvguard.guard.bundle import Card, export
-from kvguard.guard.operating_points import OperatingPoint, save_operating_points
-from kvguard.hazard.calibration import Platt
-from kvguard.hazard.train import HazardModel
+from kvguard.guard.bundle import Card
+from kvguard.guard.calibration import Platt
+from kvguard.guard.columns import FEATURES
+from kvguard.guard.controller import ControllerParams
+from kvguard.guard.hazard_model import HazardModel
 from kvguard.models.identity import weights_digest
-from kvguard.schemas import FEATURES
+from kvguard.studies.catastrophes.evaluate.operating_points import OperatingPoint, save_operating_points
+from kvguard.studies.catastrophes.export import export, save_hazard
 
 MAX_NEW_TOKENS = 40
 NEVER = 2.0
@@ -45,7 +46,7 @@ def write_bundle(folder: Path, model=None, *, params=None, weights="", **hazard)
         for name in ("conservative", "balanced", "aggressive")
     }
     source = folder.parent / f"{folder.name}-source"
-    hazard_model(**hazard).save(source)
+    save_hazard(hazard_model(**hazard), source)
     save_operating_points(points, source)
     card = Card(
         model="tiny",

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from kvguard.results import Results
-from kvguard.statistics import resample_weights
+from kvguard.stats.bootstrap import resample_weights
+from kvguard.store.results import Results
 
 LOOP, LONG = ["looping"], ["non_termination"]
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tiny import build
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -95,3 +97,13 @@ def workspace(folder, tiny_params):
     """A repository folder with the tiny settings."""
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params))
     return folder
+
+
+@pytest.fixture(scope="session", params=["qwen2", "llama"])
+def model(request):
+    return build(request.param)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny_models):
+    return tiny_models["tiny"]

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from kvguard.guard.simulate import Replay, recorded
-from kvguard.hazard.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
+from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 
 
 def judged(rows):

@@ -3,11 +3,15 @@
 import numpy as np
 import pandas as pd
 
-from kvguard.catastrophes import judge
-from kvguard.compressors import Condition
-from kvguard.config import CatastropheParams, ControllerParams, FeaturizeParams, TrainParams
-from kvguard.features import featurize
-from kvguard.traces import LOGPROBS, SIGNALS, conform, write_table
+from kvguard.engine.columns import LOGPROBS, SIGNALS
+from kvguard.engine.presses import Condition
+from kvguard.guard.controller import ControllerParams
+from kvguard.judging.catastrophes import CatastropheParams
+from kvguard.judging.judge import judge
+from kvguard.store.schemas import conform
+from kvguard.store.tables import write_table
+from kvguard.studies.catastrophes.featurize import featurize
+from kvguard.studies.catastrophes.params import FeaturizeParams, TrainParams
 
 VOCAB = 50
 MAX_NEW_TOKENS = 96

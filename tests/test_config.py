@@ -7,9 +7,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvguard.compressors import Condition, conditions
-from kvguard.config import ControllerParams, Params, Preset, load_params
+from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
+from kvguard.guard.controller import ControllerParams
+from kvguard.studies.catastrophes.params import Params, load_params
+from kvguard.sweep.settings import Preset, conditions
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 

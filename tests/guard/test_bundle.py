@@ -8,10 +8,11 @@ import torch
 
 import bundles
 from kvguard.errors import KvguardError
-from kvguard.guard.bundle import export, load
-from kvguard.guard.front import Guard
+from kvguard.guard.bundle import load
+from kvguard.guard.columns import FEATURES
+from kvguard.guard.session import Guard
 from kvguard.models.identity import weights_digest
-from kvguard.schemas import FEATURES
+from kvguard.studies.catastrophes.export import export
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvguard.config import ControllerParams
-from kvguard.guard.controller import Controller, State
+from kvguard.guard.controller import Controller, ControllerParams, State
 from kvguard.guard.controller import states_of as states_of_traces
 
 LOW, MIDDLE, HIGH = 0.1, 0.5, 0.9

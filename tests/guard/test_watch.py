@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import synthetic
-from kvguard.config import ControllerParams
+from kvguard.engine.columns import SIGNALS
+from kvguard.engine.repetition import repeat_counts
 from kvguard.errors import KvguardError
-from kvguard.features import featurize_tokens
-from kvguard.guard.controller import State, states_of
+from kvguard.guard.calibration import Platt
+from kvguard.guard.controller import ControllerParams, State, states_of
+from kvguard.guard.hazard_model import HazardModel
 from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Watch
-from kvguard.hazard.calibration import Platt
-from kvguard.hazard.train import HazardModel
-from kvguard.repetition import repeat_counts
-from kvguard.schemas import SIGNALS
+from kvguard.studies.catastrophes.featurize import featurize_tokens
 
 SETTINGS = {"objective": "binary:logistic", "max_depth": 4, "base_score": 0.5}
 N_TOKENS = 48

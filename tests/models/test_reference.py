@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from kvguard.config import ModelSpec
+from kvguard.models.load import LoadedModel, load_model
 from kvguard.models.reference import REFERENCE_PATHS
 from kvguard.models.reference.corpus import Corpus, tokenizer_texts
 from kvguard.models.reference.evaluate import greedy_scores
 from kvguard.models.reference.tokenizer import train_tokenizer
 from kvguard.models.reference.train import TrainSettings, train
-from kvguard.models.registry import LoadedModel, load_model
+from kvguard.models.spec import ModelSpec
 
 
 def test_padding_an_evaluation_batch_does_not_pad_the_training_rows() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import synthetic
-from kvguard import layout
-from kvguard.traces import read_table
+from kvguard.store.tables import read_table
+from kvguard.studies.catastrophes import layout
 
 SCRIPT = Path(__file__).parents[2] / "pipeline" / "measure.py"
 

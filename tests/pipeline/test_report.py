@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click.testing
 
-from kvguard import layout
-from kvguard.results import Results
-from kvguard.traces import write_table
+from kvguard.store.results import Results
+from kvguard.store.tables import write_table
+from kvguard.studies.catastrophes import layout
 
 SCRIPT = Path(__file__).parents[2] / "pipeline" / "report.py"
 PAGE = Path("reports/report.html")

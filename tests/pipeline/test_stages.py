@@ -9,10 +9,10 @@ import click.testing
 import pytest
 import yaml
 
-from kvguard import layout
 from kvguard.guard.bundle import load
-from kvguard.hazard.train import HazardModel
-from kvguard.traces import read_table
+from kvguard.guard.hazard_model import HazardModel
+from kvguard.store.tables import read_table
+from kvguard.studies.catastrophes import layout
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 # Those of one model, in order; transfer and report are about several.

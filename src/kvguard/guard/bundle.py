@@ -15,20 +15,20 @@ It is all that a guard needs, small enough for git, and text.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kvguard.config import ControllerParams
 from kvguard.errors import KvguardError
-from kvguard.features import feature_columns
-from kvguard.guard.operating_points import load_operating_point
-from kvguard.hazard.train import HazardModel
-from kvguard.layout import write_json, write_text
+from kvguard.guard.columns import FEATURES
+from kvguard.guard.controller import ControllerParams
+from kvguard.guard.hazard_model import HazardModel
 
-_CARD = "guard.json"
-_FILES = ("booster.json", "hazard.json", "operating_points.json")
+CARD = "guard.json"
+POINTS_FILE = "operating_points.json"
+FILES = ("booster.json", "hazard.json", POINTS_FILE)
 _AGAIN = "make it again with `dvc repro export`"
 
 
@@ -63,30 +63,10 @@ class Card(BaseModel):
     conditions: tuple[str, ...]
 
 
-class _Signed(Card):
+class Signed(Card):
     """A card with the digest of the files beside it."""
 
     digest: str
-
-
-def export(trained: Path, evaluated: Path, card: Card, folder: Path) -> None:
-    """Gather a guard's files in ``folder``.
-
-    Parameters
-    ----------
-    trained, evaluated
-        The folders of ``train`` and ``evaluate``.
-
-    Raises
-    ------
-    KvguardError
-        There is no readable hazard model, or no operating point.
-    """
-    hazard = HazardModel.load(trained)
-    load_operating_point(evaluated, "balanced")
-    hazard.save(folder)
-    write_text(folder / _FILES[-1], (evaluated / _FILES[-1]).read_text(encoding="utf-8"))
-    write_json(folder / _CARD, _Signed(**card.model_dump(), digest=_digest(folder)).model_dump())
 
 
 def load(folder: Path, point: str) -> tuple[HazardModel, ControllerParams, Card]:
@@ -99,17 +79,17 @@ def load(folder: Path, point: str) -> tuple[HazardModel, ControllerParams, Card]
         unknown; the model wants a feature that there is not.
     """
     try:
-        signed = _Signed.model_validate_json((folder / _CARD).read_text(encoding="utf-8"))
-        digest = _digest(folder)
+        signed = Signed.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+        digest = digest_of(folder)
     except FileNotFoundError as error:
         raise KvguardError(
             f"{folder} holds no guard: {Path(error.filename).name} is missing; {_AGAIN}"
         ) from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise KvguardError(f"{folder / _CARD} cannot be read ({reason}); {_AGAIN}") from None
+        raise KvguardError(f"{folder / CARD} cannot be read ({reason}); {_AGAIN}") from None
     if digest != signed.digest:
-        raise KvguardError(f"{folder}: its files are not those that {_CARD} was written for; {_AGAIN}")
+        raise KvguardError(f"{folder}: its files are not those that {CARD} was written for; {_AGAIN}")
     hazard = HazardModel.load(folder)
     _check_features(hazard, folder)
     return hazard, load_operating_point(folder, point), Card(**signed.model_dump(exclude={"digest"}))
@@ -117,8 +97,7 @@ def load(folder: Path, point: str) -> tuple[HazardModel, ControllerParams, Card]
 
 def _check_features(hazard: HazardModel, folder: Path) -> None:
     """Refuse a model that wants what is not known while decoding, or not as much as its card says."""
-    known = feature_columns("v2")
-    stray = [name for name in hazard.features if name not in known]
+    stray = [name for name in hazard.features if name not in FEATURES]
     if stray:
         raise KvguardError(
             f"{folder}: the hazard model reads {', '.join(stray)}, which no guard knows while it decodes; "
@@ -131,9 +110,32 @@ def _check_features(hazard: HazardModel, folder: Path) -> None:
         )
 
 
-def _digest(folder: Path) -> str:
+def digest_of(folder: Path) -> str:
+    """Digest the files that a card signs."""
     total = hashlib.sha256()
-    for name in _FILES:
+    for name in FILES:
         content = (folder / name).read_bytes()
         total.update(f"{name}\0{len(content)}\0".encode() + content)
     return total.hexdigest()
+
+
+def load_operating_point(folder: Path, name: str) -> ControllerParams:
+    """Read the operating point ``name`` from the folder of ``evaluate``.
+
+    Raises
+    ------
+    KvguardError
+        The file is missing or unreadable, or has no such point.
+    """
+    path = folder / POINTS_FILE
+    again = "make it again with `dvc repro evaluate`"
+    try:
+        points = json.loads(path.read_text(encoding="utf-8"))
+        if name not in points:
+            raise KvguardError(f"{path}: no operating point {name!r}; it has {', '.join(points)}")
+        return ControllerParams(**{field: points[name][field] for field in ControllerParams.model_fields})
+    except FileNotFoundError:
+        raise KvguardError(f"{path} does not exist; {again}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise KvguardError(f"{path} holds no operating points ({reason}); {again}") from error

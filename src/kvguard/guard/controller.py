@@ -23,8 +23,24 @@ from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
-from kvguard.config import ControllerParams
+from kvguard.config import Count, Section, Share
+
+
+class ControllerParams(Section):
+    """An operating point: thresholds on the hazard, and hysteresis in tokens."""
+
+    tau_low: Share
+    tau_high: Share
+    k_escalate: Count
+    j_deescalate: Count
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> "ControllerParams":
+        if self.tau_low > self.tau_high:
+            raise ValueError(f"tau_low {self.tau_low:g} is above tau_high {self.tau_high:g}: swap them")
+        return self
 
 
 class State(IntEnum):

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kvguard.compressors import NONE, Condition, attention_for, shortest_prompt
-from kvguard.config import ControllerParams, GuardParams
+from kvguard.engine.batch import Batch, Row
+from kvguard.engine.budget import Budget, scorer_for, too_small
+from kvguard.engine.memory import batch_of, out_of_memory, rows_in_memory
+from kvguard.engine.prefill import attention_modules, prefill
+from kvguard.engine.presses import NONE, Condition, attention_for, shortest_prompt
+from kvguard.engine.sampling import Draw, Nucleus, Sampler, greedy
 from kvguard.errors import KvguardError
-from kvguard.features import Bools
-from kvguard.generation.budget import Budget, scorer_for, too_small
-from kvguard.generation.decode import Batch, Row
-from kvguard.generation.plan import batch_of, out_of_memory, rows_in_memory
-from kvguard.generation.prefill import attention_modules, prefill
-from kvguard.generation.sampler import Draw, Nucleus, Sampler, greedy
-from kvguard.guard.live import Action, Guarded, GuardedRun, GuardedStep
+from kvguard.guard.actions import Action, Guarded, GuardedRun, GuardedStep, GuardParams
+from kvguard.guard.controller import ControllerParams
+from kvguard.guard.features import Bools
+from kvguard.guard.hazard_model import HazardModel
 from kvguard.guard.watch import HazardTrigger, Watch
-from kvguard.hazard.train import HazardModel
-from kvguard.models.registry import LoadedModel
+from kvguard.models.load import LoadedModel
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Checked arguments of a call, see :meth:`kvguard.guard.front.Guard.generate`."""
+    """Checked arguments of a call, see :meth:`kvguard.guard.session.Guard.generate`."""
 
     press: BasePress | None
     max_new_tokens: int
@@ -168,7 +168,7 @@ class Job:
     encoded
         The token ids of every prompt.
     mask
-        See :func:`kvguard.features.thinking_mask`. [V]
+        See :func:`kvguard.guard.features.thinking_mask`. [V]
     """
 
     loaded: LoadedModel

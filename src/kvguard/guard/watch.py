@@ -8,14 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kvguard.config import ControllerParams
+from kvguard.engine.columns import SIGNALS
+from kvguard.engine.repetition import Ints, RepeatCounter
 from kvguard.errors import KvguardError
-from kvguard.features import REPEAT_WINDOW, Bools, FeatureState, Floats
-from kvguard.guard.controller import Controller
-from kvguard.hazard.live import LiveHazard
-from kvguard.hazard.train import HazardModel
-from kvguard.repetition import Ints, RepeatCounter
-from kvguard.schemas import FEATURES, SIGNALS
+from kvguard.guard.columns import FEATURES
+from kvguard.guard.controller import Controller, ControllerParams
+from kvguard.guard.features import REPEAT_WINDOW, Bools, FeatureState, Floats
+from kvguard.guard.hazard_model import HazardModel, LiveHazard
 
 _ENTROPY = SIGNALS.index("entropy")
 
@@ -62,7 +61,7 @@ class HazardTrigger:
     ratios
         Compression ratio of each row. [B]
     mask
-        See :func:`~kvguard.features.thinking_mask`. [V]
+        See :func:`~kvguard.guard.features.thinking_mask`. [V]
 
     Raises
     ------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from kvguard.config import ModelSpec
+    from kvguard.models.spec import ModelSpec
 
 _GIB = 2**30
 # Bytes of one weight in NF4: 4 bits, one byte per block of 64, one float per 256 of those.

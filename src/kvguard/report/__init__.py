@@ -1,1 +1,1 @@
-"""Tables and figures."""
+"""Drawing and laying out of what tables hold."""

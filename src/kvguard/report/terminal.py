@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvguard.compressors import Condition
+from kvguard.engine.presses import Condition
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _HEADS = {

@@ -1,0 +1,21 @@
+"""The ``kvguard`` shell commands: thin, and slow imports only once a command runs."""
+
+import click
+
+from kvguard.cli.compare import compare
+from kvguard.cli.reference import reference
+from kvguard.cli.run import run
+from kvguard.cli.summary import summary
+from kvguard.cli.sweep import sweep
+from kvguard.cli.trace import trace
+from kvguard.cli.verify import verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kvguard")
+def main() -> None:
+    """Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""
+
+
+for command in (run, sweep, verify, trace, summary, compare, reference):
+    main.add_command(command)

@@ -1,0 +1,103 @@
+"""The embedded reference models."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.cli import edge
+
+
+@click.group()
+def reference() -> None:
+    """Train the embedded reference models again, or measure them."""
+
+
+@reference.command()
+@click.option("--architecture", type=click.Choice(["qwen2", "llama"]), required=True)
+@click.option(
+    "--gsm8k",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help="GSM8K's train.jsonl, read as running text.",
+)
+@click.option(
+    "--run-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Checkpoints; an existing one is resumed. runs/reference-ARCHITECTURE by default.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where weights and tokenizer go; RUN_FOLDER/export by default.",
+)
+@click.option("--total-tokens", type=click.IntRange(min=1), help="The token budget.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the step: faster after a minute, needs g++."
+)
+@edge.one_line_errors
+def train(
+    architecture: str,
+    gsm8k: Path,
+    run_folder: Path | None,
+    out: Path | None,
+    total_tokens: int | None,
+    seed: int,
+    compiled: bool,
+) -> None:
+    """Train a reference model, on a GPU if there is one, and export it; resumes, logs to MLflow."""
+    import dataclasses
+    import logging
+
+    from kvguard import tracking
+    from kvguard.models.reference.train import TrainSettings, export
+    from kvguard.models.reference.train import train as train_model
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    folder = run_folder or Path("runs") / f"reference-{architecture}"
+    settings = TrainSettings(
+        architecture=architecture, gsm8k=gsm8k, run_folder=folder, seed=seed, compile=compiled
+    )
+    if total_tokens is not None:
+        settings = dataclasses.replace(settings, total_tokens=total_tokens)
+    out = out or folder / "export"
+    with tracking.run("reference", model=architecture, params=dataclasses.asdict(settings)) as run:
+        train_model(settings, run.log_metrics)
+        step = export(settings, out)
+        run.log_outputs([out])
+    click.echo(f"{out}: weights and tokenizer at step {step}")
+
+
+@reference.command()
+@edge.model_option
+@click.option("-n", "n", type=click.IntRange(min=1), default=500, show_default=True, help="Prompts.")
+@edge.params_option
+@edge.one_line_errors
+def evaluate(model: str, n: int, params_path: Path) -> None:
+    """Measure a model without compression on held-out arithmetic, family by family."""
+    import dataclasses
+    import tempfile
+
+    from kvguard.judging.catastrophes import is_catastrophic
+    from kvguard.report.terminal import table
+    from kvguard.store.tables import read_table
+    from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.sweep.run import run_sweep
+    from kvguard.sweep.settings import Preset
+    from kvguard.tasks import load_problems
+
+    params = load_params(params_path)
+    prompts = draw_prompts(params, model, n)
+    sweep = plan_sweep(params, model, prompts, Preset(compressors=("none",)))
+    settings = sweep.settings.model_copy(update={"prompts_per_part": max(1, -(-n // 8))})
+    with tempfile.TemporaryDirectory(prefix="kvguard-") as folder:
+        traces = read_table(
+            "traces", run_sweep(dataclasses.replace(sweep, settings=settings), Path(folder)).traces
+        )
+    traces["failed"] = is_catastrophic(traces)
+    family = {p.question: p.family for p in load_problems(prompts["task"].iloc[0], n, params.seed)}
+    asked = traces["prompt_id"].map(prompts.set_index("prompt_id")["question"])
+    groups = [*traces.groupby(asked.map(family)), ("all", traces)]
+    rows = [[name, len(g), float(g["correct"].mean()), float(g["failed"].mean())] for name, g in groups]
+    click.echo(table(["family", "prompts", "accuracy", "CBR"], rows))

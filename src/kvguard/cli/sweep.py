@@ -1,0 +1,39 @@
+"""A sweep outside the pipeline, into a folder of one's choice."""
+
+from pathlib import Path
+
+import click
+
+from kvguard.cli import edge
+
+
+@click.command()
+@edge.model_option
+@click.option("--preset", help="A name from presets in the settings; that of generate by default.")
+@click.option("-n", "n", type=click.IntRange(min=1), help="Prompts; as many as the settings say by default.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder.")
+@edge.device_option
+@edge.params_option
+@edge.one_line_errors
+def sweep(
+    model: str, preset: str | None, n: int | None, out: Path, device: str | None, params_path: Path
+) -> None:
+    """Generate the traces of a preset; started again, it keeps what is finished."""
+    from kvguard.config import check_known
+    from kvguard.report.terminal import condition_table
+    from kvguard.store.tables import read_table, write_table
+    from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
+    from kvguard.studies.catastrophes.measure.outcomes import outcomes
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.sweep.run import run_sweep
+
+    params = load_params(params_path).on(device)
+    if preset is not None:
+        check_known("--preset", preset, params.presets)
+    chosen = params.presets[preset or params.generate.preset]
+    prompts = draw_prompts(params, model, n)
+    plan = plan_sweep(params, model, prompts, chosen)
+    result = run_sweep(plan, out)
+    write_table("prompts", prompts, out / "prompts.parquet")
+    click.echo(condition_table(outcomes(read_table("traces", result.traces))))
+    click.echo(f"\n{out}: {result.n_made} parts made, {result.n_kept} kept")

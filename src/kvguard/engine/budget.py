@@ -1,0 +1,437 @@
+"""A budget while decoding: at most (1 - ratio) of all tokens seen stay cached, enforced every few tokens.
+
+Row by row this is kvpress's ``CompressionRatioDecodingPress``, with all that it does:
+
+- The budget is ``max(1, int((1 - ratio) * tokens seen))``, prompt included. It is enforced once ``interval``
+  tokens were fed since the last time; while it is a single token, after every token.
+- Scores see the hidden states of the tokens fed since then alone, at most 257 of them, and every query at the
+  newest token's position.
+- A layer's entries stand in the order of their last scores, best first, and new ones behind them. SnapKV's
+  pooling, LagKV's partitions and RandomPress's draws go by that order, not by position.
+
+It differs in two points. StreamingLLM keeps its sinks and the most recent entries; in kvpress its scores
+tie, so entries lose their order with the prefill, and later "first" and "recent" are arbitrary ones. And
+``RandomPress(seed=None)`` draws from the row's number and the tokens seen, so that nothing depends on the
+batch; with a seed it starts its generator anew at every scoring, as in kvpress.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from kvpress import RandomPress, StreamingLLMPress
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from kvguard.engine.cache import RaggedCache
+from kvguard.engine.prefill import attention_modules, sliding_windows
+from kvguard.engine.presses import attention_for, only_scores
+from kvguard.errors import KvguardError
+
+if TYPE_CHECKING:
+    from kvpress import BasePress, ScorerPress
+
+    from kvguard.engine.batch import Batch
+
+Ints = NDArray[np.int64]
+
+_BUFFER = 257  # hidden states: kvpress trims to 256 after a token, and compresses before it trims
+_NEW = -1
+_FAR = 1 << 32  # beyond any position
+
+# Presses held against kvpress in tests/generation/test_budget.py. Others run too if `scorer_for` lets them.
+_READS_ENTRIES = frozenset({"KeyDiffPress", "KnormPress", "LagKVPress", "RandomPress", "StreamingLLMPress"})
+_READS_QUERIES = frozenset({"ExpectedAttentionPress", "SnapKVPress", "TOVAPress"})
+_TOGETHER = (_READS_ENTRIES | _READS_QUERIES) - {"RandomPress"}  # a row's scores do not depend on other rows
+
+
+def scorer_for(model: PreTrainedModel, press: BasePress, interval: int) -> ScorerPress:
+    """Return a copy of a press, ready to score while decoding.
+
+    Raises
+    ------
+    KvguardError
+        If it cannot: it does more than score, or its scores need what decoding does not have; or if the
+        model has sliding-window layers.
+    """
+    if any(window is not None for window in sliding_windows(model)):
+        raise KvguardError(
+            "a budget while decoding: the model's sliding-window layers evict by themselves; set no interval"
+        )
+    reason = _unfit(press, min(interval, _BUFFER))
+    if reason is None:
+        scorer = copy.deepcopy(press)
+        scorer.post_init_from_model(model)
+        n_hidden = min(interval, _BUFFER)
+        reason = _fails(scorer, attention_modules(model)[0], n_hidden, n_hidden + 64)
+    if reason is not None:
+        known = ", ".join(sorted(_READS_ENTRIES | _READS_QUERIES))
+        raise KvguardError(
+            f"{type(press).__name__}: cannot compress while decoding, every {interval} tokens: {reason} "
+            f"(presses that can: {known})"
+        )
+    return scorer
+
+
+def too_small(model: PreTrainedModel, press: BasePress, interval: int, n_prompt: int) -> str | None:
+    """Say why a press cannot hold the budget of a prompt this short, if so.
+
+    A budget of one entry is enforced after every token: the press has one hidden state, and two entries.
+    """
+    ratio = np.array([getattr(press, "compression_ratio", 0.0)])
+    single = _targets(np.array([n_prompt + 1]), ratio)[0] == 1
+    if not single or isinstance(press, StreamingLLMPress):  # which does not score
+        return None
+    return _fails(scorer_for(model, press, interval), attention_modules(model)[0], n_hidden=1, n=2)
+
+
+def _unfit(press: BasePress, n_hidden: int) -> str | None:
+    if not only_scores(press):
+        return "it is not a plain scorer; name one, or set no interval"
+    if attention_for(press) == "eager":
+        return "it reads attention weights, which are not kept; name another press, or set no interval"
+    window = getattr(press, "window_size", 0)
+    if window >= n_hidden:
+        return (
+            f"its window_size {window} must be below the {n_hidden} hidden states between two times; "
+            "lower window_size or raise the interval"
+        )
+    return None
+
+
+def _fails(scorer: ScorerPress, module: Any, n_hidden: int, n: int) -> str | None:
+    """Score ``n`` made-up entries; say what went wrong."""
+    heads, dim, weight = module.config.num_key_value_heads, module.head_dim, next(module.parameters())
+    entries = torch.linspace(-1, 1, n).expand(1, heads, dim, n).mT.to(weight)
+    hidden = torch.linspace(-1, 1, n_hidden).expand(1, module.config.hidden_size, n_hidden).mT.to(weight)
+    scorer.compression_ratio = 0.5
+    try:
+        with torch.inference_mode():
+            kwargs = _forwarded(module, weight, torch.tensor([[n]], device=weight.device))
+            scores = scorer.score(module, hidden, entries, entries, None, kwargs)
+    except Exception as error:  # a press may fail in any way: that it fails is the answer
+        return f"it fails on {n_hidden} hidden states and {n} entries ({' '.join(str(error).split())})"
+    if scores.shape != entries.shape[:3] or not scores.isfinite().all():
+        return f"{n_hidden} hidden states are too few for it; raise the interval"
+    return None
+
+
+class Budget:
+    """Holds rows to the budget of their press while they are decoded.
+
+    Used as a context manager around the decoding, since some presses read hidden states, which hooks collect.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    presses : sequence of press or None
+        One per row; None, or a ratio of 0, leaves the row alone. Rows that share a press object, a length and
+        a budget are scored together.
+    interval : int
+        Tokens between two enforcements.
+
+    Raises
+    ------
+    KvguardError
+        If a press cannot compress while decoding.
+    """
+
+    def __init__(self, model: PreTrainedModel, presses: Sequence[BasePress | None], interval: int) -> None:
+        self.model, self.interval = model, interval
+        self._ratio = np.array([getattr(press, "compression_ratio", 0.0) for press in presses])
+        self._kind = np.array([id(press) for press in presses])
+        self._scorers = {
+            id(press): scorer_for(model, press, interval)
+            for press in {id(press): press for press in presses}.values()
+            if press is not None and getattr(press, "compression_ratio", 1.0) > 0
+        }
+        self._windowed = np.array([isinstance(press, StreamingLLMPress) for press in presses])
+        self._presses = list(presses)  # kept alive: their ids are keys
+        self._modules = attention_modules(model)
+        self._size = min(interval, _BUFFER)
+        self._hooks: list[RemovableHandle] = []
+        self._batch: Batch | None = None
+
+    def __enter__(self) -> Self:
+        if any(type(press).__name__ not in _READS_ENTRIES for press in self._scorers.values()):
+            self._hooks = [
+                module.register_forward_pre_hook(self._collect, with_kwargs=True) for module in self._modules
+            ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._batch = [], None
+
+    def due(self, batch: Batch, slots: Ints) -> Ints:
+        """Return those of ``slots`` whose budget is to be enforced now."""
+        self._seat(batch)
+        rows, seen = batch.row[slots], _seen(batch, slots)
+        fed = seen - self._last[rows]
+        single = _targets(seen, self._ratio[rows]) == 1
+        return slots[((fed >= self.interval) | ((fed > 0) & single)) & (self._ratio[rows] > 0)]
+
+    @torch.inference_mode()
+    def enforce(self, batch: Batch, slots: Ints, protected: Sequence[Ints | None] | None = None) -> None:
+        """Evict what the rows in ``slots`` hold beyond their budget, where that is due.
+
+        To be called at every yield of :func:`~kvguard.engine.batch.decode_steps`. A row left out is
+        held: it keeps everything, and is due as soon as it is named again.
+
+        Parameters
+        ----------
+        slots : ndarray
+            [s], slots of the batch.
+        protected : sequence of (ndarray or None), optional
+            For each of ``slots`` the logical positions that stay whatever their scores. They displace others,
+            the budget stays; where it cannot hold them all, the most recent ones stay.
+
+        Raises
+        ------
+        KvguardError
+            If a press refuses a row, or a row was prefilled by a press that does not say what it kept.
+        """
+        due = self.due(batch, slots)
+        if not len(due):
+            return
+        exempt = dict(zip(slots.tolist(), protected, strict=True)) if protected is not None else {}
+        rows, seen = batch.row[due], _seen(batch, due)
+        over = batch.cache.lengths[0].numpy()[due] > _targets(seen, self._ratio[rows])
+        kinds = np.where(self._windowed[rows], self._kind[rows], 0)  # all other scorers go together
+        for kind in np.unique(kinds[over]):
+            slots = due[over & (kinds == kind)]
+            flags = _flags([exempt.get(slot) for slot in slots.tolist()], int(seen.max()), batch.cache.device)
+            self._evict(batch, slots, flags)
+        self._last[rows] = seen
+
+    def forget(self, row: int) -> None:
+        """Start a row anew after its cache was restored; to be called after :meth:`Batch.restore`.
+
+        The row is due ``interval`` tokens later, as after a prefill. What is scored then is the whole cache
+        that it has by then, with the hidden states of the tokens fed since; the restoring pass leaves none.
+        """
+        if self._batch is not None and self._place[row] >= 0:
+            slot = np.flatnonzero(self._batch.row[: self._batch.n] == row)
+            self._last[row], self._known[row] = _seen(self._batch, slot)[0], _NEW
+
+    def _seat(self, batch: Batch) -> None:
+        """Give every row of the batch a place for what is known of it, which, unlike a slot, is its own."""
+        if batch is not self._batch:
+            self._batch = batch
+            layer = batch.cache.layers[0].keys
+            self._last = np.array([row.n_prompt for row in batch.rows])  # tokens seen when last enforced
+            self._known = np.full(len(batch.rows), _NEW)  # entries, from the left, whose positions are stored
+            self._place = np.full(len(batch.rows), -1)
+            shape = len(batch.cache.layers), *layer.shape[:3]
+            self._positions = torch.zeros(shape, dtype=torch.int32, device=layer.device)
+            self._hidden: Tensor | None = None
+            if self._hooks:
+                hidden = self.model.config.get_text_config().hidden_size
+                ring = len(batch.cache.layers), batch.slots, self._size, hidden
+                self._hidden = torch.zeros(ring, dtype=layer.dtype, device=layer.device)
+        rows = batch.row[: batch.n]
+        new = rows[self._place[rows] < 0]
+        if len(new):
+            free = np.setdiff1d(np.arange(batch.slots), self._place[rows])
+            self._place[new] = free[: len(new)]
+
+    def _collect(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook: keep the hidden state of the token that each row is fed."""
+        batch = self._batch
+        if batch is None or kwargs["past_key_values"] is not batch.cache:
+            return  # a prefill that restores a row
+        assert self._hidden is not None
+        if module is self._modules[0]:
+            place, position = self._place[batch.row[: batch.n]], _seen(batch, np.arange(batch.n))
+            self._where = torch.from_numpy(np.stack([place, position % self._size])).to(self._hidden.device)
+        self._hidden[module.layer_idx, self._where[0], self._where[1]] = kwargs["hidden_states"][:, 0]  # type: ignore[index]
+
+    def _evict(self, batch: Batch, slots: Ints, flags: Tensor | None) -> None:
+        """Evict from rows down to their budget: from rows of one window press, or of any scorers."""
+        cache, rows, seen = batch.cache, batch.row[slots], _seen(batch, slots)
+        press = self._scorers[self._kind[rows[0]]]
+        window = press.n_sink if isinstance(press, StreamingLLMPress) else None
+        for slot in slots[self._known[rows] == _NEW]:
+            self._locate(batch, int(slot), window is not None)
+        lengths, targets = cache.lengths[0].numpy()[slots], _targets(seen, self._ratio[rows])
+        place = torch.from_numpy(self._place[rows]).to(cache.device)
+        columns = torch.arange(int(lengths.max()))
+        tail = (columns + torch.from_numpy(seen - lengths)[:, None])[:, None].to(cache.device)  # [R, 1, W]
+        fresh = (columns >= torch.from_numpy(self._known[rows])[:, None])[:, None].to(cache.device)
+        heads = slice(None) if window is None else slice(1)  # a window is the same in all layers and heads
+        calls = self._calls(batch, slots, lengths, targets) if window is None else []
+        keep = torch.zeros(len(slots), cache.layers[0].keys.shape[1], int(targets.max()), dtype=torch.long)
+        keep = keep.to(cache.device)
+        for index in range(len(cache.layers)):
+            if index == 0 or window is None:
+                known = self._positions[index, place, heads, : len(columns)]
+                positions = torch.where(fresh, tail, known)  # [R, H, W]
+                if window is not None:
+                    ends = torch.from_numpy(np.stack([lengths, targets])).to(cache.device)
+                    keep = _window(positions[:, 0], ends, window, flags)[:, None]
+                for call in calls:
+                    scores = call.scores(index, self._modules[index], cache, self._hidden)
+                    told = None if flags is None else flags[call.members]
+                    at = positions[call.members, :, : scores.shape[-1]]
+                    keep[call.members, :, : call.n_kept] = _best(scores, call.n_kept, at, told)
+                self._positions[index, place, heads, : keep.shape[2]] = positions.gather(2, keep).int()
+            cache.evict(slots, index, keep, targets)
+        self._known[rows] = targets
+
+    def _calls(self, batch: Batch, slots: Ints, lengths: Ints, targets: Ints) -> list[_Call]:
+        """Part rows into those that one call can score."""
+        rows, seen = batch.row[slots], _seen(batch, slots)
+        fed = np.minimum(seen - self._last[rows], self._size)
+        alone = np.array([type(self._scorers[kind]).__name__ not in _TOGETHER for kind in self._kind[rows]])
+        told_apart = np.stack([self._kind[rows], lengths, targets, fed, np.where(alone, slots, -1)])
+        kinds, inverse = np.unique(told_apart, axis=1, return_inverse=True)
+        calls = []
+        for number, (kind, length, n_kept, n_hidden, _) in enumerate(kinds.T.tolist()):
+            members = np.flatnonzero(inverse == number)
+            press, row = self._scorers[kind], int(rows[members[0]])
+            if isinstance(press, RandomPress) and press.seed is None:
+                seed = np.random.SeedSequence([row, int(seen[members[0]])]).generate_state(1)
+                press = RandomPress(seed=int(seed[0]))
+            newest = seen[members, None] - 1
+            ring = (newest - np.arange(n_hidden)[::-1]) % self._size
+            at = members, slots[members], self._place[rows[members], None], ring, newest
+            *tensors, position = (torch.from_numpy(part).to(batch.cache.device) for part in at)
+            kwargs = _forwarded(self._modules[0], batch.cache.layers[0].keys, position)
+            calls.append(_Call(press, row, length, n_kept, kwargs, *tensors))
+        return calls
+
+    def _locate(self, batch: Batch, slot: int, in_order: bool) -> None:
+        """Note the positions of a row's entries; unless ``in_order``, sort them by score, as kvpress does."""
+        row, cache = batch.row[slot], batch.cache
+        length, seen = int(cache.lengths[0, slot]), int(_seen(batch, np.array([slot]))[0])
+        self._known[row] = 0
+        if length == seen:
+            return  # all there: an entry's place is its position
+        kept = batch.rows[row].cache.indices
+        n_prompt = batch.rows[row].n_prompt
+        if kept is None or kept[0].shape[1] != length - (seen - n_prompt):
+            raise KvguardError(
+                f"row {row}: which entries its prefill kept is not known; prefill it with its budget's press"
+            )
+        self._known[row] = n = kept[0].shape[1]
+        for index, ranked in enumerate(kept):
+            order = (
+                ranked.long().argsort(dim=-1).argsort(dim=-1)
+            )  # of an entry, best first, its place by position
+            if in_order:
+                self._positions[index, self._place[row], :, :n] = ranked.sort(dim=-1).values
+            else:
+                self._positions[index, self._place[row], :, :n] = ranked
+                rest = torch.arange(n, length, device=order.device).expand(len(order), -1)
+                keep = torch.cat([order, rest], dim=1)[None]
+                cache.evict(np.array([slot]), index, keep, np.array([length]))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Rows that are scored together."""
+
+    press: ScorerPress
+    row: int  # the first of them
+    length: int
+    n_kept: int
+    kwargs: dict[str, Any]
+    members: Tensor  # [g], among the rows evicted from
+    slots: Tensor  # [g]
+    place: Tensor  # [g, 1]
+    ring: Tensor  # [g, m], where their hidden states are
+
+    def scores(self, index: int, module: nn.Module, cache: RaggedCache, hidden: Tensor | None) -> Tensor:
+        """Score the entries of the rows in one layer. [g, H, L]"""
+        layer = cache.layers[index]
+        keys, values = (store[self.slots, :, : self.length] for store in (layer.keys, layer.values))
+        collected = keys[:, 0, :0] if hidden is None else hidden[index, self.place, self.ring]
+        self.press.compression_ratio = 1 - self.n_kept / self.length
+        try:
+            scores: Tensor = self.press.score(module, collected, keys, values, None, self.kwargs)
+        except AssertionError as error:
+            raise KvguardError(
+                f"row {self.row}: {type(self.press).__name__} refuses to keep {self.n_kept} of {self.length} "
+                f"entries ({error}); use a longer prompt or a lower ratio"
+            ) from None
+        return scores
+
+
+def _seen(batch: Batch, slots: Ints) -> Ints:
+    """Tokens that rows have been fed, the prompt's included; also the position of the newest token drawn."""
+    n_prompt = np.array([batch.rows[row].n_prompt for row in batch.row[slots]], dtype=np.int64)
+    return n_prompt + batch.t[slots] - 1
+
+
+def _targets(seen: Ints, ratio: NDArray[np.float64]) -> Ints:
+    return np.maximum(1, (seen * (1 - ratio)).astype(np.int64))
+
+
+def _forwarded(module: Any, like: Tensor, newest: Tensor) -> dict[str, Any]:
+    """What kvpress's hook passes on to a press: about the newest token alone, at its position [g, 1]."""
+    cos_sin = module.rotary_emb(like, newest)
+    return {"position_ids": newest, "cache_position": newest[:1, 0], "position_embeddings": cos_sin}
+
+
+def _flags(exempt: Sequence[Ints | None], n_positions: int, device: torch.device) -> Tensor | None:
+    """Mark exempt positions. [g, n_positions] bool, or None if there are none"""
+    if all(positions is None or not len(positions) for positions in exempt):
+        return None
+    flags = np.zeros((len(exempt), n_positions), dtype=bool)
+    for flag, positions in zip(flags, exempt, strict=True):
+        if positions is not None:
+            flag[positions[positions < n_positions]] = True
+    return torch.from_numpy(flags).to(device)
+
+
+def _best(scores: Tensor, n: int, positions: Tensor, flags: Tensor | None) -> Tensor:
+    """Pick the n best entries, exempt ones first, the most recent of those first. [g, H, L] -> [g, H, n]"""
+    best = scores.topk(n, dim=-1).indices
+    if flags is None:
+        return best
+    exempt = flags[:, None].expand(-1, positions.shape[1], -1).gather(2, positions)
+    ranks = scores.argsort(dim=-1).argsort(dim=-1)
+    displaced = torch.where(exempt, positions + ranks.shape[-1], ranks).topk(n, dim=-1).indices
+    return torch.where(
+        exempt.flatten(1).any(dim=1)[:, None, None], displaced, best
+    )  # a row alone, not its group
+
+
+def _window(positions: Tensor, ends: Tensor, n_sink: int, flags: Tensor | None) -> Tensor:
+    """Pick exempt entries, then sinks, then the most recent ones, in order of position.
+
+    Parameters
+    ----------
+    positions : Tensor
+        [g, W], of each row's entries, ascending.
+    ends : Tensor
+        [2, g]: how many entries a row has, and how many it keeps.
+
+    Returns
+    -------
+    Tensor
+        [g, m], m the most that any row keeps; what stands beyond a row's own number does not count.
+    """
+    columns = torch.arange(positions.shape[1], device=positions.device)
+    worth = torch.where(positions < n_sink, 2 * _FAR - positions, positions)
+    if flags is not None:
+        worth = torch.where(
+            flags.gather(1, positions.clamp(max=flags.shape[1] - 1)), 2 * _FAR + positions, worth
+        )
+    worth = torch.where(columns < ends[0, :, None], worth, -1)
+    keep = worth.topk(int(ends[1].max()), dim=-1).indices
+    keep = torch.where(
+        columns[: keep.shape[1]] < ends[1, :, None], keep, len(columns)
+    )  # those sort to the end
+    return keep.sort(dim=-1).values.clamp(max=len(columns) - 1)

@@ -1,0 +1,145 @@
+"""The decode step recorded once and repeated, so that an accelerator does not wait for Python.
+
+A CUDA graph repeats the same kernels on the same memory. So all that changes from step to step lies in
+tensors that stay where they are: the cache, the pending tokens, the logits, and one buffer of positions
+and lengths. Places and masks are made from these on the device. What cannot change, which rows attend
+together to how many entries, is a :class:`~kvguard.engine.cache.Layout` with room for some tokens; when a
+row outgrows it, or other rows come, the next one is recorded. So there is one graph at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache as cached
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvguard.engine.cache import Layout, RaggedCache
+from kvguard.errors import KvguardError
+
+_ROOM = 64  # tokens: more spare recordings, and read more padding
+
+Action = Callable[[], None]
+
+
+class Unrecordable(Exception):
+    """The step reads values of the device on the host."""
+
+
+class RecordedStep:
+    """Feeds the rows of a batch, by a recording where there can be one.
+
+    Idle rows, those that have left since the layout was made, write and attend to the first entry of
+    their slots, which are free.
+
+    Parameters
+    ----------
+    record : callable
+        Runs a step once, and returns what repeats it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: RaggedCache,
+        record: Callable[[Action, torch.device], Action],
+    ) -> None:
+        n_layers, slots = cache.lengths.shape
+        self._model, self._cache, self._record = model, cache, record
+        self._modules = list(model.modules())
+        self._inputs = torch.zeros(1 + n_layers, slots, dtype=torch.long, device=cache.device)
+        self._layout: Layout | None = None
+        self._repeat: Action | None = None
+        self._age = 0
+
+    def __call__(self, positions: NDArray[np.int64], forward: Callable[[Tensor], None]) -> bool:
+        """Feed the first rows, whose newest tokens have these positions [n].
+
+        Parameters
+        ----------
+        forward : callable
+            Feeds as many rows as it is given positions, once the cache is laid out.
+
+        Returns
+        -------
+        bool
+            False if nothing was fed: a hook wants to see the step, or the model's cannot be recorded.
+        """
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)
+        if hooked or not getattr(self._model, "cuda_graphs", True):
+            return False
+        n = len(positions)
+        inputs = np.zeros(self._inputs.shape, dtype=np.int64)
+        inputs[0, :n], inputs[1:, :n] = positions, self._cache.lengths[:, :n]
+        self._inputs.copy_(torch.from_numpy(inputs), non_blocking=True)
+        if self._layout is None or self._age == _ROOM or not self._cache.fits(self._layout, n):
+            self._layout, self._repeat, self._age = self._cache.layout(n, _ROOM), None, 0
+            self._step(self._layout, forward)  # a layout that does not last is not worth a recording
+        elif self._repeat is None:
+            try:
+                self._repeat = self._record(partial(self._step, self._layout, forward), self._cache.device)
+            except Unrecordable:
+                self._model.cuda_graphs = False  # type: ignore[assignment]
+                return False  # what the step has written, the next try writes again
+        else:
+            self._repeat()
+        self._age += 1
+        return True
+
+    def _step(self, layout: Layout, forward: Callable[[Tensor], None]) -> None:
+        self._cache.lay_out(layout, self._inputs[1:, : layout.rows])
+        forward(self._inputs[0, : layout.rows])
+
+
+def cuda_graph(step: Action, device: torch.device) -> Action:
+    """Run a step, and capture it as a CUDA graph.
+
+    Running it loads its kernels, and shows whether it waits for the device: a capture that failed midway
+    would leave the process in disorder.
+
+    Raises
+    ------
+    Unrecordable
+        If an operation waits for the device.
+    KvguardError
+        If the capture fails nevertheless.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchronizing" in str(error):
+            raise Unrecordable from error
+        raise
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with (
+            torch.cuda.device(device),
+            torch.cuda.graph(graph, stream=_side_stream(device), capture_error_mode="thread_local"),
+        ):
+            step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise KvguardError(
+            f"decoding: the step cannot be captured as a CUDA graph ({' '.join(str(error).split())[:200]}); "
+            "set cuda_graphs: false under models.<name>"
+        ) from error
+    return graph.replay
+
+
+@cached
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all captures on a device: each stream has a workspace of its own."""
+    return torch.cuda.Stream(device)
+
+
+RECORDERS: dict[str, Callable[[Action, torch.device], Action]] = {"cuda": cuda_graph}

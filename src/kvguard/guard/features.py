@@ -1,0 +1,169 @@
+"""The features of a token, from one definition that serves whole tables and live decoding.
+
+:func:`derive` is the definition of all that are not a signal of the token itself. It sees the last 8
+values of the rolled series; :func:`featurize_tokens` takes those from a table, :class:`FeatureState` from
+what it was fed so far. The operations and their order are the same, so the features are equal bit for bit.
+
+Rolling statistics run over the tokens t-7 .. t, and at t < 7 over the tokens so far; the standard deviation
+is the population's. At t = 0 ``delta_h`` is 0, also in its rolling statistics, and ``delta_h_valid`` is 0.
+Every feature but v1's ``token_position_v1`` (t / trace length) is causal.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvguard.engine.columns import SIGNALS
+from kvguard.engine.compiled import compiled
+from kvguard.engine.repetition import Ints, RepeatCounter
+from kvguard.guard.columns import FEATURES, ROLLED
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+WINDOW = 8  # tokens of a rolling statistic: part of the features' names
+REPEAT_WINDOW = 20  # tokens of the window that rep_count counts
+N_READ = len(SIGNALS) - 1  # all but rank_of_chosen, which only v1 reads
+SERIES = (*ROLLED, "rep_count")
+_ROLLED_SIGNALS = [SIGNALS.index(name) for name in ROLLED[:-1]]
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer."""
+
+    def __len__(self) -> int: ...
+
+    def batch_decode(self, sequences: list[list[int]]) -> list[str]:
+        """Return the text of each sequence of token ids."""
+
+
+def thinking_mask(tokenizer: Tokenizer, words: Iterable[str]) -> Bools:
+    """Return for every token id whether its text, space around it and case aside, is one of ``words``. [V]"""
+    wanted = {word.lower() for word in words}
+    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    return np.array([text.strip().lower() in wanted for text in texts], dtype=bool)
+
+
+def look_up(mask: Bools, token_ids: NDArray[Any]) -> Bools:
+    """Return ``mask[token_ids]``; ids past its end (a padded vocabulary's) are no words. [R]"""
+    found: Bools = mask[np.minimum(token_ids, len(mask) - 1)] & (token_ids < len(mask))
+    return found
+
+
+@compiled()
+def derive(
+    series: Floats,
+    places: Ints,
+    t: Ints,
+    thinking: Bools,
+    ratio: Floats,
+    max_new_tokens: int,
+    out: Floats,
+) -> None:
+    """Write the features of R tokens that follow their signals in ``FEATURES``; the one definition.
+
+    Parameters
+    ----------
+    series
+        Values of ``SERIES``, the tokens of a trace one after another; delta_h is written here. [M, 5]
+    places
+        Where each token stands in ``series``; the tokens before it come first. [R]
+    t, thinking, ratio
+        Token index, whether the token is a thinking word, compression ratio. [R]
+    out
+        [R, 15]
+    """
+    for row in range(len(places)):
+        newest = places[row]
+        values = series[newest]
+        values[3] = values[0] - series[newest - 1, 0] if t[row] else np.float32(0)
+        n = min(t[row] + 1, WINDOW)
+        count = np.float32(n)
+        out[row, 0] = values[3]
+        out[row, 1] = t[row] > 0
+        out[row, 2] = values[4]
+        out[row, 3] = thinking[row]
+        for rolled in range(4):
+            mean = variance = np.float32(0)
+            for back in range(n):
+                mean += series[newest - back, rolled]
+            mean /= count
+            for back in range(n):
+                deviation = series[newest - back, rolled] - mean
+                variance += deviation * deviation
+            out[row, 4 + 2 * rolled] = mean
+            out[row, 5 + 2 * rolled] = np.sqrt(variance / count)
+        repeats = np.float32(0)
+        for back in range(n):
+            repeats += series[newest - back, 4]
+        out[row, 12] = repeats
+        out[row, 13] = np.float32(t[row]) / np.float32(max_new_tokens)
+        out[row, 14] = ratio[row]
+
+
+class FeatureState:
+    """Features token by token for many rows at once; every row has its own clock.
+
+    Parameters
+    ----------
+    ratios
+        Compression ratio of each row. [B]
+    mask
+        See :func:`thinking_mask`. [V]
+    """
+
+    def __init__(self, ratios: NDArray[Any], mask: Bools, max_new_tokens: int) -> None:
+        n_rows = len(ratios)
+        self._ratios = np.array(ratios, dtype=np.float32)
+        self._mask = mask
+        self._max_new_tokens = max_new_tokens
+        self._t = np.zeros(n_rows, dtype=np.int64)
+        # Every value of every series, so that a row can be rewound.
+        self._series = np.zeros((n_rows, max_new_tokens, len(SERIES)), dtype=np.float32)
+        self._repeats = RepeatCounter(n_rows, REPEAT_WINDOW, max_new_tokens)
+        self._rows = np.arange(n_rows)
+
+    def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Floats:
+        """Take the next token of each of ``rows`` and return its features.
+
+        Parameters
+        ----------
+        signals
+            In the order of ``SIGNALS``; rank_of_chosen may be left out. [R, 25 or 26]
+        token_ids
+            [R]
+        rows
+            Which rows these are, all by default.
+
+        Returns
+        -------
+        Floats
+            In the order of ``FEATURES``. [R, 40]
+
+        Raises
+        ------
+        IndexError
+            A row has had its ``max_new_tokens`` tokens.
+        """
+        row_numbers = self._rows[rows]
+        t = self._t[row_numbers]
+        self._series[row_numbers, t, :3] = signals[:, _ROLLED_SIGNALS]
+        self._series[row_numbers, t, 4] = self._repeats.update(token_ids, rows)
+        thinking, ratio = look_up(self._mask, token_ids), self._ratios[row_numbers]
+        out = np.empty((len(t), len(FEATURES)), dtype=np.float32)
+        out[:, :N_READ] = signals[:, :N_READ]
+        series, places = self._series.reshape(-1, len(SERIES)), row_numbers * self._max_new_tokens + t
+        derive(series, places, t, thinking, ratio, self._max_new_tokens, out[:, N_READ:])
+        self._t[row_numbers] = t + 1
+        return out
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens of ``row``; with 0 it is free for another sequence."""
+        self._t[row] = n_tokens
+        self._repeats.rewind(row, n_tokens)
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Let the compression ratio of ``row`` be ``ratio`` from its next token on."""
+        self._ratios[row] = ratio

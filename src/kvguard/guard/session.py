@@ -1,0 +1,344 @@
+"""The library's front door: generate with any causal LM while a guard watches, and acts, token by token.
+
+    guard = Guard.load("models/reference")
+    out = guard.generate(model, tokenizer, prompts, press=SnapKVPress(0.75), max_new_tokens=256)
+    out[0].text, out[0].states, out[0].hazard, out[0].actions, out[0].kv_tokens
+
+A mistake in the arguments is a KvguardError before anything runs. What is wrong with one prompt is recorded
+in that prompt's ``error``, and the others finish.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, WeakSet
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvguard.errors import KvguardError
+from kvguard.guard.actions import Event, Guarded, GuardedStep, GuardParams
+from kvguard.guard.bundle import Card, load
+from kvguard.guard.controller import ControllerParams, State
+from kvguard.guard.features import Bools, thinking_mask
+from kvguard.guard.hazard_model import HazardModel
+from kvguard.guard.job import Chunk, Job, Options
+from kvguard.guard.text import Unfolding
+from kvguard.models.identity import weights_digest
+from kvguard.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    from kvpress import BasePress
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+INVALID, REFUSED = "invalid", "refused"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What became of one prompt; arrays run over the tokens that it ended with. [T]
+
+    Attributes
+    ----------
+    text, token_ids
+        What was generated; the ids have the end-of-sequence token too.
+    states
+        The controller's after each token, see :class:`~kvguard.guard.controller.State`.
+    hazard
+        The probability that a catastrophe begins within the horizon, after each token.
+    actions
+        What the guard did, in order.
+    kv_tokens
+        Cache entries held when each token was drawn, a mean over layers and heads.
+    stop_reason
+        ``eos`` or ``length``; with an ``error`` also ``invalid`` (logits that are no numbers) and ``refused``
+        (the prompt was never asked).
+    error
+        One line: what was wrong with this prompt.
+    kv_saved
+        The mean of 1 - held / full over all steps, those of rewound tokens included.
+    n_steps, n_rewound
+        Tokens drawn, and those of them thrown away.
+    """
+
+    text: str
+    token_ids: NDArray[np.int32]
+    states: NDArray[np.uint8]
+    hazard: NDArray[np.float32]
+    actions: tuple[Event, ...]
+    kv_tokens: NDArray[np.float32]
+    stop_reason: str
+    error: str | None = None
+    kv_saved: float = 0.0
+    n_steps: int = 0
+    n_rewound: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token as it is drawn, and what the guard did after it.
+
+    Attributes
+    ----------
+    prompt
+        Its place among the prompts.
+    t, token_id, text
+        The token's index, its id, and what it adds to the text. None for an id: the prompt ended without a
+        token, see ``error``.
+    hazard, state
+        After this token.
+    event
+        What the guard did then. Tokens from index ``event.kept`` on are void, mostly this one too: they are
+        drawn anew.
+    stop_reason, error
+        Of a prompt's last piece, see :class:`Output`; None before.
+    """
+
+    prompt: int
+    t: int
+    token_id: int | None
+    text: str
+    hazard: float
+    state: State
+    event: Event | None = None
+    stop_reason: str | None = None
+    error: str | None = None
+
+
+class Guard:
+    """A hazard model and an operating point, ready to watch any causal LM that kvpress supports.
+
+    Parameters
+    ----------
+    hazard, point, card
+        See :func:`kvguard.guard.bundle.load`.
+    params
+        How it acts.
+
+    Raises
+    ------
+    KvguardError
+        ``params`` are something else.
+    """
+
+    def __init__(
+        self, hazard: HazardModel, point: ControllerParams, card: Card, params: GuardParams | None = None
+    ) -> None:
+        if not isinstance(params, GuardParams | None):
+            raise KvguardError(f"params: {params!r} will not do: pass GuardParams(max_rewinds=2), say")
+        self.hazard, self.point, self.card = hazard, point, card
+        self.params = params or GuardParams()
+        self._masks: WeakKeyDictionary[PreTrainedTokenizerBase, Bools] = WeakKeyDictionary()
+        self._met: WeakSet[PreTrainedModel] = WeakSet()
+
+    @classmethod
+    def load(cls, folder: Path | str, point: str = "balanced", params: GuardParams | None = None) -> Guard:
+        """Load a guard from a folder that the ``export`` stage wrote.
+
+        Parameters
+        ----------
+        point
+            The operating point: conservative, balanced or aggressive.
+
+        Raises
+        ------
+        KvguardError
+            The folder holds no whole guard, or no such point; or ``params`` are no GuardParams.
+        """
+        return cls(*load(Path(folder), point), params)
+
+    def generate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        *,
+        press: BasePress | None = None,
+        max_new_tokens: int | None = None,
+        action: str = "rollback",
+        compression_interval: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int | None = None,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> list[Output]:
+        """Generate from every prompt under guard, many at a time.
+
+        Parameters
+        ----------
+        prompts
+            User messages, asked through the tokenizer's chat template if it has one; or token ids, taken as
+            they are.
+        press
+            A kvpress press that compresses each prompt's cache; None compresses nothing.
+        max_new_tokens
+            By default as many as the hazard model was trained with.
+        action
+            What a row does in SAFE: ``hold``, ``restore``, ``rollback`` or ``restart``; with ``none`` it is
+            only watched.
+        compression_interval
+            Hold the whole cache to the press's ratio while decoding too, evicting every so many tokens.
+        temperature, top_p, seed
+            0 is greedy. A sampled row depends on the seed and its place, not on the others; a rewound row
+            draws anew.
+        batch_size
+            Rows decoded together; by default as many as memory takes.
+        on_finish
+            Called with the place of every prompt that is done: for a progress bar, say.
+
+        Raises
+        ------
+        KvguardError
+            An argument is wrong, or memory runs out.
+        """
+        options = Options.checked(
+            press, self._budget(max_new_tokens), action, compression_interval,
+            temperature, top_p, seed, batch_size,
+        )  # fmt: skip
+        job = self._job(model, tokenizer, prompts, options)
+        report = on_finish or (lambda number: None)
+        outputs: dict[int, Output] = {}
+        for chunk in job.chunks():
+            for number, reason in chunk.refused.items():
+                outputs[number] = _refusal(reason)
+                report(number)
+            for step in chunk.steps():
+                for row in step.row[step.left]:
+                    report(chunk.numbers[row])
+            for number, found in chunk.results().items():
+                outputs[number] = _output(found, job.loaded)
+        return [outputs[number] for number in sorted(outputs)]
+
+    def stream(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        *,
+        press: BasePress | None = None,
+        max_new_tokens: int | None = None,
+        action: str = "rollback",
+        compression_interval: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> Iterator[Piece]:
+        """Yield the tokens of :meth:`generate` as they are drawn, those too that are rewound later.
+
+        The same arguments give the same tokens. Wrong ones raise here, not at the first piece. Until the
+        iterator is used up or closed the model is its own: do not run it otherwise in between.
+        """
+        options = Options.checked(
+            press, self._budget(max_new_tokens), action, compression_interval,
+            temperature, top_p, seed, batch_size,
+        )  # fmt: skip
+        return _pieces(self._job(model, tokenizer, prompts, options))
+
+    def _budget(self, max_new_tokens: int | None) -> int:
+        return self.card.max_new_tokens if max_new_tokens is None else max_new_tokens
+
+    def _job(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        options: Options,
+    ) -> Job:
+        if not hasattr(model, "config") or not hasattr(tokenizer, "batch_decode"):
+            raise KvguardError(
+                f"model, tokenizer: a {type(model).__name__} and a {type(tokenizer).__name__} are none: pass "
+                "what AutoModelForCausalLM and AutoTokenizer load"
+            )
+        loaded = LoadedModel(model.config.name_or_path or type(model).__name__, model, tokenizer, "")
+        options.check_model(loaded)
+        self._meet(loaded)
+        if tokenizer not in self._masks:
+            self._masks[tokenizer] = thinking_mask(tokenizer, self.card.thinking_words)
+        encoded = _encoded(prompts, loaded)
+        return Job(loaded, encoded, options, self.hazard, self.point, self.params, self._masks[tokenizer])
+
+    def _meet(self, loaded: LoadedModel) -> None:
+        """Warn, once, of a model that the hazard is not from."""
+        if loaded.model not in self._met and weights_digest(loaded.model) != self.card.weights:
+            _log.warning(
+                "%s is not the model that this guard was trained on, which is %s (%s): its forecasts are "
+                "carried over, and neither thresholds nor rates are known to hold; see docs/guard.md",
+                loaded.name,
+                self.card.model,
+                self.card.source,
+            )
+        self._met.add(loaded.model)
+
+
+def _encoded(prompts: Iterable[Prompt], loaded: LoadedModel) -> list[list[int]]:
+    """Return the token ids of every prompt.
+
+    Raises
+    ------
+    KvguardError
+        Something is neither a text nor token ids.
+    """
+    if isinstance(prompts, str):
+        raise KvguardError("prompts: a text stands where a list of them is wanted: pass [prompt]")
+    try:
+        return [loaded.encode(p) if isinstance(p, str) else [index(token) for token in p] for p in prompts]
+    except TypeError as error:
+        raise KvguardError(f"prompts: {error}: pass a list of texts, or of lists of token ids") from None
+
+
+def _pieces(job: Job) -> Iterator[Piece]:
+    for chunk in job.chunks():
+        for number, reason in chunk.refused.items():
+            yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REFUSED, error=reason)
+        texts = [Unfolding(job.loaded.tokenizer) for _ in chunk.numbers]
+        for step in chunk.steps():
+            for slot, row in enumerate(step.row):
+                yield _piece(chunk, step, slot, texts[row], job.loaded.eos_ids)
+
+
+def _piece(chunk: Chunk, step: GuardedStep, slot: int, text: Unfolding, eos_ids: Sequence[int]) -> Piece:
+    row, t, token = int(step.row[slot]), int(step.t[slot]), int(step.token[slot])
+    number, hazard, state = chunk.numbers[row], float(step.hazard[slot]), State(step.state[slot])
+    if not step.valid[slot]:
+        return Piece(number, t, None, text.rest(), hazard, state, None, INVALID, _invalid(t))
+    event, left = step.events.get(row), bool(step.left[slot])
+    added = text.add(token) + (text.rest() if left else "")
+    if event is not None:
+        text.rewind(event.kept)
+    stop = ("eos" if token in eos_ids else "length") if left else None
+    return Piece(number, t, token, added, hazard, state, event, stop)
+
+
+def _output(found: Guarded, loaded: LoadedModel) -> Output:
+    return Output(
+        text=loaded.decode(found.token_ids.tolist()),
+        token_ids=found.token_ids,
+        states=found.states,
+        hazard=found.hazard,
+        actions=found.events,
+        kv_tokens=found.kv_tokens,
+        stop_reason=found.stop_reason,
+        error=_invalid(len(found.token_ids)) if found.stop_reason == INVALID else None,
+        kv_saved=found.kv_saved,
+        n_steps=found.n_steps,
+        n_rewound=found.n_rewound,
+    )
+
+
+def _refusal(reason: str) -> Output:
+    ids, states, numbers = np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.float32)
+    return Output("", ids, states, numbers, (), numbers, REFUSED, reason)
+
+
+def _invalid(n_tokens: int) -> str:
+    return f"the model's logits after {n_tokens} tokens are no numbers: try another dtype, float32 say"

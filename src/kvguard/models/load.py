@@ -1,0 +1,141 @@
+"""Loading a model of the params: where it comes from, its dtype, its device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvguard.models.availability import check_available, loading, pick_device, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kvguard.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to generate, with its tokenizer and the digest of its weights."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Token ids that end a generation."""
+        eos = self.model.generation_config.eos_token_id
+        if eos is None:
+            eos = self.tokenizer.eos_token_id
+        return [eos] if isinstance(eos, int) else list(eos)
+
+    @property
+    def window(self) -> int:
+        """Longest sequence, in tokens, that the model was made for."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the token ids of a user message, through the chat template where there is one."""
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer.encode(prompt)
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Return the text of generated tokens, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the params.
+    spec : ModelSpec
+        ``source`` is ``embedded:<name>``, ``path:<dir>`` or a hub id.
+    device : str
+        ``auto``, ``cuda``, ``mps`` or ``cpu``.
+
+    Raises
+    ------
+    KvguardError
+        If the source cannot be found or loaded.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()  # ours count traces; one per weight tensor would drown them
+    check_available(name, spec, device)
+    where = pick_device(device)
+    source = resolve(name, spec)
+    tokenizer = load_tokenizer(name, spec)
+    with loading(name, spec, where):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=spec.revision, device_map={"": where}, **_how(spec)
+        )
+    model.usual_attention = model.config._attn_implementation
+    model.cuda_graphs = spec.cuda_graphs  # type: ignore[assignment]
+    return LoadedModel(name, model.eval(), tokenizer, _fingerprint(source, spec, model))
+
+
+def load_tokenizer(name: str, spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone; arguments and errors as in :func:`load_model`."""
+    from transformers import AutoTokenizer
+
+    with loading(name, spec):
+        return AutoTokenizer.from_pretrained(resolve(name, spec), revision=spec.revision)
+
+
+def vocabulary_size(name: str, spec: ModelSpec) -> int:
+    """Return the number of logits of a model, from its configuration alone."""
+    from transformers import AutoConfig
+
+    with loading(name, spec):
+        config = AutoConfig.from_pretrained(resolve(name, spec), revision=spec.revision)
+    return int(config.get_text_config().vocab_size)
+
+
+def _how(spec: ModelSpec) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that say in which form the weights are held."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    dtype = getattr(torch, spec.dtype)
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": "sdpa" if spec.attention == "auto" else spec.attention,
+    }
+    if spec.quantisation == "nf4":
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return how
+
+
+def _fingerprint(source: str, spec: ModelSpec, model: PreTrainedModel) -> str:
+    """Digest the files of a local model, or name a hub model's commit; and say how it is held."""
+    folder = Path(source)
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(folder.iterdir()):
+            if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"}:
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+                digest.update(path.name.encode() + b"\0" + content)
+        weights = digest.hexdigest()
+    else:
+        weights = f"{source}@{getattr(model.config, '_commit_hash', None)}"
+    unusual = [spec.quantisation] * (spec.quantisation != "none") + ["eager"] * (spec.attention == "eager")
+    unusual += ["no graphs"] * (not spec.cuda_graphs)
+    return "/".join([weights, *unusual])

@@ -1,0 +1,30 @@
+"""Where a model comes from, and in which form it is held."""
+
+from typing import Literal
+
+from kvguard.config import Count, Natural, Section, Text
+
+
+class ModelSpec(Section):
+    """Where a model comes from, in which form it is held, and how it is asked.
+
+    ``revision`` is a branch, tag or commit of the hub. ``attention`` is how passes over many tokens attend
+    (``auto`` is ``sdpa``); a press that needs attention weights gets ``eager`` whatever it says. With
+    ``cuda_graphs`` a GPU repeats the decode step as a recording, where the model's can be recorded.
+    """
+
+    source: Text
+    revision: Text = "main"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantisation: Literal["none", "nf4"] = "none"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    cuda_graphs: bool = True
+    task: Text
+    task_source: Text | None = None
+    n_shots: Natural = 3
+    max_new_tokens: Count = 256
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the model is one of those that kvguard ships."""
+        return self.source.startswith("embedded:")

@@ -1,0 +1,1 @@
+"""Intervals by a bootstrap over prompts; paired tests."""

@@ -1,0 +1,1 @@
+"""The stored tables, their schemas, parts and results."""

@@ -1,0 +1,1 @@
+"""What is studied with the other rooms; studies never import one another."""

@@ -1,0 +1,1 @@
+"""The catastrophe study: measure, forecast, prevent, prove."""

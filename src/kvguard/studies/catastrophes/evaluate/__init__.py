@@ -1,0 +1,1 @@
+"""The controller, simulated offline: thresholds searched, operating points chosen."""

@@ -1,0 +1,69 @@
+"""Where each stage puts what it makes, and how its small files get there whole."""
+
+from pathlib import Path
+
+DATA, METRICS, PLOTS, MODELS = Path("data"), Path("metrics"), Path("plots"), Path("models")
+
+
+def prompts(model: str) -> Path:
+    """Return the prompts table of ``sample``."""
+    return DATA / "sample" / f"{model}.parquet"
+
+
+def generated(model: str) -> Path:
+    """Return the folder of ``generate``."""
+    return DATA / "generate" / model
+
+
+def traces(model: str) -> Path:
+    """Return the judged traces of ``generate``."""
+    return generated(model) / "traces.parquet"
+
+
+def features(model: str) -> Path:
+    """Return the features table of ``featurize``."""
+    return DATA / "featurize" / model / "features.parquet"
+
+
+def validation_report(model: str) -> Path:
+    """Return the report of ``validate``."""
+    return DATA / "validate" / model / "report.md"
+
+
+def trained(model: str, protocol: str) -> Path:
+    """Return the folder of ``train``."""
+    return DATA / "train" / f"{model}-{protocol}"
+
+
+def evaluated(model: str, protocol: str) -> Path:
+    """Return the folder of ``evaluate``."""
+    return DATA / "evaluate" / f"{model}-{protocol}"
+
+
+def exported(model: str) -> Path:
+    """Return the folder of ``export``, which a live guard is loaded from."""
+    return MODELS / model
+
+
+def live(model: str) -> Path:
+    """Return the folder of ``live-validate``."""
+    return DATA / "live-validate" / model
+
+
+def results(stage: str, model: str, protocol: str | None = None) -> Path:
+    """Return the results table of a stage."""
+    return DATA / stage / _joined(model, protocol) / "results.parquet"
+
+
+def metrics(stage: str, model: str, protocol: str | None = None) -> Path:
+    """Return the metrics file of a stage."""
+    return METRICS / stage / f"{_joined(model, protocol)}.json"
+
+
+def plots(stage: str, model: str, protocol: str | None = None) -> Path:
+    """Return the folder of a stage's plots."""
+    return PLOTS / stage / _joined(model, protocol)
+
+
+def _joined(model: str, protocol: str | None) -> str:
+    return f"{model}-{protocol}" if protocol else model

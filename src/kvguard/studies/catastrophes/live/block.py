@@ -1,0 +1,202 @@
+"""Making the live parts of one block of prompts: prefill once, decode under each policy, store it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvguard.engine.batch import Batch, Row
+from kvguard.engine.budget import Budget, too_small
+from kvguard.engine.memory import within_memory
+from kvguard.engine.presses import Condition
+from kvguard.engine.signals import N_SIGNALS
+from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun
+from kvguard.guard.features import Bools, thinking_mask
+from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trigger, Watch
+from kvguard.models.load import LoadedModel
+from kvguard.store.schemas import conform
+from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, LivePart
+from kvguard.sweep.make import prefill_block, tally
+from kvguard.sweep.plan import Tally
+from kvguard.sweep.workers import Report
+
+Key = tuple[int, Condition]
+
+_NOTHING = np.empty(0, dtype=np.float32)
+_REFUSED = Guarded(
+    token_ids=np.empty(0, dtype=np.int32),
+    signals=np.empty((0, N_SIGNALS), dtype=np.float32),
+    hazard=_NOTHING,
+    states=np.empty(0, dtype=np.uint8),
+    kv_tokens=_NOTHING,
+    stop_reason="refused",
+    events=(),
+    kv_saved=0.0,
+    n_steps=0,
+    n_rewound=0,
+    safe_at=NEVER,
+)
+
+
+def make_live_parts(
+    live: Live,
+    loaded: LoadedModel,
+    parts: Sequence[LivePart],
+    out: Path,
+    batch_size: int,
+    report: Report,
+) -> None:
+    """Make parts that share a block, a regime and an attention implementation."""
+    first = parts[0]
+    block = live.sweep.prompts.iloc[first.start : first.stop]
+    conditions = list(dict.fromkeys(condition for part in parts for condition in part.conditions))
+    prefilled = prefill_block(live.sweep, loaded, block, conditions)
+    thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
+    for part in parts:
+        keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
+        rows = [prefilled[key] for key in keys]
+        answers = [block["answer"].iloc[index] for index, _ in keys]
+        refusals = _refusals(live, loaded, part, keys, rows)
+        asked = [place for place, reason in enumerate(refusals) if reason is None]
+        made = _decode(
+            live,
+            loaded,
+            part,
+            [keys[place] for place in asked],
+            [rows[place] for place in asked],
+            [answers[place] for place in asked],
+            thinking,
+            batch_size,
+            report,
+        )
+        following = iter(made)
+        guarded = [next(following) if reason is None else _REFUSED for reason in refusals]
+        for _ in range(len(rows) - len(asked)):
+            report(Tally(1))
+        frame = pd.DataFrame(
+            {
+                "trace_id": np.array(part.trace_ids, dtype=np.int32),
+                "regime": part.regime,
+                "policy": part.policy,
+                "prompt_id": [block["prompt_id"].iloc[index] for index, _ in keys],
+                "compressor": [condition.compressor for _, condition in keys],
+                "ratio": [condition.ratio for _, condition in keys],
+                "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
+                "n_kept_tokens": [row.cache.n_kept for row in rows],
+                **_columns(guarded, loaded, POLICIES[part.policy].action is Action.NONE),
+                "error": [
+                    reason or error_of(row.stop_reason, len(row.token_ids))
+                    for reason, row in zip(refusals, guarded, strict=True)
+                ],
+            }
+        )
+        part.write("live_parts", conform("live_parts", frame), out)
+
+
+def _refusals(
+    live: Live, loaded: LoadedModel, part: LivePart, keys: Sequence[Key], rows: Sequence[Row]
+) -> list[str | None]:
+    """Say of each row why it cannot be held to its budget while decoding, if so."""
+    if part.regime != DECODING:
+        return [None] * len(rows)
+
+    @cache
+    def reason(condition: Condition, n_prompt: int) -> str | None:
+        press = live.sweep.press(condition)
+        assert press is not None
+        found = too_small(loaded.model, press, live.settings.compression_interval, n_prompt)
+        return found and f"{n_prompt} tokens leave too small a budget while decoding: {found}"
+
+    return [reason(condition, row.n_prompt) for (_, condition), row in zip(keys, rows, strict=True)]
+
+
+def _decode(
+    live: Live,
+    loaded: LoadedModel,
+    part: LivePart,
+    keys: Sequence[Key],
+    rows: Sequence[Row],
+    answers: Sequence[str],
+    thinking: Bools,
+    batch_size: int,
+    report: Report,
+) -> list[Guarded]:
+    if not rows:
+        return []
+    policy, spec = POLICIES[part.policy], live.spec
+    ratios = np.array([condition.ratio for _, condition in keys])
+    reported: set[int] = set()
+
+    def run(size: int) -> list[Guarded]:
+        batch = Batch(
+            loaded.model,
+            rows,
+            size,
+            spec.max_new_tokens,
+            loaded.eos_ids,
+            restorable=policy.action.restores,
+        )
+        trigger = make_trigger(live, policy.trigger, ratios, thinking, loaded.model.config)
+        watch = Watch(trigger, live.triggers[policy.trigger])
+        budget = _budget(live, loaded, keys) if part.regime == DECODING else None
+        guarded = GuardedRun(batch, watch, policy.action, live.guard, budget=budget, thinking=thinking)
+        with budget or nullcontext():
+            for step in guarded.steps():
+                for slot in np.flatnonzero(step.left):
+                    row = int(step.row[slot])
+                    if row not in reported:  # else it was decoded again with half the batch
+                        reported.add(row)
+                        tokens = batch.tokens[row, : batch.t[slot]].cpu().numpy()
+                        stopped = bool(batch.stopped[slot])
+                        report(tally(live.sweep, loaded, answers[row], tokens, stopped))
+        return guarded.results()
+
+    return within_memory(loaded.name, loaded.model.device, batch_size, run)
+
+
+def make_trigger(live: Live, kind: str, ratios: np.ndarray, thinking: Bools, config: Any) -> Trigger:
+    """Return the trigger called ``kind`` for rows of these compression ratios [R]."""
+    n_tokens = live.spec.max_new_tokens
+    if kind == "entropy":
+        return EntropyTrigger(ratios, config.get_text_config().vocab_size)
+    if kind == "loop":
+        return LoopTrigger(ratios, n_tokens)
+    return HazardTrigger(live.hazard_model, ratios, thinking, n_tokens)
+
+
+def _budget(live: Live, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:
+    """Return the decode-time budget of rows; those of one condition share a press, so they share its work."""
+    presses = {condition: live.sweep.press(condition) for _, condition in keys}
+    return Budget(loaded.model, [presses[c] for _, c in keys], live.settings.compression_interval)
+
+
+def _columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:
+    """Return what the live table says of each row's generation."""
+    done = [[Action(event.what) for event in row.events if event.what in set(Action)] for row in guarded]
+    counts = {
+        "safe_at": [row.safe_at for row in guarded],
+        "n_steps": [row.n_steps for row in guarded],
+        "n_restores": [sum(action.restores for action in actions) for actions in done],
+        "n_rewinds": [sum(action.rewinds for action in actions) for actions in done],
+        "n_rewound": [row.n_rewound for row in guarded],
+    }
+    return {
+        "token_ids": [row.token_ids for row in guarded],
+        "text": [loaded.decode(row.token_ids.tolist()) for row in guarded],
+        "stop_reason": [row.stop_reason for row in guarded],
+        "kv_saved": [row.kv_saved for row in guarded],
+        **{name: np.array(numbers, dtype=np.int32) for name, numbers in counts.items()},
+        "hazard": [row.hazard if only_watched else _NOTHING for row in guarded],
+        "kv_tokens": [row.kv_tokens if only_watched else _NOTHING for row in guarded],
+    }
+
+
+def error_of(stop_reason: str, n_tokens: int) -> str | None:
+    """Return what went wrong with a row, in words."""
+    return f"the logits of token {n_tokens} are no numbers" if stop_reason == "invalid" else None

@@ -1,0 +1,95 @@
+"""What guarding costs in time while it never fires, and what one restore costs.
+
+Measured in rounds, the guarded and the unguarded decoding in turn; the value is the median of the rounds, the
+interval their own 2.5 % and 97.5 % quantiles. Decoding reads the signals with or without a guard, since the
+sweep stores them; a user without a guard would not, so their time is taken off the unguarded decoding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from kvguard.engine.batch import Batch, Row, decode
+from kvguard.engine.prefill import full_cache
+from kvguard.engine.signals import signals
+from kvguard.guard.actions import Action, GuardedRun
+from kvguard.guard.features import thinking_mask
+from kvguard.guard.watch import Watch
+from kvguard.models.load import LoadedModel
+from kvguard.stats.bootstrap import LEVEL, Interval
+from kvguard.store.results import Results
+from kvguard.studies.catastrophes.live.block import make_trigger
+from kvguard.studies.catastrophes.live.plan import POLICIES, STATIC, Live
+from kvguard.sweep.make import prefill_block
+
+TABLE = "latency"
+
+
+def measure_latency(
+    results: Results, live: Live, loaded: LoadedModel, *, batch_size: int, n_tokens: int, rounds: int
+) -> None:
+    """Add the table latency, in milliseconds; no row ends before ``n_tokens`` tokens.
+
+    Parameters
+    ----------
+    batch_size
+        Rows; with fewer prompts some stand twice.
+    """
+    condition = live.sweep.conditions[1]
+    n_tokens = min(n_tokens, live.spec.max_new_tokens)
+    block = live.sweep.prompts.iloc[:batch_size]
+    prefilled = prefill_block(live.sweep, loaded, block, [condition])
+    rows = [prefilled[row % len(block), condition] for row in range(batch_size)]
+    thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
+    ratios = np.full(batch_size, condition.ratio)
+    trigger = POLICIES[STATIC].trigger
+
+    def unguarded() -> None:
+        decode(loaded.model, rows, batch_size=batch_size, max_new_tokens=n_tokens, eos_ids=[])
+
+    def guarded() -> None:
+        batch = Batch(loaded.model, rows, batch_size, n_tokens, [])
+        made = make_trigger(live, trigger, ratios, thinking, loaded.model.config)
+        watch = Watch(made, live.triggers[trigger])
+        for _ in GuardedRun(batch, watch, Action.NONE, live.guard).steps():
+            pass
+
+    logits = torch.stack([row.logits for row in rows])
+
+    def read() -> None:
+        for _ in range(n_tokens):
+            signals(logits, logits.argmax(dim=-1))
+
+    unguarded()
+    guarded()
+    times = np.array([[_ms(loaded, what) for what in (unguarded, read, guarded)] for _ in range(rounds)])
+    per_token = 1 / (batch_size * n_tokens)
+    found = {"unguarded": (times[:, 0] - times[:, 1]) * per_token, "guarded": times[:, 2] * per_token}
+    for name, ms in found.items():
+        results.add(TABLE, name, {"ms_per_token": _spread(ms), "tokens_per_second": _spread(1000 / ms)})
+    results.add(TABLE, "overhead", {"share": _spread(found["guarded"] / found["unguarded"] - 1)})
+    restores = [_ms(loaded, partial(full_cache, loaded.model, ids)) for ids in _ids(rows, n_tokens)]
+    results.add(TABLE, "restore", {"ms": _spread(np.array(restores))})
+
+
+def _ids(rows: Sequence[Row], n_tokens: int) -> list[torch.Tensor]:
+    """Return token ids as long as those of rows that are restored after ``n_tokens`` tokens."""
+    return [torch.cat([row.prompt_ids, row.prompt_ids.new_zeros(n_tokens)]) for row in rows[:16]]
+
+
+def _ms(loaded: LoadedModel, what: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    what()
+    if loaded.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1000
+
+
+def _spread(values: np.ndarray) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(np.median(values)), float(low), float(high))

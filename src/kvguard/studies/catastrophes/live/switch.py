@@ -1,0 +1,237 @@
+"""How early is early enough: traces that fail, restored d tokens before their onset and left uncompressed.
+
+A row goes on from one prefill of its prompt and the tokens it keeps, which is what restoring does, and
+nothing compresses or watches it any more. A trace whose onset is fewer than d tokens from its start has no
+such moment and is left out at that d; so the traces differ between offsets, and their number is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kvguard.engine.batch import Batch, Generated, Row, decode_steps
+from kvguard.engine.memory import within_memory
+from kvguard.engine.prefill import prefill
+from kvguard.engine.presses import NONE, Condition
+from kvguard.guard import VERSION
+from kvguard.judging.catastrophes import is_catastrophic
+from kvguard.models.load import LoadedModel
+from kvguard.stats.bootstrap import mean_by, resample_weights
+from kvguard.store.parts import Part, blocks, digest, fingerprint
+from kvguard.store.results import Results
+from kvguard.store.schemas import conform
+from kvguard.studies.catastrophes.live.block import error_of
+from kvguard.studies.catastrophes.live.plan import SWITCH, SweepJob
+from kvguard.sweep.make import tally
+from kvguard.sweep.workers import Report
+
+_FULL = Condition(NONE, 0.0)
+
+
+@dataclass(frozen=True)
+class Switch(SweepJob):
+    """Failing traces and the model that continues them; it travels to the workers.
+
+    Attributes
+    ----------
+    cases
+        Rows of the live table: failing ``static`` traces, compressed once.
+    """
+
+    cases: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class SwitchPart(Part):
+    """Failing traces, restored at one offset from their onsets.
+
+    Parameters
+    ----------
+    cases : tuple of int
+        Positions in :attr:`Switch.cases`.
+    """
+
+    offset: int
+    cases: tuple[int, ...]
+
+    kinds: ClassVar[Mapping[str, str]] = {"live_parts": "part"}
+
+
+def choose_cases(static: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Return at most ``n`` failing traces, spread evenly over all of them.
+
+    Parameters
+    ----------
+    static
+        Rows of the live table.
+    """
+    failing = static[static["catastrophes"].map(len) > 0].sort_values("trace_id", ignore_index=True)
+    spread = np.linspace(0, len(failing) - 1, min(n, len(failing))).round().astype(np.int64)
+    return failing.iloc[spread].reset_index(drop=True)
+
+
+def plan_switch_parts(
+    switch: Switch,
+    offsets: Sequence[int],
+    prompts_per_part: int,
+    first_id: int,
+    depends_on: Mapping[str, Any],
+) -> list[SwitchPart]:
+    """Cut the continuations of all cases into parts, offset by offset.
+
+    Parameters
+    ----------
+    first_id
+        The first trace id that is free.
+    depends_on
+        What every part's bytes depend on besides its cases: weights, batch plan, ...
+    """
+    length = switch.cases["token_ids"].map(len).to_numpy(dtype=np.int64)
+    onset = switch.cases["onset"].to_numpy(dtype=np.int64)
+    texts = switch.sweep.prompts.set_index("prompt_id")["prompt"]
+    parts: list[SwitchPart] = []
+    for offset in dict.fromkeys(offsets):
+        kept = onset - offset
+        possible = np.flatnonzero((kept >= 0) & (kept < length))
+        for block, (start, stop) in enumerate(blocks(len(possible), prompts_per_part)):
+            chosen = possible[start:stop]
+            its = switch.cases.iloc[chosen]
+            ids = [tokens[:n].tolist() for tokens, n in zip(its["token_ids"], kept[chosen], strict=True)]
+            made_of = {
+                "offset": offset,
+                "prompts": digest([[name, texts[name]] for name in its["prompt_id"]]),
+                "conditions": [its["compressor"].tolist(), its["ratio"].tolist()],
+                "kept": digest(ids),
+                **depends_on,
+            }
+            parts.append(
+                SwitchPart(
+                    name=f"{SWITCH}-{block:04d}-{offset}",
+                    trace_ids=tuple(range(first_id, first_id + len(chosen))),
+                    fingerprint=fingerprint({**made_of, "guard_version": VERSION}),
+                    offset=offset,
+                    cases=tuple(chosen.tolist()),
+                )
+            )
+            first_id += len(chosen)
+    return parts
+
+
+def one_by_one(parts: Sequence[SwitchPart]) -> list[list[SwitchPart]]:
+    """Return each part as a unit of its own: none shares a prefill with another."""
+    return [[part] for part in parts]
+
+
+def make_switch_parts(
+    switch: Switch,
+    loaded: LoadedModel,
+    parts: Sequence[SwitchPart],
+    out: Path,
+    batch_size: int,
+    report: Report,
+) -> None:
+    """Restore and continue the cases of each part."""
+    asked = switch.sweep.prompts.set_index("prompt_id")
+    for part in parts:
+        cases = switch.cases.iloc[list(part.cases)]
+        kept = cases["onset"].to_numpy(dtype=np.int64) - part.offset
+        begun = [ids[:n] for ids, n in zip(cases["token_ids"], kept, strict=True)]
+        prompts = [loaded.encode(asked.loc[name, "prompt"]) for name in cases["prompt_id"]]
+        rows = [_restored(loaded, [*prompt, *ids]) for prompt, ids in zip(prompts, begun, strict=True)]
+        answers = asked.loc[cases["prompt_id"], "answer"].tolist()
+        made = _continue(switch, loaded, rows, kept, batch_size)
+        tokens = [np.concatenate([a, b]) for a, b in zip(begun, _tokens(made), strict=True)]
+        stop = np.select([~made.valid, made.stopped], ["invalid", "eos"], "length")
+        for ids, answer, stopped in zip(tokens, answers, made.stopped, strict=True):
+            report(tally(switch.sweep, loaded, answer, ids, bool(stopped)))
+        lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
+        frame = pd.DataFrame(
+            {
+                "trace_id": np.array(part.trace_ids, dtype=np.int32),
+                "regime": SWITCH,
+                "policy": str(part.offset),
+                **{name: cases[name].to_numpy() for name in ("prompt_id", "compressor", "ratio")},
+                **{name: cases[name].to_numpy() for name in ("n_prompt_tokens", "n_kept_tokens")},
+                "token_ids": tokens,
+                "text": [loaded.decode(ids.tolist()) for ids in tokens],
+                "stop_reason": stop,
+                "kv_saved": _saved(cases, kept) / np.maximum(lengths, 1),
+                "safe_at": kept.astype(np.int32),
+                "n_steps": lengths,
+                "n_restores": np.int32(1),
+                "n_rewinds": np.int32(0),
+                "n_rewound": np.int32(0),
+                "hazard": [np.empty(0, dtype=np.float32)] * len(cases),
+                "kv_tokens": [np.empty(0, dtype=np.float32)] * len(cases),
+                "error": [error_of(reason, n) for reason, n in zip(stop, lengths, strict=True)],
+            }
+        )
+        part.write("live_parts", conform("live_parts", frame), out)
+
+
+def _restored(loaded: LoadedModel, ids: Sequence[int]) -> Row:
+    """Prefill prompt and kept tokens together, uncompressed."""
+    prompt = torch.tensor([int(token) for token in ids], device=loaded.model.device)
+    done = prefill(loaded.model, prompt, {_FULL: None}, "sdpa")
+    return Row(prompt, done.logits, done.kept[_FULL])
+
+
+def _continue(
+    switch: Switch, loaded: LoadedModel, rows: Sequence[Row], kept: np.ndarray, batch_size: int
+) -> Generated:
+    """Decode each row to the end of its own token budget, of which ``kept`` tokens are spent. [R]"""
+    left = switch.spec.max_new_tokens - kept
+
+    def run(size: int) -> Generated:
+        batch = Batch(loaded.model, rows, size, int(left.max()), loaded.eos_ids)
+        for _ in decode_steps(batch):
+            batch.ended[: batch.n] |= batch.t[: batch.n] >= left[batch.row[: batch.n]]
+        return batch.generated()
+
+    return within_memory(loaded.name, loaded.model.device, batch_size, run)
+
+
+def _tokens(made: Generated) -> list[np.ndarray]:
+    return [made.token_ids[row, :n] for row, n in enumerate(made.lengths)]
+
+
+def _saved(cases: pd.DataFrame, kept: np.ndarray) -> np.ndarray:
+    """Return the sum of 1 - held / full over the steps before the cache was restored. [R]"""
+    sums = []
+    for held, n_prompt, n in zip(cases["kv_tokens"], cases["n_prompt_tokens"], kept, strict=True):
+        sums.append(float((1 - held[:n] / (n_prompt + np.arange(n))).sum()))
+    return np.array(sums)
+
+
+def add_switch(
+    results: Results, live: pd.DataFrame, offsets: Sequence[int], n_resamples: int, seed: int
+) -> None:
+    """Add the table switch: what became of the cases at each offset.
+
+    Parameters
+    ----------
+    live
+        A live table, see :func:`kvguard.studies.catastrophes.live.outcomes.sound`.
+    """
+    rows = live[live["regime"] == SWITCH].reset_index(drop=True)
+    if rows.empty:
+        return
+    cluster, prompts = pd.factorize(rows["prompt_id"])
+    weights = resample_weights(len(prompts), n_resamples, seed)
+    recovered, correct = ~is_catastrophic(rows), rows["correct"].astype("float64").to_numpy()
+    for offset in dict.fromkeys(offsets):
+        here = (rows["policy"] == str(offset)).to_numpy()
+        if here.any():
+            values = {
+                "recovered": mean_by(weights, cluster[here], recovered[here]),
+                "correct": mean_by(weights, cluster[here], correct[here]),
+            }
+            results.add_resampled("switch", str(offset), values)
+            results.add("switch", str(offset), {"n_traces": int(here.sum())})

@@ -1,0 +1,172 @@
+"""Feature rows of some traces as one float32 matrix."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kvguard.judging.catastrophes import NO_ONSET
+from kvguard.store.tables import ROW_GROUP, iter_table
+from kvguard.studies.catastrophes.train.labels import hazard_labels
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens with their features and labels, in the order of the table: traces are contiguous.
+
+    Attributes
+    ----------
+    features
+        [N, F] float32
+    label, pre_onset
+        See :func:`kvguard.studies.catastrophes.train.labels.hazard_labels`. [N]
+    trace_id, t
+        [N]
+    columns
+        Names of the features. [F]
+    """
+
+    features: NDArray[np.float32]
+    label: Bools
+    pre_onset: Bools
+    trace_id: NDArray[np.int32]
+    t: NDArray[np.int32]
+    columns: tuple[str, ...] = ()
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the features of neighbouring tokens, from first to last. [n, F]"""
+        for begin in range(0, len(self.features), ROW_GROUP):
+            yield self.features[begin : begin + ROW_GROUP]
+
+    def where(self, chosen: NDArray[Any]) -> Self:
+        """Return the tokens ``chosen``, a mask or indices."""
+        names = ("features", "label", "pre_onset", "trace_id", "t")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
+    def only(self, columns: Sequence[str]) -> Self:
+        """Return all tokens with the features ``columns``, in that order."""
+        if tuple(columns) == self.columns:
+            return self
+        positions = [self.columns.index(name) for name in columns]
+        return replace(self, features=self.features[:, positions], columns=tuple(columns))
+
+    def relabelled(self, traces: pd.DataFrame, horizon: int) -> Self:
+        """Return the tokens with the labels of another H, from the onsets in the judged ``traces``."""
+        onset = pd.Series(traces["onset"].fillna(NO_ONSET).to_numpy(dtype=np.int64), index=traces["trace_id"])
+        label, pre_onset = hazard_labels(self.t, onset.reindex(self.trace_id).to_numpy(), horizon)
+        return replace(self, label=label, pre_onset=pre_onset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRows(Rows):
+    """Tokens whose features stay in their table, and are read again whenever they are asked for.
+
+    Attributes
+    ----------
+    features
+        Empty. [N, 0]
+    path
+        The features table.
+    place
+        Row numbers in it, ascending. [N]
+    """
+
+    path: Path
+    place: NDArray[np.int64]
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the features of neighbouring tokens, from first to last. [n, F]"""
+        begin = 0
+        for group in iter_table("features", self.path, self.columns):
+            first, last = np.searchsorted(self.place, [begin, begin + len(group)])
+            if first < last:
+                here = self.place[first:last] - begin
+                yield np.stack([group[name].to_numpy()[here] for name in self.columns], axis=1)
+            begin += len(group)
+
+    def where(self, chosen: NDArray[Any]) -> Self:
+        """Return the tokens ``chosen``, a mask or ascending indices."""
+        return replace(super().where(chosen), place=self.place[chosen])
+
+    def only(self, columns: Sequence[str]) -> Self:
+        """Return all tokens with the features ``columns``, in that order."""
+        return replace(self, columns=tuple(columns))
+
+
+def rows_to_fit(
+    path: Path, columns: Sequence[str], trace_ids: NDArray[np.integer], max_tokens: int | None
+) -> Rows:
+    """Return the rows of the traces ``trace_ids``: at most ``max_tokens``, loaded, or all of them, stored."""
+    if max_tokens is not None:
+        return load_rows(path, columns, trace_ids, max_tokens)
+    names = ("label", "pre_onset", "trace_id", "t")
+    wanted = _wanted(trace_ids)
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in (*names, "place")}
+    begin = 0
+    for group in iter_table("features", path, names):
+        chosen = np.flatnonzero(_chosen(group["trace_id"].to_numpy(), wanted))
+        for name in names:
+            found[name].append(group[name].to_numpy()[chosen])
+        found["place"].append(begin + chosen)
+        begin += len(group)
+    whole = {name: np.concatenate(pieces) for name, pieces in found.items()}
+    nothing = np.empty((len(whole["t"]), 0), dtype=np.float32)
+    return StoredRows(features=nothing, columns=tuple(columns), path=path, **whole)
+
+
+def load_rows(
+    path: Path, columns: Sequence[str], trace_ids: NDArray[np.integer], max_rows: int | None = None
+) -> Rows:
+    """Load the rows of the traces ``trace_ids`` from a features table, row group by row group.
+
+    Parameters
+    ----------
+    columns
+        The features wanted, in this order.
+    max_rows
+        If there are more rows, this many are kept, evenly spaced over all of them.
+    """
+    wanted = _wanted(trace_ids)
+    n_found = sum(
+        int(_chosen(group["trace_id"].to_numpy(), wanted).sum())
+        for group in iter_table("features", path, ["trace_id"])
+    )
+    n_kept = n_found if max_rows is None else min(n_found, max_rows)
+    rows = Rows(
+        np.empty((n_kept, len(columns)), dtype=np.float32),
+        np.empty(n_kept, dtype=bool),
+        np.empty(n_kept, dtype=bool),
+        np.empty(n_kept, dtype=np.int32),
+        np.empty(n_kept, dtype=np.int32),
+        tuple(columns),
+    )
+    begin = seen = 0
+    for group in iter_table("features", path, ["trace_id", "t", *columns, "label", "pre_onset"]):
+        chosen = np.flatnonzero(_chosen(group["trace_id"].to_numpy(), wanted))
+        number = np.arange(seen, seen + len(chosen))  # of each row among all that were found
+        seen += len(chosen)
+        chosen = chosen[(number + 1) * n_kept // n_found > number * n_kept // n_found]
+        here = slice(begin, begin + len(chosen))
+        for position, name in enumerate(columns):
+            rows.features[here, position] = group[name].to_numpy()[chosen]
+        for name in ("label", "pre_onset", "trace_id", "t"):
+            getattr(rows, name)[here] = group[name].to_numpy()[chosen]
+        begin = here.stop
+    return rows
+
+
+def _wanted(trace_ids: NDArray[np.integer]) -> Bools:
+    """Mark the ids that are listed. [highest id + 1]"""
+    wanted = np.zeros(int(trace_ids.max(initial=-1)) + 1, dtype=bool)
+    wanted[trace_ids] = True
+    return wanted
+
+
+def _chosen(trace_id: NDArray[np.int32], wanted: Bools) -> Bools:
+    return np.append(wanted, False)[np.minimum(trace_id, len(wanted))]

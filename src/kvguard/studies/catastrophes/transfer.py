@@ -1,0 +1,122 @@
+"""Does a hazard model know another language model's failures?
+
+Both models may have been asked the same prompts, each with a split of its own. So the source's hazard
+model is fitted anew here, on its train and tune prompts less those that test the target: no prompt is on
+both sides.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from kvguard.errors import KvguardError
+from kvguard.guard.controller import ControllerParams
+from kvguard.guard.hazard_model import HazardModel
+from kvguard.stats.bootstrap import resample_weights
+from kvguard.store.results import Results
+from kvguard.store.tables import read_table
+from kvguard.studies.catastrophes import layout
+from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
+from kvguard.studies.catastrophes.forecasts import Values, choose_threshold, control_values, minus
+from kvguard.studies.catastrophes.params import AblateParams, EvaluateParams, TrainParams
+from kvguard.studies.catastrophes.train.fit import fit_hazard
+from kvguard.studies.catastrophes.train.metrics import Measured, pre_onset_ranking
+from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.train.rows import load_rows, rows_to_fit
+from kvguard.studies.catastrophes.train.splits import part_of_traces, read_split
+
+
+@dataclass(frozen=True)
+class Side:
+    """One language model's recorded traces and what was made of them.
+
+    Attributes
+    ----------
+    features_path
+        Its features table.
+    traces, split
+        Its judged traces and the split of its prompts.
+    hazard_model
+        Its own hazard model.
+    """
+
+    model: str
+    features_path: Path
+    traces: pd.DataFrame
+    split: pd.DataFrame
+    hazard_model: HazardModel
+
+    @classmethod
+    def load(cls, model: str) -> "Side":
+        """Read what the earlier stages left of ``model``."""
+        trained = layout.trained(model, "v2")
+        return cls(
+            model,
+            layout.features(model),
+            read_table("traces", layout.traces(model)),
+            read_split(PROTOCOLS["v2"], trained),
+            HazardModel.load(trained),
+        )
+
+    def part(self, name: str, without: frozenset[str] = frozenset()) -> pd.DataFrame:
+        """Return the traces of one part, those of the prompts ``without`` left out."""
+        kept = (part_of_traces(self.traces, self.split) == name) & ~self.traces["prompt_id"].isin(without)
+        return self.traces[kept.to_numpy()].reset_index(drop=True)
+
+
+def transfer(
+    source: Side,
+    target: Side,
+    point: ControllerParams,
+    train: TrainParams,
+    evaluate: EvaluateParams,
+    grid: AblateParams,
+    *,
+    seed: int,
+    n_resamples: int,
+) -> Results:
+    """Fill the table transfer: the source's hazard model and the target's own on the target's test prompts.
+
+    Parameters
+    ----------
+    point
+        Gives the hysteresis; each model's threshold is chosen on its own tune prompts.
+
+    Raises
+    ------
+    KvguardError
+        The source is left without prompts to train on.
+    """
+    tested_prompts = frozenset(target.part("test")["prompt_id"])
+    columns = target.hazard_model.features
+    fitting, tuning = (source.part(name, without=tested_prompts) for name in ("train", "tune"))
+    if fitting.empty or tuning.empty:
+        raise KvguardError(
+            f"transfer: every train or tune prompt of {source.model} tests {target.model}: raise sample.n"
+        )
+    learned, watched = (
+        rows_to_fit(source.features_path, columns, part["trace_id"].to_numpy(), train.max_tokens)
+        for part in (fitting, tuning)
+    )
+    fitted = fit_hazard(learned, watched, train, seed)
+    test = target.part("test")
+    rows = load_rows(target.features_path, columns, test["trace_id"].to_numpy())
+    tested = Measured.of(test, rows)
+    weights = resample_weights(tested.n_prompts, n_resamples, seed)
+
+    def judge(model: HazardModel, side: Side, tune: pd.DataFrame) -> Values:
+        known = recorded(tune, PROTOCOLS["v2"])
+        seen = load_rows(side.features_path, columns, known["trace_id"].to_numpy())
+        replay = Replay.of(known, seen, model.predict(seen.features)).compressed
+        setting = choose_threshold(replay, grid.thresholds, point, evaluate)
+        scores = model.predict(rows.features)
+        outcome = Replay.of(recorded(test, PROTOCOLS["v2"]), rows, scores).compressed.run(setting)
+        return {**pre_onset_ranking(weights, tested, scores), **control_values(weights, outcome)}
+
+    own = judge(target.hazard_model, target, target.part("tune"))
+    other = judge(fitted, source, tuning)
+    results = Results("transfer", source.model)
+    results.add_resampled("transfer", f"{target.model}->{target.model}", own)
+    results.add_resampled("transfer", f"{source.model}->{target.model}", minus(other, own, "in_domain"))
+    return results

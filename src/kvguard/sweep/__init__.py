@@ -1,0 +1,1 @@
+"""Every prompt under every condition: plan, parts, workers; resumable."""

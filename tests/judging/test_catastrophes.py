@@ -1,0 +1,189 @@
+"""Detectors against a literal reading of their definitions, and the judging of whole traces."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvguard.engine import repetition
+from kvguard.engine.repetition import RepeatCounter, repeat_counts, window_occurrences
+from kvguard.errors import KvguardError
+from kvguard.judging import catastrophes
+from kvguard.judging.catastrophes import NO_ONSET, CatastropheParams, TraceTokens, looping_onset, onsets
+from kvguard.judging.judge import judge
+
+WINDOW = 4
+PARAMS = CatastropheParams(loop_window=WINDOW, loop_repeats=3)
+few_tokens = st.lists(st.integers(0, 2), min_size=0, max_size=40)
+tables = st.lists(few_tokens, min_size=1, max_size=5)
+
+
+def batch(traces, stop_reason="eos"):
+    flat = np.array([token for trace in traces for token in trace], dtype=np.int64)
+    lengths = np.array([len(trace) for trace in traces], dtype=np.int64)
+    return TraceTokens(flat, lengths, np.array([stop_reason] * len(traces), dtype=object))
+
+
+def counts_by_definition(trace, window):
+    seen, counts = Counter(), []
+    for t in range(len(trace)):
+        key = tuple(trace[t - window + 1 : t + 1]) if t >= window - 1 else None
+        counts.append(seen[key] if key else 0)
+        seen[key] += 1
+    return counts
+
+
+def onset_by_definition(trace, window, repeats):
+    starts = {}
+    for start in range(len(trace) - window + 1):
+        starts.setdefault(tuple(trace[start : start + window]), []).append(start)
+    return min((found[1] for found in starts.values() if len(found) >= repeats), default=NO_ONSET)
+
+
+@given(tables)
+def test_repeat_counts_in_bulk_are_those_of_the_definition(traces):
+    found = repeat_counts(batch(traces).token_ids, batch(traces).lengths, WINDOW)
+    assert found.tolist() == [count for trace in traces for count in counts_by_definition(trace, WINDOW)]
+
+
+@given(tables)
+def test_repeat_counts_token_by_token_are_those_of_the_definition(traces):
+    counter = RepeatCounter(len(traces), WINDOW, capacity=2)
+    found = [[] for _ in traces]
+    for t in range(max(map(len, traces))):
+        rows = np.array([row for row, trace in enumerate(traces) if len(trace) > t])
+        for row, count in zip(
+            rows, counter.update(np.array([traces[r][t] for r in rows]), rows), strict=True
+        ):
+            found[row].append(int(count))
+    assert found == [counts_by_definition(trace, WINDOW) for trace in traces]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1), st.lists(st.integers(0, 1), min_size=5, max_size=30)),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_repeat_counts_after_rewinding_are_those_of_the_tokens_kept(rounds):
+    """Row 1 is rewound to a share of its tokens and goes on, again and again, beside a row far ahead."""
+    counter = RepeatCounter(2, WINDOW, capacity=2)
+    for token in range(60):
+        counter.update(np.array([token]), np.array([0]))
+    trace = []
+    for share, more in rounds:
+        trace = trace[: int(share * len(trace))]
+        counter.rewind(1, len(trace))
+        for token in more:
+            trace.append(token)
+            found = counter.update(np.array([-2, token]), np.array([0, 1]))
+            assert found[1] == counts_by_definition(trace, WINDOW)[-1]
+
+
+@given(tables)
+def test_looping_begins_at_the_earliest_second_occurrence_of_a_window_repeated_often_enough(traces):
+    found = looping_onset(batch(traces), PARAMS, 40)
+    assert found.tolist() == [onset_by_definition(trace, WINDOW, 3) for trace in traces]
+
+
+def test_two_windows_that_share_a_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr(
+        repetition, "_MULTIPLIERS", (0, *repetition._MULTIPLIERS)
+    )  # the first hash is constant
+    trace = [1, 2, 3, 4, 5, 1, 2, 3, 4]
+    assert repeat_counts(np.array(trace), np.array([9]), WINDOW).tolist() == [0] * 8 + [1]
+
+
+def test_traces_longer_than_a_chunk_and_many_chunks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 60, 50)
+    tokens = rng.integers(0, 3, int(lengths.sum()))
+    whole = repeat_counts(tokens, lengths, WINDOW)
+    groups = window_occurrences(tokens, lengths, WINDOW).group
+    monkeypatch.setattr(repetition, "_CHUNK", 37)
+    assert (repeat_counts(tokens, lengths, WINDOW) == whole).all()
+    assert np.unique(window_occurrences(tokens, lengths, WINDOW).group).size == np.unique(groups).size
+
+
+def test_a_window_does_not_reach_across_traces():
+    assert looping_onset(batch([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]), PARAMS, 40).tolist() == [-1, -1]
+    assert looping_onset(batch([[1, 1, 1, 1, 1, 1]]), PARAMS, 40).tolist() == [1]
+
+
+def test_twenty_two_equal_tokens_are_a_loop_and_twenty_one_are_not():
+    default = CatastropheParams()
+    assert looping_onset(batch([[7] * 22, [7] * 21]), default, 256).tolist() == [1, -1]
+
+
+def test_non_termination_begins_at_its_proxy():
+    found = onsets(batch([[1, 2], [3]], "length"), CatastropheParams(), 255)
+    assert found["non_termination"].tolist() == [191, 191]
+    assert onsets(batch([[1]]), PARAMS, 255)["non_termination"].tolist() == [NO_ONSET]
+
+
+def test_a_table_without_traces_has_no_onsets():
+    assert all(len(found) == 0 for found in onsets(batch([]), PARAMS, 40).values())
+
+
+@pytest.fixture
+def raw():
+    loop = [1, 2, 3] * 4
+    return pd.DataFrame(
+        {
+            "prompt_id": ["a", "a", "b", "b"],
+            "token_ids": [
+                np.array(ids) for ids in ([1, 2], loop, list(range(16)), loop + list(range(4))[:4])
+            ],
+            "text": ["#### 5", "6", "", "#### 7"],
+            "stop_reason": ["eos", "eos", "length", "length"],
+        },
+        index=[3, 1, 4, 0],
+    )
+
+
+@pytest.fixture
+def prompts():
+    return pd.DataFrame(
+        {"prompt_id": ["a", "b"], "question": ["2 and 3?", "Why?"], "answer": ["5", "because"]}
+    )
+
+
+def test_judging_keeps_catastrophes_answers_and_unscored_apart(raw, prompts):
+    judged = judge(raw, prompts, PARAMS, 16)
+    assert judged.index.tolist() == [3, 1, 4, 0]
+    assert judged["predicted"].tolist() == ["5", "6", None, "7"]
+    assert judged["correct"].tolist() == [True, False, pd.NA, pd.NA]
+    assert judged["catastrophes"].tolist() == [
+        [], ["looping"], ["non_termination"], ["looping", "non_termination"]
+    ]  # fmt: skip
+    assert judged["onset"].tolist() == [pd.NA, 3, 12, 3]
+    assert judged["amnesia"].isna().tolist() == [False, False, True, False]
+    assert catastrophes.is_catastrophic(judged).tolist() == [False, True, True, True]
+
+
+def test_a_wrong_answer_is_a_failure_of_protocol_v1_only(raw, prompts):
+    raw["token_ids"] = [np.array([1, 2])] * 4
+    raw["stop_reason"] = "eos"
+    judged = judge(raw, prompts, PARAMS, 16)
+    assert not catastrophes.is_catastrophic(judged).any()
+    assert catastrophes.is_failure_v1(judged).tolist() == [False, True, False, False]
+
+
+def test_a_trace_of_an_unknown_prompt_is_refused(raw, prompts):
+    with pytest.raises(KvguardError, match="prompt b is not in the prompts table"):
+        judge(raw, prompts.iloc[:1], PARAMS, 16)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 3))
+def test_a_new_detector_joins_by_one_entry(n_traces):
+    def first_token(traces, params, max_new_tokens):
+        return np.zeros(len(traces.lengths), dtype=np.int64)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catastrophes, "DETECTORS", {**catastrophes.DETECTORS, "always": first_token})
+        assert onsets(batch([[1]] * n_traces), PARAMS, 40)["always"].tolist() == [0] * n_traces

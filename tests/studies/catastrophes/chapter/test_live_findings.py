@@ -1,0 +1,163 @@
+"""What is said of the live guard follows the numbers: aims met and missed, baselines beaten and not."""
+
+import made_up
+import pandas as pd
+import pytest
+
+from kvguard.stats.bootstrap import UNDEFINED, Interval
+from kvguard.studies.catastrophes.chapter.findings import sentences
+from kvguard.studies.catastrophes.chapter.live_findings import live_headline, live_sentences, verdict
+from kvguard.studies.catastrophes.chapter.numbers import Numbers
+
+MODEL = "reference"
+ESTIMATE = "is met by the estimate, not by its whole interval"
+BEATEN = "rollback has the lower CBR, and the other saves no more memory"
+PREFILL = "prefill: compressed once, after the prefill"
+
+
+def numbers(**changed):
+    """Made-up live numbers; ``rollback__cbr=Interval(...)`` changes one of the prefill regime."""
+    frame = pd.concat([made_up.results("live-validate", MODEL, "v2"), made_up.latency(MODEL)])
+    frame = frame.reset_index(drop=True)
+    for name, found in {
+        "uncompressed__cbr": Interval(0.1, 0.0, 0.2),
+        "static__cbr": Interval(0.6, 0.5, 0.7),
+        **changed,
+    }.items():
+        subject, _, metric = name.partition("__")
+        chosen = (
+            frame["table"].isin(["policies-prefill", "gap"])
+            & frame["subject"].eq(subject)
+            & frame["metric"].eq(metric)
+        )
+        assert chosen.any(), name
+        frame.loc[chosen, ["value", "low", "high"]] = [found.value, found.low, found.high]
+    return Numbers(frame)
+
+
+def told(found):
+    return " ".join(live_sentences(found, MODEL)[PREFILL])
+
+
+@pytest.mark.parametrize(
+    ("found", "bar", "is_ceiling", "said"),
+    [
+        (Interval(0.05, 0.01, 0.09), 0.1, True, "the aim of at most 10 % is met"),
+        (Interval(0.05, 0.01, 0.2), 0.1, True, f"the aim of at most 10 % {ESTIMATE}"),
+        (Interval(0.15, 0.05, 0.2), 0.1, True, "the aim of at most 10 % is not met"),
+        (Interval(0.97, 0.96, 0.98), 0.95, False, "the aim of at least 95 % is met"),
+        (Interval(0.97, 0.9, 0.98), 0.95, False, f"the aim of at least 95 % {ESTIMATE}"),
+        (Interval(0.9, 0.8, 0.98), 0.95, False, "the aim of at least 95 % is not met"),
+    ],
+)  # fmt: skip
+def test_an_aim_is_met_surely_by_the_estimate_or_not(found, bar, is_ceiling, said):
+    assert verdict(found, bar, is_ceiling) == said
+
+
+def test_the_rescue_is_judged_by_the_share_that_is_left():
+    missed = told(numbers(rollback__residual_cbr=Interval(0.3, 0.2, 0.4)))
+    assert "30.0 % [20.0, 40.0] are left with rollback: the aim of at most 10 % is not met." in missed
+    reached = told(numbers(rollback__residual_cbr=Interval(0.03, -0.01, 0.07)))
+    assert "3.0 % [-1.0, 7.0] are left with rollback: the aim of at most 10 % is met." in reached
+
+
+def test_what_restarting_leaves_of_the_lost_accuracy_is_told_beside_it():
+    said = told(
+        numbers(
+            rollback__residual_accuracy=Interval(0.8, 0.7, 0.9),
+            restart__residual_accuracy=Interval(0.02, 0.01, 0.03),
+        )
+    )
+    assert "80.0 % [70.0, 90.0] stay lost. With restart it is 2.0 % [1.0, 3.0]." in said
+
+
+def test_compression_that_adds_nothing_leaves_nothing_to_rescue():
+    said = told(numbers(static__cbr=Interval(0.1, 0.0, 0.2)))
+    assert "nothing to rescue" in said
+    assert "are left with rollback" not in said
+
+
+def test_false_alarms_and_the_saving_on_healthy_traces_are_judged():
+    said = told(
+        numbers(
+            rollback__false_alarm_rate=Interval(0.02, 0.01, 0.03),
+            rollback__healthy_saving_kept=Interval(0.9, 0.8, 0.94),
+        )
+    )
+    assert "SAFE is seen in 2.0 % [1.0, 3.0]" in said
+    assert "the aim of at most 5 % is met." in said
+    kept = "On those traces 90.0 % [80.0, 94.0] of the memory saving is kept"
+    assert f"{kept}: the aim of at least 95 % is not met." in said
+
+
+@pytest.mark.parametrize(
+    ("cbr", "saved", "said"),
+    [
+        (Interval(0.1, 0.05, 0.15), Interval(-0.02, -0.03, -0.01), BEATEN),
+        (Interval(0.1, 0.05, 0.15), Interval(1e-17, 1e-17, 1e-17), BEATEN),
+        (Interval(0.1, 0.05, 0.15), Interval(0.2, 0.1, 0.3), "rollback has the lower CBR, but not at"),
+        (Interval(0.1, -0.01, 0.2), Interval(0.0, 0.0, 0.0), "rollback does not have the lower CBR"),
+        (Interval(-0.1, -0.2, -0.05), Interval(0.0, 0.0, 0.0), "rollback does not have the lower CBR"),
+    ],
+)  # fmt: skip
+def test_a_baseline_is_beaten_only_by_a_lower_cbr_at_no_more_memory(cbr, saved, said):
+    found = numbers(entropy__cbr_minus_rollback=cbr, entropy__kv_saved_minus_rollback=saved)
+    assert f"Against entropy trigger: {said}" in told(found)
+    assert "Against loop detector, at equal memory: rollback" in told(found)
+
+
+@pytest.mark.parametrize(
+    ("gap", "word"),
+    [
+        (Interval(0.2, 0.1, 0.3), "higher than"),
+        (Interval(-0.2, -0.3, -0.1), "lower than"),
+        (Interval(0.0, -0.1, 0.1), "not distinguishable from"),
+    ],
+)
+def test_the_forecast_stands_beside_the_live_result(gap, word):
+    found = numbers(rollback__gap=gap, rollback__cbr_simulated=Interval(0.123, 0.1, 0.2))
+    for said in (told(found), " ".join(live_headline(found, MODEL))):
+        assert "The offline simulation of the same prompts says 12.3 % [10.0, 20.0]" in said
+        assert f"the live CBR with rollback is {word} that" in said
+
+
+def test_the_switch_curve_is_told_at_its_ends_and_at_the_onset():
+    frame = made_up.results("live-validate", MODEL, "v2")
+    recovered = frame["table"].eq("switch") & frame["metric"].eq("recovered")
+    for offset, value in (("128", 0.91), ("0", 0.42), ("-8", 0.11)):
+        frame.loc[recovered & frame["subject"].eq(offset), ["value", "low", "high"]] = value
+    said = " ".join(live_sentences(Numbers(frame), MODEL)["forecast, moment and time"])
+    assert "91.0 % [91.0, 91.0] of them 128 tokens before the onset" in said
+    assert "42.0 % [42.0, 42.0] of them at the onset" in said
+    assert "11.0 % [11.0, 11.0] of them 8 tokens after the onset" in said
+
+
+def test_overhead_is_judged():
+    said = " ".join(live_sentences(numbers(), MODEL)["forecast, moment and time"])
+    assert "guarding adds 5.0 % [4.0, 6.0]" in said
+    assert "at most 5 % is met by the estimate, not by its whole interval. One restore takes 40.5 ms." in said
+
+
+def test_prompts_that_broke_are_counted():
+    frame = made_up.results("live-validate", MODEL, "v2")
+    for used, said in ((398, ["2 of 400 prompts are left out"]), (400, [])):
+        for name, value in (("n_prompts", 400), ("n_used", used)):
+            frame.loc[frame["metric"].eq(name), "value"] = value
+        lines = live_sentences(Numbers(frame), MODEL)["forecast, moment and time"]
+        assert [line.partition(" of all this")[0] for line in lines if "left out" in line] == said
+
+
+def test_undefined_numbers_are_not_spoken_of():
+    frame = made_up.results("live-validate", MODEL, "v2")
+    frame[["value", "low", "high"]] = [UNDEFINED.value, UNDEFINED.low, UNDEFINED.high]
+    assert live_sentences(Numbers(frame), MODEL) == {}
+
+
+def test_without_live_results_the_forecast_says_which_command_measures_them():
+    with_live, without = (
+        " ".join(sentences(made_up.pipeline(*frames), MODEL))
+        for frames in ((), (made_up.results("evaluate", MODEL, "v2"),))
+    )
+    assert "the live effect is not measured: run `dvc repro live-validate`" in without
+    assert "not measured" not in with_live
+    assert "Live, on fresh prompts" in with_live

@@ -1,0 +1,126 @@
+"""Evaluation end to end on synthetic traces: chosen on the tune part, measured on the test part."""
+
+import pandas as pd
+import pytest
+
+import synthetic
+from kvguard.stats.bootstrap import resample_weights
+from kvguard.store.files import write_json
+from kvguard.store.schemas import check_table
+from kvguard.studies.catastrophes.evaluate.evaluation import evaluate, load_replay
+from kvguard.studies.catastrophes.evaluate.simulate import metrics_by_condition, recorded
+from kvguard.studies.catastrophes.params import EvaluateParams
+from kvguard.studies.catastrophes.train.fit import fit_hazard
+from kvguard.studies.catastrophes.train.protocols import PROTOCOLS, feature_columns
+from kvguard.studies.catastrophes.train.rows import load_rows
+from kvguard.studies.catastrophes.train.splits import make_split, part_of_traces
+
+POINTS = ("conservative", "balanced", "aggressive")
+
+
+class Case:
+    """Synthetic traces, their split and a hazard model under one protocol."""
+
+    def __init__(self, folder, name):
+        self.protocol = PROTOCOLS[name]
+        self.traces, self.features = synthetic.build(folder, n_prompts=24), folder / "features.parquet"
+        self.split = make_split(self.traces, self.protocol, synthetic.TRAIN.split, 17)
+        self.part = part_of_traces(self.traces, self.split)
+        fitting, tuning = (
+            load_rows(self.features, feature_columns(name), self.ids(part))
+            for part in ("train", self.protocol.tune_part)
+        )
+        self.hazard_model = fit_hazard(fitting, tuning, synthetic.TRAIN, 17)
+
+    def ids(self, part):
+        return self.traces["trace_id"].to_numpy()[self.part == part]
+
+    def evaluate(self, traces=None):
+        return evaluate(
+            self.features,
+            self.traces if traces is None else traces,
+            self.split,
+            self.hazard_model,
+            self.protocol,
+            EvaluateParams(n_trials=20),
+            model="toy",
+            seed=17,
+            n_resamples=100,
+        )
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    return {name: Case(tmp_path_factory.mktemp(name), name) for name in PROTOCOLS}
+
+
+@pytest.fixture(scope="module")
+def found(cases):
+    return {name: case.evaluate() for name, case in cases.items()}
+
+
+def test_a_planted_hazard_is_met_by_nearly_the_whole_horizon(cases):
+    case = cases["v2"]
+    traces = recorded(case.traces, case.protocol)[case.part == "test"]
+    per_trace = load_replay(case.features, traces, case.hazard_model).run(synthetic.CONTROLLER)
+    weights = resample_weights(traces["prompt_id"].nunique(), 0, 17)
+    overall = {k: v[0] for k, v in metrics_by_condition(weights, per_trace)["overall"].items()}
+    assert overall["cbr_uncontrolled"] > 0.2
+    assert overall["cbr_controlled"] == 0  # no baseline fails, and every onset is announced 32 tokens ahead
+    assert overall["reduction_relative"] == overall["ceiling_share"] == 1
+    assert overall["lead_time_median"] == synthetic.FEATURIZE.horizon - (synthetic.CONTROLLER.k_escalate - 1)
+    assert overall["accuracy_controlled"] == 1
+    assert 0 < overall["kv_saved_controlled"] < overall["kv_saved_uncontrolled"]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_table_holds_what_the_report_asks_for(cases, found, name):
+    evaluation, results = found[name], found[name].results.frame
+    assert set(results["table"]) == {"operating_points", *(f"controller-{point}" for point in POINTS)}
+    conditions = {"none", "snapkv@0.5", "snapkv@0.875", "knorm@0.875", "overall"}
+    balanced = results[results["table"] == "controller-balanced"]
+    assert set(balanced["subject"]) == conditions
+    known = balanced.dropna(subset=["value"])
+    assert (known["low"] <= known["high"]).all()
+    for kind, frame in (
+        ("results", results),
+        ("pareto", evaluation.pareto),
+        ("controlled", evaluation.controlled),
+    ):
+        check_table(kind, frame, "here")
+    test = set(cases[name].ids("test"))
+    assert set(evaluation.controlled["trace_id"]) == set(evaluation.tokens["trace_id"]) == test
+    assert evaluation.tokens["hazard"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_headline_is_the_operating_points_and_the_whole(found, name):
+    headline = found[name].headline
+    assert list(headline) == ["operating_points", *(f"controller-{point}" for point in POINTS)]
+    assert set(headline["operating_points"]) == set(POINTS)
+    assert headline["operating_points"]["balanced"]["k_escalate"]["value"] >= 1
+    assert all(list(headline[f"controller-{point}"]) == ["overall"] for point in POINTS)
+    assert headline["controller-aggressive"]["overall"]["reduction"]["value"] > 0
+
+
+def test_the_same_seed_gives_the_same_metrics_file_byte_for_byte(cases, found, tmp_path):
+    for number, evaluation in enumerate((found["v2"], cases["v2"].evaluate())):
+        write_json(tmp_path / f"{number}.json", evaluation.headline)
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
+
+
+def test_what_happens_to_test_prompts_moves_an_operating_point_under_v1_only(cases, found):
+    """A planted leak: the failures of the test part are wished away."""
+    points = {}
+    for name, case in cases.items():
+        failed = (case.part == "test") & case.traces["onset"].notna().to_numpy()
+        healed = case.traces.assign(
+            catastrophes=[
+                [] if heals else kinds for heals, kinds in zip(failed, case.traces["catastrophes"])
+            ],
+            onset=case.traces["onset"].where(~failed, pd.NA),
+            correct=case.traces["correct"] | failed,
+        )
+        points[name] = case.evaluate(healed).points
+    assert points["v2"] == found["v2"].points
+    assert points["v1"] != found["v1"].points

@@ -1,0 +1,107 @@
+"""The plan of a batch: it grows with what is decoded, and stays within the free memory."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_sweep import sweep_of
+
+from kvguard.models.load import load_model
+from kvguard.sweep import plan as plan_module
+from kvguard.sweep.plan import plan_batch, predicted_peak
+
+LENGTHS = [300] * 6
+
+
+@pytest.fixture
+def sweep(model_folder: Path, monkeypatch):
+    """Rows of a model so small that the tables of their signals would take more than their caches."""
+    monkeypatch.setattr(plan_module, "_TABLE_COPIES", 0)
+    sweep = sweep_of(model_folder, prompts_per_part=6)
+    return replace(sweep, spec=sweep.spec.model_copy(update={"max_new_tokens": 512}))
+
+
+@pytest.fixture
+def loaded(sweep):
+    return load_model(sweep.name, sweep.spec, sweep.device)
+
+
+def test_a_batch_adds_its_rows_and_more_prompts_add_nothing(sweep, loaded) -> None:
+    few, more, all_of_a_part, beyond = (
+        predicted_peak(sweep, loaded.model, LENGTHS, size) for size in (4, 8, 12, 99)
+    )
+    assert few < more < all_of_a_part == beyond
+    assert predicted_peak(sweep, loaded.model, LENGTHS * 5, 8) == more
+
+
+def test_the_caches_of_a_block_are_counted(sweep, loaded) -> None:
+    config = loaded.model.config
+    entry = 2 * config.num_hidden_layers * config.hidden_size // config.num_attention_heads * 4
+    wider = replace(sweep, settings=sweep.settings.model_copy(update={"prompts_per_part": 12}))
+    more = predicted_peak(wider, loaded.model, LENGTHS * 2, 1) - predicted_peak(
+        sweep, loaded.model, LENGTHS, 1
+    )
+    assert more >= sum(LENGTHS) * entry
+
+
+def test_on_a_gpu_the_memory_of_a_recorded_step_is_counted(sweep, loaded, monkeypatch) -> None:
+    model = loaded.model
+    monkeypatch.setattr(type(model), "device", property(lambda model: torch.device("cuda")))
+    with_graph = [predicted_peak(sweep, model, LENGTHS, size) for size in (4, 8)]
+    monkeypatch.setattr(plan_module, "_graph_bytes", lambda model, rows: 0)
+    graph, larger = (
+        more - predicted_peak(sweep, model, LENGTHS, n) for more, n in zip(with_graph, (4, 8), strict=True)
+    )
+    assert graph > 4 * model.config.vocab_size * 4
+    assert larger - graph >= 4 * model.config.vocab_size * 4
+
+
+def test_what_malloc_keeps_of_moved_rows_is_counted_up_to_its_limit(sweep, loaded, monkeypatch) -> None:
+    def peak(reserve: int) -> int:
+        monkeypatch.setattr(plan_module, "_RESERVE", reserve)
+        return predicted_peak(sweep, loaded.model, LENGTHS, 12)
+
+    config = loaded.model.config
+    one_layer = 12 * (LENGTHS[0] // 2 + 512) * config.num_key_value_heads * 4  # keys of 12 rows, but for D
+    assert peak(1000) - peak(0) == 1000
+    assert peak(1 << 40) - peak(0) == one_layer * (config.hidden_size // config.num_attention_heads)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_largest_batch_that_fits_is_planned(sweep, loaded, tmp_path, monkeypatch, workers) -> None:
+    sweep = replace(sweep, settings=sweep.settings.model_copy(update={"batch_size": "auto"}))
+    model = loaded.model
+    weights = sum(weight.nbytes for weight in model.parameters()) if workers > 1 else 0
+    free = 2 * workers * (weights + predicted_peak(sweep, model, LENGTHS, 8))
+    for size, memory in ((8, free), (4, free - 2 * workers), (1, 1000)):
+        monkeypatch.setattr(plan_module, "_free_memory", lambda model, memory=memory: memory)
+        folder = tmp_path / str(memory)
+        folder.mkdir()
+        assert plan_batch(sweep, loaded, LENGTHS, workers, folder) == size
+        assert json.loads((folder / "batch.json").read_text())["batch_size"] == size
+        monkeypatch.setattr(plan_module, "_free_memory", lambda model: 10**15)
+        assert plan_batch(sweep, loaded, LENGTHS, workers, folder) == size, "a resumed run keeps its plan"
+
+
+def test_the_default_sweep_plans_512_rows_in_eleven_gib_for_each_of_two(tmp_path, monkeypatch) -> None:
+    from kvguard.studies.catastrophes.params import load_params
+    from kvguard.sweep.plan import Sweep
+    from kvguard.sweep.settings import conditions
+
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    spec = params.spec("reference")
+    sweep = Sweep(
+        "reference",
+        spec,
+        None,  # type: ignore[arg-type]  # their lengths are all that is asked of the prompts
+        conditions(params.presets["default"]),
+        params.compressors,
+        params.generate,
+        params.catastrophes,
+        "cpu",
+    )
+    loaded = load_model("reference", spec, "cpu")
+    monkeypatch.setattr(plan_module, "_free_memory", lambda model: 22 << 30)
+    assert plan_batch(sweep, loaded, [340] * 500, 2, tmp_path) == 512
