@@ -16,7 +16,7 @@ def test_a_function_without_a_file_is_compiled_all_the_same():
 
 def test_a_second_process_finds_it_on_the_disk(tmp_path):
     (tmp_path / "loops.py").write_text(
-        "from kvguard.compiled import compiled\n\n"
+        "from kvguard.engine.compiled import compiled\n\n"
         "@compiled()\ndef double(x):\n    return x + x\n\n"
         "double(21)\nprint(sum(double.stats.cache_hits.values()))\n"
     )

@@ -14,6 +14,7 @@ from kvguard.errors import KvguardError
 from kvguard.judging import catastrophes
 from kvguard.judging.catastrophes import NO_ONSET, CatastropheParams, TraceTokens, looping_onset, onsets
 from kvguard.judging.judge import judge
+from kvguard.studies.catastrophes.train.protocols import is_failure_v1
 
 WINDOW = 4
 PARAMS = CatastropheParams(loop_window=WINDOW, loop_repeats=3)
@@ -170,7 +171,7 @@ def test_a_wrong_answer_is_a_failure_of_protocol_v1_only(raw, prompts):
     raw["stop_reason"] = "eos"
     judged = judge(raw, prompts, PARAMS, 16)
     assert not catastrophes.is_catastrophic(judged).any()
-    assert catastrophes.is_failure_v1(judged).tolist() == [False, True, False, False]
+    assert is_failure_v1(judged).tolist() == [False, True, False, False]
 
 
 def test_a_trace_of_an_unknown_prompt_is_refused(raw, prompts):

@@ -50,7 +50,7 @@ def test_on_a_gpu_the_memory_of_a_recorded_step_is_counted(sweep, loaded, monkey
     model = loaded.model
     monkeypatch.setattr(type(model), "device", property(lambda model: torch.device("cuda")))
     with_graph = [predicted_peak(sweep, model, LENGTHS, size) for size in (4, 8)]
-    monkeypatch.setattr(plan_module, "_graph_bytes", lambda model, rows: 0)
+    monkeypatch.setattr(plan_module, "graph_bytes", lambda model, rows: 0)
     graph, larger = (
         more - predicted_peak(sweep, model, LENGTHS, n) for more, n in zip(with_graph, (4, 8), strict=True)
     )
@@ -76,12 +76,12 @@ def test_the_largest_batch_that_fits_is_planned(sweep, loaded, tmp_path, monkeyp
     weights = sum(weight.nbytes for weight in model.parameters()) if workers > 1 else 0
     free = 2 * workers * (weights + predicted_peak(sweep, model, LENGTHS, 8))
     for size, memory in ((8, free), (4, free - 2 * workers), (1, 1000)):
-        monkeypatch.setattr(plan_module, "_free_memory", lambda model, memory=memory: memory)
+        monkeypatch.setattr(plan_module, "free_memory", lambda model, memory=memory: memory)
         folder = tmp_path / str(memory)
         folder.mkdir()
         assert plan_batch(sweep, loaded, LENGTHS, workers, folder) == size
         assert json.loads((folder / "batch.json").read_text())["batch_size"] == size
-        monkeypatch.setattr(plan_module, "_free_memory", lambda model: 10**15)
+        monkeypatch.setattr(plan_module, "free_memory", lambda model: 10**15)
         assert plan_batch(sweep, loaded, LENGTHS, workers, folder) == size, "a resumed run keeps its plan"
 
 
@@ -103,5 +103,5 @@ def test_the_default_sweep_plans_512_rows_in_eleven_gib_for_each_of_two(tmp_path
         "cpu",
     )
     loaded = load_model("reference", spec, "cpu")
-    monkeypatch.setattr(plan_module, "_free_memory", lambda model: 22 << 30)
+    monkeypatch.setattr(plan_module, "free_memory", lambda model: 22 << 30)
     assert plan_batch(sweep, loaded, [340] * 500, 2, tmp_path) == 512

@@ -215,7 +215,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from test_sweep import sweep_of
-from kvguard.generation.sweep import run_sweep
+from kvguard.sweep.run import run_sweep
 if __name__ == "__main__":
     run_sweep(sweep_of(Path(sys.argv[1]), workers=2), Path(sys.argv[2]), progress=False)
 """

@@ -33,7 +33,7 @@ def signals(logits: Tensor, chosen: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        [B, 26] float32 in the order of ``kvguard.traces.SIGNALS``: entropy (nats), top1_prob, top5_prob,
+        [B, 26] float32 in the order of ``SIGNALS``: entropy (nats), top1_prob, top5_prob,
         logprob_0 .. logprob_19, h_alts (entropy of the distribution renormalised without its top token),
         avg_logp (mean log-probability over the vocabulary), rank_of_chosen (0 = the most likely).
 

@@ -1,4 +1,4 @@
-"""The schemas of the stored tables, in one place; :mod:`kvguard.traces` reads and writes through them."""
+"""The schemas of the stored tables, in one place; :mod:`.tables` reads and writes through them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

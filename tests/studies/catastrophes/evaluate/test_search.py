@@ -30,11 +30,13 @@ def count(monkeypatch):
     """Count the simulations; the one numbered ``count.fatal`` is killed."""
     objectives = module._objectives
 
-    def counted(*arguments):
+    def counted(tune, params):
+        if params in module._PROBES:  # of the fingerprint, no trial
+            return objectives(tune, params)
         count.n += 1
         if count.n == count.fatal:
             raise KeyboardInterrupt
-        return objectives(*arguments)
+        return objectives(tune, params)
 
     count = type("Count", (), {"n": 0, "fatal": 0})()
     monkeypatch.setattr(module, "_objectives", counted)

@@ -139,14 +139,19 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
     return {"trial": trial.number, **_params(trial.params).model_dump(), **objectives}
 
 
+_PROBES = tuple(
+    ControllerParams(tau_low=low, tau_high=high, k_escalate=k, j_deescalate=j)
+    for low, high, k, j in ((0.02, 0.1, 1, 8), (0.1, 0.3, 2, 4), (0.3, 0.6, 4, 2), (0.5, 0.9, 8, 1))
+)
+
+
 def _fingerprint(tune: Replay, seed: int) -> str:
     import optuna
 
     total = hashlib.sha256(np.ascontiguousarray(tune.hazard).tobytes())
     total.update(pd.util.hash_pandas_object(tune.traces, index=False).to_numpy().tobytes())
-    for module in ("controller", "simulate", "search"):
-        total.update(Path(__file__).with_name(f"{module}.py").read_bytes())
-    total.update(f"{seed} {optuna.__version__}".encode())
+    weighed = [_objectives(tune, params) for params in _PROBES]  # so that a changed simulation begins anew
+    total.update(f"{weighed} {seed} {optuna.__version__}".encode())
     return total.hexdigest()
 
 
