@@ -19,7 +19,7 @@ from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.spec import ModelSpec
 from kvguard.store.tables import read_table, read_tokens
-from kvguard.sweep import make as block_module
+from kvguard.sweep import make as make_module
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import CompressorSpec, GenerateParams, Preset, conditions
@@ -171,7 +171,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_no_row(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
-    decode = block_module.decode
+    decode = make_module.decode
 
     def scarce(*args: object, batch_size: int, **kwargs: object) -> object:
         tried.append(batch_size)
@@ -179,7 +179,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_no_row(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(*args, batch_size=batch_size, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(block_module, "decode", scarce)
+    monkeypatch.setattr(make_module, "decode", scarce)
     result = run_sweep(sweep_of(model_folder, n=2, batch_size=8), tmp_path, progress=False)
     assert tried[:3] == [8, 4, 2]
     assert len(read_table("traces", result.traces)) == 10
@@ -191,7 +191,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_no_row(
         ({"spec": {"max_new_tokens": 5000}}, r"exceed the window of 2048 of model tiny; use fewer shots"),
         (
             {"compressors": {"window_size": 900}},
-            r"too few for snapkv, which needs 901; mend compressors.snapkv",
+            r"too few for snapkv, which needs 901; fix compressors.snapkv",
         ),
         ({"spec": {"source": "path:/nowhere"}}, r"model tiny: no model lies at /nowhere"),
     ],
@@ -215,7 +215,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from test_sweep import sweep_of
-from kvguard.generation.sweep import run_sweep
+from kvguard.sweep.run import run_sweep
 if __name__ == "__main__":
     run_sweep(sweep_of(Path(sys.argv[1]), workers=2), Path(sys.argv[2]), progress=False)
 """
