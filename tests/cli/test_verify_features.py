@@ -48,7 +48,7 @@ def features(swept, tmp_path, monkeypatch):
 
 
 def test_they_are_the_same_float32_numbers_for_every_token(features, monkeypatch):
-    monkeypatch.setattr("kvguard.traces.ROW_GROUP", 100)  # row groups and parts end in different places
+    monkeypatch.setattr("kvguard.store.tables.ROW_GROUP", 100)  # row groups and parts end in different places
     write_table("features", read_table("features", features), features)
     result = kvguard("verify", "--model", "tiny", "--features")
     assert result.exit_code == 0, result.output
