@@ -18,10 +18,12 @@ from pathlib import Path
 import click
 import torch
 
+from kvguard.engine.memory import release_unused
+from kvguard.engine.presses import Presses
 from kvguard.models.load import load_model
 from kvguard.studies.catastrophes.params import Params, load_params
-from kvguard.sweep.make import release_unused
-from kvguard.sweep.plan import Sweep, predicted_peak
+from kvguard.sweep.batch_size import predicted_peak
+from kvguard.sweep.plan import Sweep
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import conditions
 from kvguard.tasks import sample_prompts
@@ -45,7 +47,8 @@ def measure(sweep: Sweep) -> tuple[int, int]:
     """Return the predicted and the measured peak of a sweep, in bytes; for a fresh process."""
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
     lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
-    predicted = predicted_peak(sweep, loaded.model, lengths, int(sweep.settings.batch_size))
+    presses = Presses(sweep.conditions, sweep.compressors)
+    predicted = predicted_peak(sweep, presses, loaded.model, lengths, int(sweep.settings.batch_size))
     again = sum(weight.nbytes for weight in loaded.model.parameters())  # the sweep loads them a second time
     on_cuda = loaded.model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:

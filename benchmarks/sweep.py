@@ -29,6 +29,7 @@ from kvguard.engine.attention import attention
 from kvguard.engine.cache import RaggedCache
 from kvguard.engine.graphs import RECORDERS, Action
 from kvguard.engine.oracle import kvpress_generate
+from kvguard.engine.presses import Condition, Presses
 from kvguard.models.availability import pick_device
 from kvguard.models.load import LoadedModel, load_model, load_tokenizer
 from kvguard.models.spec import ModelSpec
@@ -241,12 +242,12 @@ def compare(sweep: Sweep, folder: Path, sample: int) -> None:
         np.random.default_rng(0).choice(len(traces), min(sample, len(traces)), replace=False)
     ]
     asked = sweep.prompts.set_index("prompt_id")["prompt"].map(loaded.encode)
-    presses = {(c.compressor, c.ratio): c for c in sweep.conditions}
+    presses = Presses(sweep.conditions, sweep.compressors)
     agreeing = tokens = 0
     theirs = 0.0
     for trace in sampled.itertuples():
         ids = torch.tensor(asked[trace.prompt_id], device=device)
-        press = sweep.press(presses[trace.compressor, trace.ratio])
+        press = presses[Condition(trace.compressor, trace.ratio)].press
         reference, seconds = timed(
             lambda ids=ids, press=press: kvpress_generate(loaded.model, ids, press, new, loaded.eos_ids),
             device,

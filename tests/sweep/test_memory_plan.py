@@ -8,17 +8,31 @@ import pytest
 import torch
 from test_sweep import sweep_of
 
+from kvguard.engine.presses import Presses
 from kvguard.models.load import load_model
-from kvguard.sweep import plan as plan_module
-from kvguard.sweep.plan import plan_batch, predicted_peak
+from kvguard.sweep import batch_size as batch_module
+from kvguard.sweep.batch_size import BatchSize, predicted_peak
 
 LENGTHS = [300] * 6
+
+
+def peak_of(sweep, loaded, lengths, batch_size: int) -> int:
+    presses = Presses(sweep.conditions, sweep.compressors)
+    return predicted_peak(sweep, presses, loaded.model, lengths, batch_size)
+
+
+def plan_batch(sweep, loaded, lengths, workers: int, folder: Path) -> int:
+    """Plan as a run in the folder would, and remember the plan."""
+    presses = Presses(sweep.conditions, sweep.compressors)
+    planned = BatchSize(sweep, presses, loaded, lengths, workers, folder)
+    planned.remember()
+    return planned.rows
 
 
 @pytest.fixture
 def sweep(model_folder: Path, monkeypatch):
     """Rows of a model so small that the tables of their signals would take more than their caches."""
-    monkeypatch.setattr(plan_module, "_TABLE_COPIES", 0)
+    monkeypatch.setattr(batch_module, "_TABLE_COPIES", 0)
     sweep = sweep_of(model_folder, prompts_per_part=6)
     return replace(sweep, spec=sweep.spec.model_copy(update={"max_new_tokens": 512}))
 
@@ -29,30 +43,26 @@ def loaded(sweep):
 
 
 def test_a_batch_adds_its_rows_and_more_prompts_add_nothing(sweep, loaded) -> None:
-    few, more, all_of_a_part, beyond = (
-        predicted_peak(sweep, loaded.model, LENGTHS, size) for size in (4, 8, 12, 99)
-    )
+    few, more, all_of_a_part, beyond = (peak_of(sweep, loaded, LENGTHS, size) for size in (4, 8, 12, 99))
     assert few < more < all_of_a_part == beyond
-    assert predicted_peak(sweep, loaded.model, LENGTHS * 5, 8) == more
+    assert peak_of(sweep, loaded, LENGTHS * 5, 8) == more
 
 
-def test_the_caches_of_a_block_are_counted(sweep, loaded) -> None:
+def test_the_caches_of_a_unit_are_counted(sweep, loaded) -> None:
     config = loaded.model.config
     entry = 2 * config.num_hidden_layers * config.hidden_size // config.num_attention_heads * 4
     wider = replace(sweep, settings=sweep.settings.model_copy(update={"prompts_per_part": 12}))
-    more = predicted_peak(wider, loaded.model, LENGTHS * 2, 1) - predicted_peak(
-        sweep, loaded.model, LENGTHS, 1
-    )
+    more = peak_of(wider, loaded, LENGTHS * 2, 1) - peak_of(sweep, loaded, LENGTHS, 1)
     assert more >= sum(LENGTHS) * entry
 
 
 def test_on_a_gpu_the_memory_of_a_recorded_step_is_counted(sweep, loaded, monkeypatch) -> None:
     model = loaded.model
     monkeypatch.setattr(type(model), "device", property(lambda model: torch.device("cuda")))
-    with_graph = [predicted_peak(sweep, model, LENGTHS, size) for size in (4, 8)]
-    monkeypatch.setattr(plan_module, "graph_bytes", lambda model, rows: 0)
+    with_graph = [peak_of(sweep, loaded, LENGTHS, size) for size in (4, 8)]
+    monkeypatch.setattr(batch_module, "graph_bytes", lambda model, rows: 0)
     graph, larger = (
-        more - predicted_peak(sweep, model, LENGTHS, n) for more, n in zip(with_graph, (4, 8), strict=True)
+        more - peak_of(sweep, loaded, LENGTHS, n) for more, n in zip(with_graph, (4, 8), strict=True)
     )
     assert graph > 4 * model.config.vocab_size * 4
     assert larger - graph >= 4 * model.config.vocab_size * 4
@@ -60,8 +70,8 @@ def test_on_a_gpu_the_memory_of_a_recorded_step_is_counted(sweep, loaded, monkey
 
 def test_what_malloc_keeps_of_moved_rows_is_counted_up_to_its_limit(sweep, loaded, monkeypatch) -> None:
     def peak(reserve: int) -> int:
-        monkeypatch.setattr(plan_module, "_RESERVE", reserve)
-        return predicted_peak(sweep, loaded.model, LENGTHS, 12)
+        monkeypatch.setattr(batch_module, "_RESERVE", reserve)
+        return peak_of(sweep, loaded, LENGTHS, 12)
 
     config = loaded.model.config
     one_layer = 12 * (LENGTHS[0] // 2 + 512) * config.num_key_value_heads * 4  # keys of 12 rows, but for D
@@ -74,14 +84,14 @@ def test_the_largest_batch_that_fits_is_planned(sweep, loaded, tmp_path, monkeyp
     sweep = replace(sweep, settings=sweep.settings.model_copy(update={"batch_size": "auto"}))
     model = loaded.model
     weights = sum(weight.nbytes for weight in model.parameters()) if workers > 1 else 0
-    free = 2 * workers * (weights + predicted_peak(sweep, model, LENGTHS, 8))
+    free = 2 * workers * (weights + peak_of(sweep, loaded, LENGTHS, 8))
     for size, memory in ((8, free), (4, free - 2 * workers), (1, 1000)):
-        monkeypatch.setattr(plan_module, "free_memory", lambda model, memory=memory: memory)
+        monkeypatch.setattr(batch_module, "free_memory", lambda model, memory=memory: memory)
         folder = tmp_path / str(memory)
         folder.mkdir()
         assert plan_batch(sweep, loaded, LENGTHS, workers, folder) == size
         assert json.loads((folder / "batch.json").read_text())["batch_size"] == size
-        monkeypatch.setattr(plan_module, "free_memory", lambda model: 10**15)
+        monkeypatch.setattr(batch_module, "free_memory", lambda model: 10**15)
         assert plan_batch(sweep, loaded, LENGTHS, workers, folder) == size, "a resumed run keeps its plan"
 
 
@@ -103,5 +113,5 @@ def test_the_default_sweep_plans_512_rows_in_eleven_gib_for_each_of_two(tmp_path
         "cpu",
     )
     loaded = load_model("reference", spec, "cpu")
-    monkeypatch.setattr(plan_module, "free_memory", lambda model: 22 << 30)
+    monkeypatch.setattr(batch_module, "free_memory", lambda model: 22 << 30)
     assert plan_batch(sweep, loaded, [340] * 500, 2, tmp_path) == 512

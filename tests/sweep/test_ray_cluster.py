@@ -18,10 +18,9 @@ from kvguard.sweep import plan
 from kvguard.sweep import ray_cluster as ray_engine
 from kvguard.sweep import run as sweep_module
 from kvguard.sweep.make import generate_parts
-from kvguard.sweep.parts import plan_parts
-from kvguard.sweep.plan import Sweep
+from kvguard.sweep.plan import Plan, Sweep, SweepPart, compile_sweep, cut_by_compressor
 from kvguard.sweep.run import run_sweep
-from kvguard.sweep.workers import Work
+from kvguard.sweep.workers import Work, make_missing
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(
-        KvguardError, match=r"^generate: no Ray cluster can be had \([^\n]+\); try again, or mend RAY_ADDRESS"
+        KvguardError, match=r"^generate: no Ray cluster can be had \([^\n]+\); try again, or fix RAY_ADDRESS"
     ):
         run_sweep(sweep_of(model_folder, n=2, engine="ray"), tmp_path, progress=False)
 
@@ -135,11 +134,11 @@ def test_what_a_worker_cannot_do_is_one_line_here_too(model_folder: Path, tmp_pa
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_finds_no_room_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    sweep = sweep_of(model_folder, n=2, engine="ray")
+    sweep = sweep_of(model_folder, n=2, engine="ray", batch_size=8)
     loaded = sweep_module.load_model(sweep.name, sweep.spec, "cpu")
-    work = Work("generate", sweep, generate_parts, tmp_path, 8, 1, 999, sweep.settings)
+    plan = replace(plan_of(sweep, tmp_path), threads=999)
     with pytest.raises(KvguardError, match=r"^generate: no machine of the Ray cluster has 999 CPU"):
-        sweep_module.make_units(work, loaded, [parts_of(sweep)], sweep.n_traces, progress=False)
+        make_missing(Work("generate", plan, generate_parts, tmp_path), loaded, progress=False)
 
 
 def test_without_ray_nothing_is_written(
@@ -161,14 +160,16 @@ def test_a_machine_that_differs_is_refused(
     model_folder: Path, tmp_path: Path, folder: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sweep = sweep_of(model_folder, n=2)
-    work = Work("generate", sweep, generate_parts, tmp_path, 8, 1, 1, sweep.settings)
-    worker = ray_engine._Worker(work, "cpu", "another", Path(folder))
+    plan = plan_of(sweep_of(model_folder, n=2, batch_size=8), tmp_path)
+    worker = ray_engine._Worker(
+        Work("generate", plan, generate_parts, tmp_path), "cpu", "another", Path(folder)
+    )
     assert list(worker.make([])) == []
     with pytest.raises(KvguardError, match=message):
-        next(worker.make(parts_of(sweep)))
+        next(worker.make(plan.parts))
     assert not list(tmp_path.iterdir())
 
 
-def parts_of(sweep: Sweep) -> list:
-    return plan_parts(sweep.prompts, sweep.conditions, sweep.compressors, 2, {})
+def plan_of(sweep: Sweep, out: Path) -> Plan[SweepPart]:
+    loaded = sweep_module.load_model(sweep.name, sweep.spec, sweep.device)
+    return compile_sweep(sweep, loaded, out, cut_by_compressor)

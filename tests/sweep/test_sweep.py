@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import CatastropheParams
+from kvguard.models.load import LoadedModel
 from kvguard.models.spec import ModelSpec
-from kvguard.store.tables import read_table, read_tokens
-from kvguard.sweep import make as block_module
+from kvguard.store import parts as parts_module
+from kvguard.store.tables import read_metadata, read_table, read_tokens
+from kvguard.sweep import make as make_module
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import CompressorSpec, GenerateParams, Preset, conditions
@@ -64,7 +66,7 @@ def test_every_prompt_meets_every_condition_once(model_folder: Path, tmp_path: P
     traces, tokens = read_table("traces", result.traces), read_tokens(tmp_path)
     plan = {(p, c.compressor, c.ratio) for p in sweep.prompts["prompt_id"] for c in sweep.conditions}
     assert set(traces[["prompt_id", "compressor", "ratio"]].itertuples(index=False, name=None)) == plan
-    assert len(traces) == len(plan) == sweep.n_traces
+    assert len(traces) == len(plan) == len(sweep.prompts) * len(sweep.conditions)
     counted = tokens.groupby("trace_id")["token_id"].agg(list)
     assert all(counted[t.trace_id] == list(t.token_ids) for t in traces.itertuples())
     none = traces[traces["compressor"] == "none"]
@@ -167,22 +169,115 @@ def test_a_damaged_part_is_made_again(model_folder: Path, tmp_path: Path, damage
     assert digests(tmp_path) == before
 
 
-def test_running_out_of_memory_halves_the_batch_and_loses_no_row(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def let_memory_run_out(monkeypatch: pytest.MonkeyPatch, above: int, times: int) -> list[int]:
+    """Let decoding more than ``above`` rows fail that many times; return the sizes that are tried."""
     tried: list[int] = []
-    decode = block_module.decode
+    decode = make_module.decode
 
     def scarce(*args: object, batch_size: int, **kwargs: object) -> object:
         tried.append(batch_size)
-        if batch_size > 2:
+        if batch_size > above and sum(size > above for size in tried) <= times:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(*args, batch_size=batch_size, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(block_module, "decode", scarce)
+    monkeypatch.setattr(make_module, "decode", scarce)
+    return tried
+
+
+def test_running_out_of_memory_halves_the_batch_and_loses_no_row(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = let_memory_run_out(monkeypatch, above=2, times=1000)
     result = run_sweep(sweep_of(model_folder, n=2, batch_size=8), tmp_path, progress=False)
     assert tried[:3] == [8, 4, 2]
     assert len(read_table("traces", result.traces)) == 10
+
+
+def test_a_part_of_half_the_batch_says_so_and_is_kept(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_of(model_folder, n=4, batch_size=8)
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        tried = let_memory_run_out(patch, above=4, times=1)
+        run_sweep(sweep, short, progress=False)
+    assert tried == [8, 4, *[8] * 5]
+    run_sweep(sweep, whole, progress=False)
+    before = digests(short)
+    assert run_sweep(sweep, short, progress=False).n_made == 0, "a resumed run keeps the part"
+    assert digests(short) == before
+    pairs = {f.name: [read_metadata(folder / f.name) for folder in (short, whole)] for f in parts_of(short)}
+    differing = {
+        name for name, (a, b) in pairs.items() if a["kvguard.fingerprint"] != b["kvguard.fingerprint"]
+    }
+    assert len(differing) == 2, "the tables of the one part that memory ran out for"
+    for name, (a, b) in pairs.items():
+        rows = "4" if name in differing else "8"
+        assert (a["kvguard.batch_size"], b["kvguard.batch_size"]) == (rows, "8")
+    halved = run_sweep(sweep_of(model_folder, n=4, batch_size=4), short, progress=False)
+    assert halved.n_kept == 0, "another plan, though one part was decoded with as many rows"
+
+
+def test_a_part_of_half_the_batch_that_is_numbered_anew_still_says_so(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(
+        sweep_of(model_folder, n=2, batch_size=8),
+        conditions=[Condition("none", 0.0), Condition("random", 0.5)],
+    )
+    let_memory_run_out(monkeypatch, above=4, times=1000)
+    run_sweep(small, tmp_path, progress=False)
+    larger = replace(small, conditions=[*small.conditions, Condition("snapkv", 0.75)])
+    result = run_sweep(larger, tmp_path, progress=False)
+    assert (result.n_kept, result.n_made) == (2, 1)
+    assert {read_metadata(f)["kvguard.batch_size"] for f in parts_of(tmp_path)} == {"4"}
+    assert run_sweep(larger, tmp_path, progress=False).n_made == 0
+
+
+def test_another_chat_template_makes_every_trace_again(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    run_sweep(sweep_of(folder, n=2), tmp_path / "out", progress=False)
+    (folder / "chat_template.jinja").write_text("Q {{ messages[0]['content'] }} A")
+    again = run_sweep(sweep_of(folder, n=2), tmp_path / "out", progress=False)
+    assert (again.n_made, again.n_kept) == (3, 0)
+    run_sweep(sweep_of(folder, n=2), tmp_path / "fresh", progress=False)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_other_code_between_text_and_tokens_makes_every_trace_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The weights and the tokenizer's files are the same: only what is made of them differs."""
+    sweep = sweep_of(model_folder, n=2)
+    run_sweep(sweep, tmp_path, progress=False)
+    before = getattr(LoadedModel, method)
+    monkeypatch.setattr(LoadedModel, method, lambda loaded, given: before(loaded, given)[:-1])
+    again = run_sweep(sweep, tmp_path, progress=False)
+    assert (again.n_made, again.n_kept) == (3, 0)
+
+
+def test_another_version_of_the_engine_makes_every_trace_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_of(model_folder, n=2)
+    run_sweep(sweep, tmp_path, progress=False)
+    monkeypatch.setattr(parts_module, "VERSION", parts_module.VERSION + 1)
+    assert run_sweep(sweep, tmp_path, progress=False).n_kept == 0
+
+
+def test_ratios_that_print_alike_are_not_taken_for_one_another(model_folder: Path, tmp_path: Path) -> None:
+    none = Condition("none", 0.0)
+    sweep = replace(sweep_of(model_folder, n=2), conditions=[none, Condition("random", 0.5)])
+    run_sweep(sweep, tmp_path, progress=False)
+    near = replace(sweep, conditions=[none, Condition("random", 0.50000001)])
+    assert str(near.conditions[1]) == "random@0.5"
+    result = run_sweep(near, tmp_path, progress=False)
+    assert (result.n_made, result.n_kept) == (1, 1)
+
+
+def parts_of(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("part-*.parquet"), *folder.glob("tokens-*.parquet")])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +286,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_no_row(
         ({"spec": {"max_new_tokens": 5000}}, r"exceed the window of 2048 of model tiny; use fewer shots"),
         (
             {"compressors": {"window_size": 900}},
-            r"too few for snapkv, which needs 901; mend compressors.snapkv",
+            r"too few for snapkv, which needs 901; fix compressors.snapkv",
         ),
         ({"spec": {"source": "path:/nowhere"}}, r"model tiny: no model lies at /nowhere"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +54,83 @@ class Condition:
         return self.compressor if self.compressor == NONE else f"{self.compressor}@{self.ratio:g}"
 
 
+@dataclass(frozen=True)
+class BuiltPress:
+    """A condition's press, and what a prefill needs to know of it.
+
+    Attributes
+    ----------
+    press : BasePress or None
+        None for the uncompressed baseline.
+    attention : str
+        The attention implementation of its prefill: ``eager`` or ``sdpa``.
+    shares_prefill : bool
+        One forward pass can serve it beside others: the baseline, and presses that only score.
+    shortest_prompt : int
+        The fewest prompt tokens that it accepts.
+    """
+
+    press: BasePress | None
+    attention: str
+    shares_prefill: bool
+    shortest_prompt: int
+
+    @classmethod
+    def of(cls, press: BasePress | None) -> BuiltPress:
+        """Ask a press, once, what a prefill needs to know."""
+        return cls(
+            press,
+            attention_for(press),
+            press is None or only_scores(press),
+            1 if press is None else shortest_prompt(press),
+        )
+
+
+class Presses(Mapping[Condition, BuiltPress]):
+    """The press of every condition, built once in every process.
+
+    A press is mutable: it learns the model's shape, and some keep state while a prompt is compressed. So what
+    travels to another process is the specs, and the presses are built anew there.
+
+    Parameters
+    ----------
+    conditions : sequence of Condition
+    specs : mapping of str to PressSpec
+        The press of every compressor that the conditions name.
+
+    Raises
+    ------
+    KvguardError
+        If kvpress has no such press, or a press does not take its parameters.
+    """
+
+    def __init__(self, conditions: Sequence[Condition], specs: Mapping[str, PressSpec]) -> None:
+        self._specs = {c.compressor: specs[c.compressor] for c in conditions if c.compressor != NONE}
+        self._built = {
+            c: BuiltPress.of(None if c.compressor == NONE else build_press(specs[c.compressor], c.ratio))
+            for c in conditions
+        }
+
+    def __reduce__(self) -> tuple[type[Presses], tuple[list[Condition], dict[str, PressSpec]]]:
+        return Presses, (list(self._built), self._specs)
+
+    def __getitem__(self, condition: Condition) -> BuiltPress:
+        return self._built[condition]
+
+    def __iter__(self) -> Iterator[Condition]:
+        return iter(self._built)
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+    def by_attention(self, conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
+        """Group conditions by the attention implementation of their prefill: one pass serves a group."""
+        groups: dict[str, list[Condition]] = {}
+        for condition in conditions:
+            groups.setdefault(self[condition].attention, []).append(condition)
+        return groups
+
+
 def build_press(spec: PressSpec, ratio: float) -> BasePress:
     """Build a fresh kvpress press.
 
@@ -87,9 +164,7 @@ def _build(name: str, params: Mapping[str, Any], ratio: float) -> BasePress:
     try:
         press = cls(**arguments)
     except (TypeError, AssertionError, ValueError) as error:
-        raise KvguardError(
-            f"press {name}: {error}; mend its parameters in params.yaml, compressors"
-        ) from None
+        raise KvguardError(f"press {name}: {error}; fix its parameters in params.yaml, compressors") from None
     if isinstance(press, kvpress.DecodingPress | kvpress.PrefillDecodingPress):
         raise KvguardError(
             f"press {name}: it compresses what is being generated, and a sweep compresses prompts: name the "

@@ -1,1 +1,1 @@
-"""Every prompt under every condition: plan, parts, workers; resumable."""
+"""Every prompt under every condition: compiled into a plan, made in parts by workers; resumable."""

@@ -1,4 +1,4 @@
-"""Making the parts of one block of prompts: prefill once, decode each part, store it."""
+"""Making a unit of parts: prefill each of their prompts once, decode each part, store it."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from kvguard.engine.batch import Generated, Row, decode
 from kvguard.engine.columns import SIGNALS
 from kvguard.engine.memory import release_unused, within_memory
 from kvguard.engine.prefill import prefill
-from kvguard.engine.presses import Condition, attention_for
+from kvguard.engine.presses import Condition, Presses
 from kvguard.judging.catastrophes import NO_ONSET, TraceTokens, onsets
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
-from kvguard.sweep.parts import SweepPart
-from kvguard.sweep.plan import Sweep, Tally
-from kvguard.sweep.workers import Report
+from kvguard.sweep.plan import Plan, Sweep, SweepPart
+from kvguard.sweep.progress import Report, Tally
 from kvguard.tasks.answers import is_correct, parse_answer
 
 
 def generate_parts(
-    sweep: Sweep,
+    plan: Plan[SweepPart],
     loaded: LoadedModel,
     parts: Sequence[SweepPart],
     out: Path,
-    batch_size: int,
     report: Report,
 ) -> None:
-    """Make parts that share a block and an attention implementation, one prefill per prompt for all."""
-    first = parts[0]
-    block = sweep.prompts.iloc[first.start : first.stop]
-    prefilled = prefill_block(sweep, loaded, block, [c for part in parts for c in part.conditions])
+    """Make a unit of parts: they share their prompts and an attention implementation."""
+    start, stop = parts[0].start, parts[0].stop
+    prompts = plan.sweep.prompts.iloc[start:stop]
+    conditions = [condition for part in parts for condition in part.conditions]
+    prefilled = prefill_rows(loaded, plan.prompt_ids[start:stop], plan.presses, conditions)
     for part in parts:
         pyarrow.default_memory_pool().release_unused()
         release_unused()
-        keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
+        keys = [(index, condition) for index in range(len(prompts)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
-        answers = [block["answer"].iloc[index] for index, _ in keys]
-        generated = _decode(sweep, loaded, rows, batch_size, _judge_rows(sweep, loaded, answers, report))
+        answers = [prompts["answer"].iloc[index] for index, _ in keys]
+        on_finish = _judge_rows(plan.sweep, loaded, answers, report)
+        generated, batch_size = _decode(plan, loaded, rows, on_finish)
         raw = pd.DataFrame(
             {
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
-                "prompt_id": [block["prompt_id"].iloc[i] for i, _ in keys],
+                "prompt_id": [prompts["prompt_id"].iloc[i] for i, _ in keys],
                 "compressor": part.compressor,
                 "ratio": [c.ratio for _, c in keys],
                 "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
@@ -60,49 +60,57 @@ def generate_parts(
             }
         )
         tokens = _tokens_frame(raw["trace_id"].to_numpy(), generated)
-        part.write("tokens", conform("tokens", tokens), out)
-        part.write("parts", conform("parts", raw), out)
+        part.write("tokens", conform("tokens", tokens), out, batch_size)
+        part.write("parts", conform("parts", raw), out, batch_size)
         del generated, raw, tokens  # before the next part's batch is made
 
 
-def prefill_block(
-    sweep: Sweep, loaded: LoadedModel, block: pd.DataFrame, conditions: Sequence[Condition]
+def prefill_rows(
+    loaded: LoadedModel,
+    prompt_ids: Sequence[np.ndarray],
+    presses: Presses,
+    conditions: Sequence[Condition],
 ) -> dict[tuple[int, Condition], Row]:
-    """Prefill each prompt once: the row of every (position in the block, condition).
+    """Prefill each prompt once: the row of every (position among the prompts, condition).
 
     Parameters
     ----------
+    prompt_ids
+        The token ids of each prompt. [T]
     conditions
         All of one attention implementation.
     """
-    presses = {condition: sweep.press(condition) for condition in conditions}
-    implementation = attention_for(presses[conditions[0]])
+    wanted = {condition: presses[condition].press for condition in conditions}
+    implementation = presses[conditions[0]].attention
     rows: dict[tuple[int, Condition], Row] = {}
-    for index, prompt in enumerate(block["prompt"]):
-        ids = torch.tensor(loaded.encode(prompt), device=loaded.model.device)
-        done = prefill(loaded.model, ids, presses, implementation)
+    for index, prompt in enumerate(prompt_ids):
+        ids = torch.tensor(prompt, dtype=torch.long, device=loaded.model.device)
+        done = prefill(loaded.model, ids, wanted, implementation)
         rows |= {(index, condition): Row(ids, done.logits, kept) for condition, kept in done.kept.items()}
     return rows
 
 
 def _decode(
-    sweep: Sweep,
+    plan: Plan[SweepPart],
     loaded: LoadedModel,
     rows: Sequence[Row],
-    batch_size: int,
     on_finish: Callable[[int, np.ndarray, bool], None],
-) -> Generated:
+) -> tuple[Generated, int]:
+    """Return what the rows generated, and how many of them were decoded together in the end."""
     return within_memory(
         loaded.name,
         loaded.model.device,
-        batch_size,
-        lambda size: decode(
-            loaded.model,
-            rows,
-            batch_size=size,
-            max_new_tokens=sweep.spec.max_new_tokens,
-            eos_ids=loaded.eos_ids,
-            on_finish=on_finish,
+        plan.batch_size,
+        lambda size: (
+            decode(
+                loaded.model,
+                rows,
+                batch_size=size,
+                max_new_tokens=plan.sweep.spec.max_new_tokens,
+                eos_ids=loaded.eos_ids,
+                on_finish=on_finish,
+            ),
+            size,
         ),
     )
 

@@ -1,35 +1,32 @@
-"""What a sweep is, whether its prompts fit, and how its work is cut to the machine."""
+"""A sweep, and the plan that it is compiled into, once: everything that is decided before the first token."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from kvguard.engine.memory import MOST_ROWS, entry_bytes, free_memory, graph_bytes, prefill_bytes, row_bytes
-from kvguard.engine.presses import NONE, Condition, attention_for, build_press, only_scores, shortest_prompt
-from kvguard.engine.signals import N_SIGNALS
+from kvguard.engine.presses import NONE, Condition, Presses
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.load import LoadedModel
 from kvguard.models.spec import ModelSpec
-from kvguard.store.parts import blocks
+from kvguard.store.parts import P, Part, fingerprint, slices
+from kvguard.sweep.batch_size import BatchSize
 from kvguard.sweep.settings import CompressorSpec, GenerateParams
 
 if TYPE_CHECKING:
-    from kvpress import BasePress
-    from transformers import PreTrainedModel
+    Ids = NDArray[np.int32]
 
-_TABLE_COPIES = 4  # of a part's signals, while its tables are made and written
-_FIXED = 4 << 20  # bytes of a worker's tokenizer and of what writes its tables, measured
-_RESERVE = 64 << 20  # bytes of freed blocks that glibc keeps at most: twice its largest mmap threshold
+Q = TypeVar("Q", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -55,63 +52,165 @@ class Sweep:
     catastrophes: CatastropheParams
     device: str = "auto"
 
-    @property
-    def n_traces(self) -> int:
-        """Traces in the whole sweep."""
-        return len(self.prompts) * len(self.conditions)
-
-    def press(self, condition: Condition) -> BasePress | None:
-        """Build the condition's press; None for the baseline."""
-        if condition.compressor == NONE:
-            return None
-        return build_press(self.compressors[condition.compressor], condition.ratio)
-
 
 @dataclass(frozen=True)
-class Tally:
-    """Traces finished so far: how many, how many with a catastrophe, scored and right."""
+class SweepPart(Part):
+    """A slice of the prompts x one compressor's conditions.
 
-    n: int = 0
-    catastrophic: int = 0
-    scored: int = 0
-    correct: int = 0
+    Parameters
+    ----------
+    start, stop : int
+        The part's prompts, as positions in the prompts table.
+    """
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+    start: int
+    stop: int
+    compressor: str
+    conditions: tuple[Condition, ...]
 
-    def _values(self) -> tuple[int, int, int, int]:
-        return self.n, self.catastrophic, self.scored, self.correct
+    kinds: ClassVar[Mapping[str, str]] = {"tokens": "tokens", "parts": "part"}
 
 
-def check_prompts(sweep: Sweep, loaded: LoadedModel, lengths: Sequence[int]) -> None:
-    """Refuse prompts of these lengths, in tokens, that the model's window or a press cannot take.
+@dataclass(frozen=True, eq=False)
+class Plan(Generic[P]):
+    """A compiled sweep. It travels to the workers, where its presses are built anew.
+
+    Attributes
+    ----------
+    presses : Presses
+        The press of every condition, built once.
+    prompt_ids : tuple of ndarray
+        The token ids of every prompt [T], in the order of the prompts table.
+    prompt_texts : tuple of str
+        What the tokenizer makes of those ids.
+    batch_size : int
+        Rows decoded together, unless memory runs out.
+    workers, threads : int
+        Processes on this machine, and the CPU threads of each.
+    depends_on : mapping
+        What every part's bytes depend on, whatever its prompts and conditions.
+    parts : tuple of Part
+        All parts, made and missing.
+    """
+
+    sweep: Sweep
+    presses: Presses
+    prompt_ids: tuple[Ids, ...]
+    prompt_texts: tuple[str, ...]
+    batch_size: int
+    workers: int
+    threads: int
+    depends_on: Mapping[str, Any]
+    parts: tuple[P, ...] = ()
+
+    @property
+    def n_traces(self) -> int:
+        """Traces in all parts."""
+        return sum(part.n_traces for part in self.parts)
+
+    def with_parts(self, parts: Iterable[Q]) -> Plan[Q]:
+        """Return this plan with other parts."""
+        whatever: Plan[Any] = self
+        return replace(whatever, parts=tuple(parts))
+
+    def made_of(self, prompts: Sequence[int], conditions: Sequence[Condition]) -> dict[str, Any]:
+        """Return what a part of these prompts, by position, and conditions depends on."""
+        compressors = {c.compressor for c in conditions} - {NONE}
+        return {
+            **self.depends_on,
+            "prompts": [
+                (self.sweep.prompts["prompt_id"].iloc[i], self.prompt_ids[i].tolist(), self.prompt_texts[i])
+                for i in prompts
+            ],
+            "conditions": [(c.compressor, c.ratio) for c in conditions],
+            "presses": {name: self.sweep.compressors[name].model_dump() for name in compressors},
+        }
+
+
+def compile_sweep(
+    sweep: Sweep,
+    loaded: LoadedModel,
+    out: Path,
+    cut: Callable[[Plan[Any]], Sequence[P]],
+    restorable: bool = False,
+) -> Plan[P]:
+    """Decide everything, check it, and only then touch ``out``.
+
+    Parameters
+    ----------
+    out
+        The folder of the parts: a batch size that was planned there before is kept.
+    cut
+        Cuts a plan into parts, by :meth:`Plan.made_of`.
+    restorable
+        Rows may get their full cache back.
 
     Raises
     ------
     KvguardError
-        Naming the prompt, the lengths and the mend.
+        If the engine is not installed, a press does not take its parameters, or a prompt does not fit the
+        model or a press.
     """
-    longest, shortest = int(np.argmax(lengths)), int(np.argmin(lengths))
-    name = sweep.prompts["prompt_id"].iloc
-    if lengths[longest] + sweep.spec.max_new_tokens > loaded.window:
-        raise KvguardError(
-            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.spec.max_new_tokens} new ones "
-            f"exceed the window of {loaded.window} of model {sweep.name}; use fewer shots (n_shots) or a "
-            "smaller max_new_tokens"
-        )
+    check_engine(sweep.settings)
+    presses = Presses(sweep.conditions, sweep.compressors)
+    encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
+    lengths = [len(ids) for ids in encoded]
+    check_prompts(sweep, presses, loaded, lengths)
+    workers, threads = plan_workers(sweep.settings, loaded)
+    batch_size = BatchSize(sweep, presses, loaded, lengths, workers, out, restorable)
+    depends_on = {
+        "weights": loaded.fingerprint,
+        "dtype": sweep.spec.dtype,
+        "quantised_by": version("bitsandbytes") if sweep.spec.quantisation == "nf4" else None,
+        "device": loaded.model.device.type,
+        "max_new_tokens": sweep.spec.max_new_tokens,
+        "eos_ids": loaded.eos_ids,
+        "batch_size": batch_size.rows,
+        "threads": threads,
+    }
+    plan: Plan[Any] = Plan(
+        sweep=sweep,
+        presses=presses,
+        prompt_ids=tuple(np.array(ids, dtype=np.int32) for ids in encoded),
+        prompt_texts=tuple(loaded.decode(ids) for ids in encoded),
+        batch_size=batch_size.rows,
+        workers=workers,
+        threads=threads,
+        depends_on=depends_on,
+    )
+    whole = plan.with_parts(cut(plan))
+    out.mkdir(parents=True, exist_ok=True)
+    batch_size.remember()
+    return whole
+
+
+def cut_by_compressor(plan: Plan[Any]) -> list[SweepPart]:
+    """Cut a sweep into slices of prompts x one compressor; a slice's parts of one attention are a unit."""
+    sweep = plan.sweep
+    by_compressor: dict[str, list[Condition]] = {}
     for condition in sweep.conditions:
-        press = sweep.press(condition)
-        needed = shortest_prompt(press) if press is not None else 1
-        if lengths[shortest] < needed:
-            raise KvguardError(
-                f"prompt {name[shortest]}: {lengths[shortest]} tokens are too few for "
-                f"{condition.compressor}, which needs {needed}; mend compressors.{condition.compressor} "
-                "(a smaller window_size) or use longer prompts"
+        by_compressor.setdefault(condition.compressor, []).append(condition)
+    nth = {condition: i for i, condition in enumerate(sweep.conditions)}
+    parts = []
+    for number, (start, stop) in enumerate(slices(len(sweep.prompts), sweep.settings.prompts_per_part)):
+        for compressor, own in by_compressor.items():
+            parts.append(
+                SweepPart(
+                    name=f"{number:04d}-{compressor}",
+                    trace_ids=tuple(i * len(nth) + nth[c] for i in range(start, stop) for c in own),
+                    unit=f"{number:04d}-{plan.presses[own[0]].attention}",
+                    fingerprint=fingerprint(plan.made_of(range(start, stop), own)),
+                    start=start,
+                    stop=stop,
+                    compressor=compressor,
+                    conditions=tuple(own),
+                )
             )
+    return parts
 
 
 def check_engine(settings: GenerateParams) -> None:
-    """Refuse an engine that is not installed.
+    """Reject an engine that is not installed.
 
     Raises
     ------
@@ -124,6 +223,31 @@ def check_engine(settings: GenerateParams) -> None:
         )
 
 
+def check_prompts(sweep: Sweep, presses: Presses, loaded: LoadedModel, lengths: Sequence[int]) -> None:
+    """Reject prompts of these lengths, in tokens, that the model's window or a press cannot take.
+
+    Raises
+    ------
+    KvguardError
+        Naming the prompt, the lengths and the fix.
+    """
+    longest, shortest = int(np.argmax(lengths)), int(np.argmin(lengths))
+    name = sweep.prompts["prompt_id"].iloc
+    if lengths[longest] + sweep.spec.max_new_tokens > loaded.window:
+        raise KvguardError(
+            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.spec.max_new_tokens} new ones "
+            f"exceed the window of {loaded.window} of model {sweep.name}; use fewer shots (n_shots) or a "
+            "smaller max_new_tokens"
+        )
+    for condition, built in presses.items():
+        if lengths[shortest] < built.shortest_prompt:
+            raise KvguardError(
+                f"prompt {name[shortest]}: {lengths[shortest]} tokens are too few for "
+                f"{condition.compressor}, which needs {built.shortest_prompt}; "
+                f"fix compressors.{condition.compressor} (a smaller window_size) or use longer prompts"
+            )
+
+
 def plan_workers(settings: GenerateParams, loaded: LoadedModel) -> tuple[int, int]:
     """Return (processes on this machine, CPU threads of each); on an accelerator one process drives it.
 
@@ -134,108 +258,3 @@ def plan_workers(settings: GenerateParams, loaded: LoadedModel) -> tuple[int, in
         return 1, cores
     workers = cores if settings.workers == "auto" else settings.workers
     return workers, max(1, cores // workers)
-
-
-def plan_batch(
-    sweep: Sweep,
-    loaded: LoadedModel,
-    lengths: Sequence[int],
-    workers: int,
-    out: Path,
-    restorable: bool = False,
-) -> int:
-    """Plan the rows of a batch, once per folder: a resumed run keeps to its first plan.
-
-    Every process is to stay within its share of half the memory that is free, by :func:`predicted_peak`.
-
-    Parameters
-    ----------
-    lengths
-        Tokens of every prompt.
-    restorable
-        Rows may get their full cache back.
-    """
-    if sweep.settings.batch_size != "auto":
-        return sweep.settings.batch_size
-    model = loaded.model
-    path = out / "batch.json"
-    key = [loaded.fingerprint, row_bytes(model, max(lengths) + sweep.spec.max_new_tokens), workers]
-    try:
-        stored = json.loads(path.read_text())
-        if stored["key"] == key:
-            return int(stored["batch_size"])
-    except (OSError, ValueError, KeyError):
-        pass
-    share = free_memory(model) / 2 / workers
-    if workers > 1:  # each loads weights of its own
-        share -= sum(weight.nbytes for weight in model.parameters())
-    batch_size = MOST_ROWS
-    while batch_size > 1 and predicted_peak(sweep, model, lengths, batch_size, restorable) > share:
-        batch_size //= 2
-    path.write_text(json.dumps({"key": key, "batch_size": batch_size}))
-    return batch_size
-
-
-def predicted_peak(
-    sweep: Sweep, model: PreTrainedModel, lengths: Sequence[int], batch_size: int, restorable: bool = False
-) -> int:
-    """Predict the most memory, in bytes, that a process takes besides the weights while it makes parts.
-
-    A block's prefill keeps every prompt's cache, with what each condition keeps of it, until the block's last
-    part is decoded. On top of that comes a prompt's prefill, or the decoding of a part, or, on the
-    host, its tables: whichever takes most.
-
-    Parameters
-    ----------
-    lengths, restorable
-        As for :func:`plan_batch`.
-    """
-    config, new = model.config.get_text_config(), sweep.spec.max_new_tokens
-    n_blocks = np.array(blocks(len(lengths), sweep.settings.prompts_per_part))
-    total = np.add.reduceat(lengths, n_blocks[:, 0])  # tokens of each block's prompts
-    longest = np.maximum.reduceat(lengths, n_blocks[:, 0])
-    n_prompts = n_blocks[:, 1] - n_blocks[:, 0]
-    entry = entry_bytes(model)
-    index = 4 * config.num_hidden_layers * config.num_key_value_heads
-    logits = n_prompts * config.vocab_size * model.dtype.itemsize
-
-    presses = {condition: sweep.press(condition) for condition in sweep.conditions}
-    peak = 0
-    for implementation in {attention_for(press) for press in presses.values()}:
-        together = {c: p for c, p in presses.items() if attention_for(p) == implementation}
-        scored = [c for c, press in together.items() if press is None or only_scores(press)]
-        chosen = sum(1 - c.ratio for c in scored if c.ratio > 0)  # entries kept, in those of a full cache
-        held = total * (entry * (1 + len(together) - len(scored)) + index * chosen) + logits
-        working = prefill_bytes(model, longest, implementation)
-        for compressor in {c.compressor for c in together}:
-            own = [c for c in together if c.compressor == compressor]
-            whole = restorable or not set(own) <= set(scored)
-            kept = longest if whole else (longest * (1 - min(c.ratio for c in own))).astype(int)
-            n_rows = n_prompts * len(own)
-            recorded = n_rows * new * 4 * (N_SIGNALS + 1)
-            slots = np.minimum(n_rows, batch_size)
-            decoding = slots * row_bytes(model, kept + new) + recorded
-            if len(own) > 1:  # rows of several lengths change places, the keys or values of a layer at a time
-                moved = slots * (kept + new) * entry // (2 * config.num_hidden_layers)
-                decoding += moved
-                if model.device.type == "cpu":  # the copies of smaller moves stay in reserve
-                    decoding += np.minimum(moved, _RESERVE)
-            if model.device.type == "cuda":
-                decoding += graph_bytes(model, slots)
-            working = np.maximum(working, decoding)
-            if model.device.type == "cpu":
-                working = np.maximum(working, _TABLE_COPIES * recorded)
-        peak = max(peak, int((held + working).max()))
-    return peak + _FIXED * (model.device.type == "cpu")
-
-
-def made_with(sweep: Sweep, loaded: LoadedModel, batch_size: int, threads: int) -> dict[str, Any]:
-    """Return what every part's bytes depend on, whatever its prompts and conditions."""
-    return {
-        "weights": loaded.fingerprint,
-        "dtype": sweep.spec.dtype,
-        "device": loaded.model.device.type,
-        "max_new_tokens": sweep.spec.max_new_tokens,
-        "batch_size": batch_size,
-        "threads": threads,
-    }

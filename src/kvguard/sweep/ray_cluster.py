@@ -23,16 +23,16 @@ import torch
 from kvguard.errors import KvguardError
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.store.parts import Part, fingerprint
-from kvguard.sweep.plan import Tally
 
 if TYPE_CHECKING:
-    from kvguard.sweep.workers import Progress, Work
+    from kvguard.sweep.progress import Progress, Tally
+    from kvguard.sweep.workers import Work
 
 _MOST_LOSSES = 3  # of workers by one unit
 
 
 def make_on_ray(
-    work: Work[Any, Any], loaded: LoadedModel, units: Sequence[Sequence[Part]], progress: Progress
+    work: Work[Any], loaded: LoadedModel, units: Sequence[Sequence[Part]], progress: Progress
 ) -> None:
     """Make all ``units`` of parts on the cluster at ``RAY_ADDRESS``, on this machine's, or on one of its own.
 
@@ -42,7 +42,7 @@ def make_on_ray(
     ------
     KvguardError
         If a worker finds no room, or another folder, model or kvguard; if a unit loses its workers again and
-        again, or a part fails for a reason the user can mend.
+        again, or a part fails for a reason the user can fix.
     """
     with _cluster(work.stage), _set_aside(loaded):
         crew = _Crew(work, loaded, units, progress)
@@ -66,7 +66,7 @@ def _cluster(stage: str) -> Iterator[None]:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises bare ones here
         raise KvguardError(
-            f"{stage}: no Ray cluster can be had ({_one_line(error)}); try again, or mend "
+            f"{stage}: no Ray cluster can be had ({_one_line(error)}); try again, or fix "
             "RAY_ADDRESS: host:port of a cluster that this machine is part of, or unset"
         ) from None
     try:
@@ -112,7 +112,7 @@ class _Crew:
 
     def __init__(
         self,
-        work: Work[Any, Any],
+        work: Work[Any],
         loaded: LoadedModel,
         units: Sequence[Sequence[Part]],
         progress: Progress,
@@ -149,7 +149,7 @@ class _Crew:
         """Return how many workers to hire: one per GPU, or as many as were asked for and the cores hold."""
         import ray
 
-        kind, each = ("GPU", 1) if self.device == "cuda" else ("CPU", self.work.threads)
+        kind, each = ("GPU", 1) if self.device == "cuda" else ("CPU", self.work.plan.threads)
         machines = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
         room = sum(int(amount // each) for amount in machines)
         if not room:
@@ -157,14 +157,16 @@ class _Crew:
                 f"no machine of the Ray cluster has {each} {kind} for a worker; "
                 "start Ray with more, or raise generate.workers"
             )
-        asked = self.work.settings.workers
+        asked = self.work.plan.sweep.settings.workers
         return room if kind == "GPU" or asked == "auto" else min(room, asked)
 
     def _hire(self) -> None:
         import ray
 
         # A worker on a GPU is not to wait for cores: its threads have next to nothing to do.
-        needs = {"num_cpus": self.work.threads} if self.device != "cuda" else {"num_cpus": 0, "num_gpus": 1}
+        needs = (
+            {"num_cpus": self.work.plan.threads} if self.device != "cuda" else {"num_cpus": 0, "num_gpus": 1}
+        )
         worker = (
             ray.remote(_Worker).options(**needs).remote(self.work, self.device, self.made_with, Path.cwd())
         )
@@ -214,7 +216,7 @@ class _Crew:
             self.losses[name] += 1
             if self.losses[name] == _MOST_LOSSES:
                 raise self._error(
-                    f"part {name} of model {self.work.job.name} lost its worker {_MOST_LOSSES} times "
+                    f"part {name} of model {self.work.plan.sweep.name} lost its worker {_MOST_LOSSES} times "
                     "(out of memory?); run it again to go on, or set a smaller generate.batch_size or "
                     "generate.workers"
                 ) from None
@@ -233,7 +235,7 @@ class _Crew:
 class _Worker:
     """An actor: it loads the model once and makes units of parts."""
 
-    def __init__(self, work: Work[Any, Any], device: str, made_with: str, folder: Path) -> None:
+    def __init__(self, work: Work[Any], device: str, made_with: str, folder: Path) -> None:
         self.work = work
         self.device = device
         self.made_with = made_with
@@ -257,8 +259,8 @@ class _Worker:
         from kvguard.sweep.workers import cpu_threads
 
         work = self.work
-        with cpu_threads(work.threads):
-            work.make(work.job, loaded, unit, work.out, work.batch_size, tallies.put)
+        with cpu_threads(work.plan.threads):
+            work.make(work.plan, loaded, unit, work.out, tallies.put)
 
     def _load(self) -> LoadedModel:
         """Go to the folder of the one who asks, and load the model that it has."""
@@ -267,10 +269,11 @@ class _Worker:
             os.chdir(self.folder)
         except OSError:
             raise KvguardError(f"{where} has no folder {self.folder}; share it with all machines") from None
-        loaded = load_model(work.job.name, work.job.spec, self.device)
+        sweep = work.plan.sweep
+        loaded = load_model(sweep.name, sweep.spec, self.device)
         if _fingerprint(loaded) != self.made_with:
             raise KvguardError(
-                f"{where} has another model {work.job.name}, kvguard, torch or transformers than the "
+                f"{where} has another model {sweep.name}, kvguard, torch or transformers than the "
                 "one that asks; install the same on all machines"
             )
         return loaded

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
-from kvguard.engine.presses import attention_for
 from kvguard.judging.judge import judge
 from kvguard.models.load import load_model
-from kvguard.store.parts import keep_made
 from kvguard.store.schemas import conform
-from kvguard.store.tables import open_table, read_table, remove_temporaries
+from kvguard.store.tables import open_table, read_table
 from kvguard.sweep.make import generate_parts
-from kvguard.sweep.parts import SweepPart, plan_parts
-from kvguard.sweep.plan import Sweep, check_engine, check_prompts, made_with, plan_batch, plan_workers
-from kvguard.sweep.workers import Work, make_units
+from kvguard.sweep.plan import Plan, Sweep, SweepPart, compile_sweep, cut_by_compressor
+from kvguard.sweep.workers import Work, make_missing
 
 
 @dataclass(frozen=True)
@@ -43,46 +40,23 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
         If a prompt does not fit the model or a press, or the engine is not installed (before anything is
         written), or if memory or disk run out.
     """
-    check_engine(sweep.settings)
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
-    lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
-    check_prompts(sweep, loaded, lengths)
-    workers, threads = plan_workers(sweep.settings, loaded)
-    out.mkdir(parents=True, exist_ok=True)
-    batch_size = plan_batch(sweep, loaded, lengths, workers, out)
-    parts = plan_parts(
-        sweep.prompts,
-        sweep.conditions,
-        sweep.compressors,
-        sweep.settings.prompts_per_part,
-        made_with(sweep, loaded, batch_size, threads),
-    )
-    remove_temporaries(out)
-    missing = keep_made(out, parts)
+    plan = compile_sweep(sweep, loaded, out, cut_by_compressor)
     traces = out / "traces.parquet"
     traces.unlink(missing_ok=True)
-    work = Work("generate", sweep, generate_parts, out, batch_size, workers, threads, sweep.settings)
-    make_units(work, loaded, _units(sweep, missing), sweep.n_traces, progress)
+    n_made = make_missing(Work("generate", plan, generate_parts, out), loaded, progress)
     with open_table("traces", traces) as table:
-        for judged in _judged(sweep, parts, out):
+        for judged in _judged(plan, out):
             table.write(judged)
-    return SweepResult(len(missing), len(parts) - len(missing), traces)
+    return SweepResult(n_made, len(plan.parts) - n_made, traces)
 
 
-def _units(sweep: Sweep, parts: Sequence[SweepPart]) -> list[list[SweepPart]]:
-    """Group parts that one prefill can serve."""
-    groups: dict[tuple[int, str], list[SweepPart]] = {}
-    for part in parts:
-        implementation = attention_for(sweep.press(part.conditions[0]))
-        groups.setdefault((part.block, implementation), []).append(part)
-    return list(groups.values())
-
-
-def _judged(sweep: Sweep, parts: Sequence[SweepPart], out: Path) -> Iterator[pd.DataFrame]:
-    """Judge the raw traces block by block, in the order of their ids."""
+def _judged(plan: Plan[SweepPart], out: Path) -> Iterator[pd.DataFrame]:
+    """Judge the raw traces, one slice of prompts after the other, in the order of their ids."""
+    sweep = plan.sweep
     params = {name: json.dumps(spec.params, sort_keys=True) for name, spec in sweep.compressors.items()}
-    for _, block in groupby(parts, key=lambda part: part.block):
-        raw = pd.concat([read_table("parts", part.path("parts", out)) for part in block])
+    for _, parts in groupby(plan.parts, key=lambda part: part.start):
+        raw = pd.concat([read_table("parts", part.path("parts", out)) for part in parts])
         raw = raw.sort_values("trace_id", ignore_index=True)
         verdicts = judge(raw, sweep.prompts, sweep.catastrophes, sweep.spec.max_new_tokens)
         judged = pd.concat([raw, verdicts], axis=1)

@@ -1,4 +1,4 @@
-"""Worker processes that make parts, and the progress bar above them."""
+"""Workers that make parts: this process, others, or those of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,121 +12,74 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
-from tqdm import tqdm
 
 from kvguard.errors import KvguardError
 from kvguard.models.load import LoadedModel, load_model
-from kvguard.models.spec import ModelSpec
-from kvguard.store.parts import P, Part
-from kvguard.sweep.plan import Tally
-from kvguard.sweep.settings import GenerateParams
-
-Report = Callable[[Tally], None]
-
-
-class Job(Protocol):
-    """What parts are made of; it travels to the workers, which load its model."""
-
-    @property
-    def name(self) -> str:
-        """The model's name in the params."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's spec."""
-
-    @property
-    def device(self) -> str:
-        """``auto``, ``cuda``, ``mps`` or ``cpu``."""
-
-
-J = TypeVar("J", bound=Job)
+from kvguard.store.parts import P, Part, keep_made
+from kvguard.sweep.plan import Plan
+from kvguard.sweep.progress import Progress, Report, Tally
 
 
 @dataclass(frozen=True)
-class Work(Generic[J, P]):
-    """How the parts of a job are made.
+class Work(Generic[P]):
+    """A plan, and how its parts are made; it travels to the workers.
 
     Parameters
     ----------
     stage : str
         The stage that asks, for errors.
     make : callable
-        ``make(job, loaded, parts, out, batch_size, report)`` makes and stores a unit of parts; a module's
-        function, so that it can travel.
-    workers, threads : int
-        Processes on this machine, and the CPU threads of each.
-    settings : GenerateParams
-        Which engine makes the parts, and how many workers it was asked for.
+        ``make(plan, loaded, parts, out, report)`` makes and stores a unit of parts; a module's function, or
+        a partial of one, so that it can travel.
+    out : Path
+        Where the parts are stored.
     """
 
     stage: str
-    job: J
-    make: Callable[[J, LoadedModel, Sequence[P], Path, int, Report], None]
+    plan: Plan[P]
+    make: Callable[[Plan[P], LoadedModel, Sequence[P], Path, Report], None]
     out: Path
-    batch_size: int
-    workers: int
-    threads: int
-    settings: GenerateParams
 
 
-class Progress:
-    """A bar of finished traces: traces/s, time left, running CBR and accuracy."""
+def make_missing(work: Work[P], loaded: LoadedModel, progress: bool) -> int:
+    """Make the plan's missing parts, in this process, in others or on a Ray cluster; return their number.
 
-    def __init__(self, name: str, total: int, kept: int, show: bool) -> None:
-        self.tally = Tally()
-        self.bar = tqdm(total=total, initial=kept, desc=name, unit="trace", smoothing=0.05, disable=not show)
-
-    def __call__(self, tally: Tally) -> None:
-        """Count finished traces."""
-        self.tally += tally
-        self.bar.set_postfix_str(
-            f"CBR {self.tally.catastrophic / self.tally.n:.3f}"
-            + (f", accuracy {self.tally.correct / self.tally.scored:.3f}" if self.tally.scored else ""),
-            refresh=False,
-        )
-        self.bar.update(tally.n)
-
-    def expect(self, n: int) -> None:
-        """Extend the bar by ``n`` traces that are generated again."""
-        self.bar.total += n
-
-
-def make_units(
-    work: Work[J, P], loaded: LoadedModel, units: Sequence[Sequence[P]], total: int, progress: bool
-) -> None:
-    """Make all ``units`` of parts, in this process, in others or on a Ray cluster.
-
-    Parameters
-    ----------
-    units
-        Parts that are made together; the largest start first, so that workers end together.
-    total
-        Traces of the whole job, those of kept parts among them.
+    The largest units start first, so that workers end together.
 
     Raises
     ------
     KvguardError
-        If a worker is killed, or a part fails for a reason the user can mend.
+        If a worker is killed, or a part fails for a reason the user can fix.
     """
-    units = sorted(units, key=lambda unit: -sum(part.n_traces for part in unit))
-    pending = sum(part.n_traces for unit in units for part in unit)
-    report = Progress(work.job.name, total, total - pending, progress and pending > 0)
-    workers = min(work.workers, len(units))
-    if work.settings.engine == "ray" and units:
+    plan = work.plan
+    missing = keep_made(work.out, plan.parts)
+    units = sorted(units_of(missing), key=lambda unit: -sum(part.n_traces for part in unit))
+    pending = sum(part.n_traces for part in missing)
+    report = Progress(plan.sweep.name, plan.n_traces, plan.n_traces - pending, progress and pending > 0)
+    workers = min(plan.workers, len(units))
+    if plan.sweep.settings.engine == "ray" and units:
         from kvguard.sweep.ray_cluster import make_on_ray
 
         make_on_ray(work, loaded, units, report)
     elif workers <= 1:
-        with cpu_threads(work.threads):
+        with cpu_threads(plan.threads):
             for unit in units:
-                work.make(work.job, loaded, unit, work.out, work.batch_size, report)
+                work.make(plan, loaded, unit, work.out, report)
     else:
         _in_processes(work, units, workers, report)
     report.bar.close()
+    return len(missing)
+
+
+def units_of(parts: Sequence[P]) -> list[list[P]]:
+    """Group the parts that are made together."""
+    units: dict[str, list[P]] = {}
+    for part in parts:
+        units.setdefault(part.unit, []).append(part)
+    return list(units.values())
 
 
 @contextmanager
@@ -140,7 +93,7 @@ def cpu_threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_processes(work: Work[J, P], units: Sequence[Sequence[P]], workers: int, report: Report) -> None:
+def _in_processes(work: Work[P], units: Sequence[Sequence[P]], workers: int, report: Report) -> None:
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[Tally | None] = context.SimpleQueue()
 
@@ -156,7 +109,7 @@ def _in_processes(work: Work[J, P], units: Sequence[Sequence[P]], workers: int, 
             future.result()
     except BrokenProcessPool:
         raise KvguardError(
-            f"{work.stage}: a worker process of model {work.job.name} was killed (out of memory?); "
+            f"{work.stage}: a worker process of model {work.plan.sweep.name} was killed (out of memory?); "
             "run it again to go on, or set a smaller generate.batch_size or generate.workers"
         ) from None
     finally:
@@ -167,7 +120,7 @@ def _in_processes(work: Work[J, P], units: Sequence[Sequence[P]], workers: int, 
 
 @dataclass
 class _Worker:
-    work: Work[Any, Any]
+    work: Work[Any]
     loaded: LoadedModel
     queue: SimpleQueue[Tally | None]
 
@@ -175,12 +128,12 @@ class _Worker:
 _worker: _Worker
 
 
-def _start_worker(work: Work[Any, Any], queue: SimpleQueue[Tally | None]) -> None:
+def _start_worker(work: Work[Any], queue: SimpleQueue[Tally | None]) -> None:
     global _worker
     threading.Thread(target=_follow_parent, daemon=True).start()
-    torch.set_num_threads(work.threads)
-    loaded = load_model(work.job.name, work.job.spec, work.job.device)
-    _worker = _Worker(work, loaded, queue)
+    torch.set_num_threads(work.plan.threads)
+    sweep = work.plan.sweep
+    _worker = _Worker(work, load_model(sweep.name, sweep.spec, sweep.device), queue)
 
 
 def _follow_parent() -> None:
@@ -193,4 +146,4 @@ def _follow_parent() -> None:
 
 def _run_unit(parts: Sequence[Part]) -> None:
     work = _worker.work
-    work.make(work.job, _worker.loaded, parts, work.out, work.batch_size, _worker.queue.put)
+    work.make(work.plan, _worker.loaded, parts, work.out, _worker.queue.put)

@@ -20,9 +20,7 @@ from kvguard.store.tables import count_rows, iter_table, read_table, token_paths
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from kvpress import BasePress
-
-    from kvguard.engine.presses import Condition
+    from kvguard.engine.presses import Presses
     from kvguard.guard.features import Bools, Floats
     from kvguard.studies.catastrophes.params import Params
     from kvguard.sweep.settings import CompressorSpec
@@ -112,12 +110,13 @@ def compare_with_kvpress(
     traces = _spread(read_table("traces", folder / "traces.parquet"), n)
     loaded = load_model(model, spec, params.device)
     text = prompts.set_index("prompt_id")["prompt"]
+    presses = _presses(traces, params.compressors)
     counted: Counter[str] = Counter()
     differing = []
     for trace in tqdm(traces.itertuples(), total=len(traces), desc="kvpress", unit="trace"):
         condition = Condition(trace.compressor, trace.ratio)
         ids = torch.tensor(loaded.encode(text[trace.prompt_id]), device=loaded.model.device)
-        press = _press(condition, params.compressors)
+        press = presses[condition].press
         reference = kvpress_generate(loaded.model, ids, press, spec.max_new_tokens, loaded.eos_ids)
         counted[str(condition)] += 1
         if not reference.agrees(list(trace.token_ids)):
@@ -209,14 +208,16 @@ def _require_same(path: Path, tokens: pd.DataFrame, stored: pd.DataFrame, found:
         )
 
 
-def _press(condition: Condition, compressors: Mapping[str, CompressorSpec]) -> BasePress | None:
+def _presses(traces: pd.DataFrame, compressors: Mapping[str, CompressorSpec]) -> Presses:
     from kvguard.config import check_known
-    from kvguard.engine.presses import NONE, build_press
+    from kvguard.engine.presses import NONE, Condition, Presses
 
-    if condition.compressor == NONE:
-        return None
-    check_known("compressors", condition.compressor, compressors)
-    return build_press(compressors[condition.compressor], condition.ratio)
+    pairs = traces[["compressor", "ratio"]].drop_duplicates()
+    conditions = [Condition(*pair) for pair in pairs.itertuples(index=False, name=None)]
+    for condition in conditions:
+        if condition.compressor != NONE:
+            check_known("compressors", condition.compressor, compressors)
+    return Presses(conditions, compressors)
 
 
 def _spread(traces: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """What is asked live: prompts that nobody saw, conditions, and settings that make sense."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -9,20 +10,21 @@ import yaml
 from live_setup import live_of
 from pydantic import ValidationError
 
-from kvguard.engine.presses import Condition
+from kvguard.engine.presses import Condition, Presses
 from kvguard.errors import KvguardError
 from kvguard.models.load import load_model
 from kvguard.models.spec import ModelSpec
 from kvguard.studies.catastrophes.live.plan import (
     Live,
     chosen_conditions,
+    cut_by_policy,
     decoding_conditions,
     fresh_prompts,
-    plan_live_parts,
-    units,
     worst_condition,
 )
 from kvguard.studies.catastrophes.params import LiveValidateParams, load_params
+from kvguard.sweep.plan import compile_sweep
+from kvguard.sweep.workers import units_of
 from kvguard.tasks import sample_prompts
 
 SPEC = ModelSpec(source="embedded:qwen2", task="arithmetic", n_shots=0)
@@ -102,20 +104,23 @@ def test_a_press_that_cannot_compress_while_decoding_is_refused_by_name_and_left
 ) -> None:
     named = live_of(tiny_models["tiny"], conditions=("knorm@0.5", "observed_attention@0.5"))
     loaded = load_model("tiny", named.spec, "cpu")
+    presses = Presses(named.sweep.conditions, named.sweep.compressors)
     with pytest.raises(KvguardError, match=r"observed_attention@0.5: .*cannot compress while decoding"):
-        decoding_conditions(named, loaded)
+        decoding_conditions(named, presses, loaded)
     as_worst = named.settings.model_copy(update={"conditions": ("knorm@0.5", "worst")})
-    assert decoding_conditions(replace(named, settings=as_worst), loaded) == [Condition("knorm", 0.5)]
+    worst = replace(named, settings=as_worst)
+    assert decoding_conditions(worst, presses, loaded) == [Condition("knorm", 0.5)]
     assert "observed_attention@0.5" in caplog.text
 
 
-def test_parts_of_one_prefill_are_made_together(tiny_models: dict[str, Path]) -> None:
+def test_parts_of_one_prefill_are_made_together(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     live = live_of(tiny_models["tiny"], conditions=("knorm@0.5", "observed_attention@0.5"), decoding_n=0,
                    actions=("restore",), baselines=())  # fmt: skip
-    parts = plan_live_parts(live, [], {})
+    loaded = load_model("tiny", live.spec, "cpu")
+    parts = compile_sweep(live.sweep, loaded, tmp_path, partial(cut_by_policy, live, loaded)).parts
     assert [i for part in parts for i in part.trace_ids] == list(range(4 + 2 * 4 * 2))
     assert len({part.fingerprint for part in parts}) == len(parts)
-    grouped = [{part.name for part in unit} for unit in units(live.sweep, parts)]
+    grouped = [{part.name for part in unit} for unit in units_of(parts)]
     assert {
         "prefill-0000-sdpa-uncompressed",
         "prefill-0000-sdpa-static",

@@ -14,7 +14,7 @@ import pandas as pd
 from kvguard.engine.batch import Batch, Row
 from kvguard.engine.budget import Budget, too_small
 from kvguard.engine.memory import within_memory
-from kvguard.engine.presses import Condition
+from kvguard.engine.presses import Condition, Presses
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun
 from kvguard.guard.features import Bools, thinking_mask
@@ -22,9 +22,9 @@ from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trig
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, LivePart
-from kvguard.sweep.make import prefill_block, tally
-from kvguard.sweep.plan import Tally
-from kvguard.sweep.workers import Report
+from kvguard.sweep.make import prefill_rows, tally
+from kvguard.sweep.plan import Plan
+from kvguard.sweep.progress import Report, Tally
 
 Key = tuple[int, Condition]
 
@@ -46,33 +46,33 @@ _REFUSED = Guarded(
 
 def make_live_parts(
     live: Live,
+    plan: Plan[LivePart],
     loaded: LoadedModel,
     parts: Sequence[LivePart],
     out: Path,
-    batch_size: int,
     report: Report,
 ) -> None:
-    """Make parts that share a block, a regime and an attention implementation."""
-    first = parts[0]
-    block = live.sweep.prompts.iloc[first.start : first.stop]
+    """Make a unit of parts: they share their prompts, a regime and an attention implementation."""
+    start, stop = parts[0].start, parts[0].stop
+    block = live.sweep.prompts.iloc[start:stop]
     conditions = list(dict.fromkeys(condition for part in parts for condition in part.conditions))
-    prefilled = prefill_block(live.sweep, loaded, block, conditions)
+    prefilled = prefill_rows(loaded, plan.prompt_ids[start:stop], plan.presses, conditions)
     thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
     for part in parts:
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
         answers = [block["answer"].iloc[index] for index, _ in keys]
-        refusals = _refusals(live, loaded, part, keys, rows)
+        refusals = _refusals(live, plan.presses, loaded, part, keys, rows)
         asked = [place for place, reason in enumerate(refusals) if reason is None]
-        made = _decode(
+        made, batch_size = _decode(
             live,
+            plan,
             loaded,
             part,
             [keys[place] for place in asked],
             [rows[place] for place in asked],
             [answers[place] for place in asked],
             thinking,
-            batch_size,
             report,
         )
         following = iter(made)
@@ -96,11 +96,16 @@ def make_live_parts(
                 ],
             }
         )
-        part.write("live_parts", conform("live_parts", frame), out)
+        part.write("live_parts", conform("live_parts", frame), out, batch_size)
 
 
 def _refusals(
-    live: Live, loaded: LoadedModel, part: LivePart, keys: Sequence[Key], rows: Sequence[Row]
+    live: Live,
+    presses: Presses,
+    loaded: LoadedModel,
+    part: LivePart,
+    keys: Sequence[Key],
+    rows: Sequence[Row],
 ) -> list[str | None]:
     """Say of each row why it cannot be held to its budget while decoding, if so."""
     if part.regime != DECODING:
@@ -108,7 +113,7 @@ def _refusals(
 
     @cache
     def reason(condition: Condition, n_prompt: int) -> str | None:
-        press = live.sweep.press(condition)
+        press = presses[condition].press
         assert press is not None
         found = too_small(loaded.model, press, live.settings.compression_interval, n_prompt)
         return found and f"{n_prompt} tokens leave too small a budget while decoding: {found}"
@@ -118,22 +123,23 @@ def _refusals(
 
 def _decode(
     live: Live,
+    plan: Plan[LivePart],
     loaded: LoadedModel,
     part: LivePart,
     keys: Sequence[Key],
     rows: Sequence[Row],
     answers: Sequence[str],
     thinking: Bools,
-    batch_size: int,
     report: Report,
-) -> list[Guarded]:
+) -> tuple[list[Guarded], int]:
+    """Return what the rows generated, and how many of them were decoded together in the end."""
     if not rows:
-        return []
+        return [], plan.batch_size
     policy, spec = POLICIES[part.policy], live.spec
     ratios = np.array([condition.ratio for _, condition in keys])
     reported: set[int] = set()
 
-    def run(size: int) -> list[Guarded]:
+    def run(size: int) -> tuple[list[Guarded], int]:
         batch = Batch(
             loaded.model,
             rows,
@@ -144,7 +150,7 @@ def _decode(
         )
         trigger = make_trigger(live, policy.trigger, ratios, thinking, loaded.model.config)
         watch = Watch(trigger, live.triggers[policy.trigger])
-        budget = _budget(live, loaded, keys) if part.regime == DECODING else None
+        budget = _budget(live, plan.presses, loaded, keys) if part.regime == DECODING else None
         guarded = GuardedRun(batch, watch, policy.action, live.guard, budget=budget, thinking=thinking)
         with budget or nullcontext():
             for step in guarded.steps():
@@ -155,9 +161,9 @@ def _decode(
                         tokens = batch.tokens[row, : batch.t[slot]].cpu().numpy()
                         stopped = bool(batch.stopped[slot])
                         report(tally(live.sweep, loaded, answers[row], tokens, stopped))
-        return guarded.results()
+        return guarded.results(), size
 
-    return within_memory(loaded.name, loaded.model.device, batch_size, run)
+    return within_memory(loaded.name, loaded.model.device, plan.batch_size, run)
 
 
 def make_trigger(live: Live, kind: str, ratios: np.ndarray, thinking: Bools, config: Any) -> Trigger:
@@ -170,10 +176,9 @@ def make_trigger(live: Live, kind: str, ratios: np.ndarray, thinking: Bools, con
     return HazardTrigger(live.hazard_model, ratios, thinking, n_tokens)
 
 
-def _budget(live: Live, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:
+def _budget(live: Live, presses: Presses, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:
     """Return the decode-time budget of rows; those of one condition share a press, so they share its work."""
-    presses = {condition: live.sweep.press(condition) for _, condition in keys}
-    return Budget(loaded.model, [presses[c] for _, c in keys], live.settings.compression_interval)
+    return Budget(loaded.model, [presses[c].press for _, c in keys], live.settings.compression_interval)
 
 
 def _columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 
 from kvguard.engine.batch import Batch, Row, decode
 from kvguard.engine.prefill import full_cache
+from kvguard.engine.presses import Presses
 from kvguard.engine.signals import signals
 from kvguard.guard.actions import Action, GuardedRun
 from kvguard.guard.features import thinking_mask
@@ -25,7 +26,7 @@ from kvguard.stats.bootstrap import LEVEL, Interval
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.live.block import make_trigger
 from kvguard.studies.catastrophes.live.plan import POLICIES, STATIC, Live
-from kvguard.sweep.make import prefill_block
+from kvguard.sweep.make import prefill_rows
 
 TABLE = "latency"
 
@@ -43,7 +44,9 @@ def measure_latency(
     condition = live.sweep.conditions[1]
     n_tokens = min(n_tokens, live.spec.max_new_tokens)
     block = live.sweep.prompts.iloc[:batch_size]
-    prefilled = prefill_block(live.sweep, loaded, block, [condition])
+    prompt_ids = [np.array(loaded.encode(prompt)) for prompt in block["prompt"]]
+    presses = Presses([condition], live.sweep.compressors)
+    prefilled = prefill_rows(loaded, prompt_ids, presses, [condition])
     rows = [prefilled[row % len(block), condition] for row in range(batch_size)]
     thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
     ratios = np.full(batch_size, condition.ratio)

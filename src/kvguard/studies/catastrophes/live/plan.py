@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
 from kvguard.engine.budget import scorer_for
-from kvguard.engine.presses import NONE, Condition, attention_for
+from kvguard.engine.presses import NONE, Condition, Presses
 from kvguard.errors import KvguardError
 from kvguard.guard import VERSION
 from kvguard.guard.actions import Action, GuardParams
@@ -31,15 +31,14 @@ from kvguard.guard.hazard_model import HazardModel
 from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.models.load import LoadedModel, vocabulary_size
 from kvguard.models.spec import ModelSpec
-from kvguard.store.parts import Part, blocks, digest, fingerprint
+from kvguard.store.parts import Part, digest, fingerprint, slices
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.live.baselines import entropy_setting, loop_setting
 from kvguard.studies.catastrophes.params import FeaturizeParams, LiveValidateParams, Params
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import read_split
-from kvguard.sweep.parts import describe
-from kvguard.sweep.plan import Sweep
+from kvguard.sweep.plan import Plan, Sweep
 from kvguard.tasks import sample_prompts
 
 _log = logging.getLogger(__name__)
@@ -71,16 +70,23 @@ POLICIES: dict[str, Policy] = {
 
 
 @dataclass(frozen=True)
-class SweepJob:
-    """What workers make of a sweep's prompts, with its model.
+class Live:
+    """All that the rows depend on besides the sweep's plan; it travels to the workers.
 
     Attributes
     ----------
     sweep
         The fresh prompts, and the conditions: ``none`` first.
+    triggers
+        The controller's setting under each trigger.
     """
 
     sweep: Sweep
+    settings: LiveValidateParams
+    guard: GuardParams
+    featurize: FeaturizeParams
+    triggers: Mapping[str, ControllerParams]
+    hazard_model: HazardModel
 
     @property
     def name(self) -> str:
@@ -91,28 +97,6 @@ class SweepJob:
     def spec(self) -> ModelSpec:
         """The model's spec."""
         return self.sweep.spec
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return self.sweep.device
-
-
-@dataclass(frozen=True)
-class Live(SweepJob):
-    """All that the rows depend on; it travels to the workers.
-
-    Attributes
-    ----------
-    triggers
-        The controller's setting under each trigger.
-    """
-
-    settings: LiveValidateParams
-    guard: GuardParams
-    featurize: FeaturizeParams
-    triggers: Mapping[str, ControllerParams]
-    hazard_model: HazardModel
 
     @classmethod
     def load(cls, params: Params, model: str) -> Live:
@@ -161,12 +145,12 @@ class Live(SweepJob):
 
 @dataclass(frozen=True)
 class LivePart(Part):
-    """A block of prompts x conditions under one policy.
+    """A slice of the prompts x conditions under one policy.
 
     Parameters
     ----------
     start, stop : int
-        The block's prompts, as positions in the prompts table.
+        The part's prompts, as positions in the prompts table.
     """
 
     regime: str
@@ -222,7 +206,7 @@ def worst_condition(traces: pd.DataFrame) -> Condition:
     return Condition(name, ratio)
 
 
-def decoding_conditions(live: Live, loaded: LoadedModel) -> list[Condition]:
+def decoding_conditions(live: Live, presses: Presses, loaded: LoadedModel) -> list[Condition]:
     """Return the compressed conditions that can also be held to a budget while decoding.
 
     The worst of the sweep is left out, with a warning, if its press cannot.
@@ -235,7 +219,7 @@ def decoding_conditions(live: Live, loaded: LoadedModel) -> list[Condition]:
     named = [Condition(*pair) for pair in live.settings.pairs if pair is not None]
     able = []
     for condition in live.sweep.conditions[1:]:
-        press = live.sweep.press(condition)
+        press = presses[condition].press
         assert press is not None
         try:
             scorer_for(loaded.model, press, live.settings.compression_interval)
@@ -248,19 +232,16 @@ def decoding_conditions(live: Live, loaded: LoadedModel) -> list[Condition]:
     return able
 
 
-def plan_live_parts(
-    live: Live, budgeted: Sequence[Condition], depends_on: Mapping[str, Any]
-) -> list[LivePart]:
-    """Cut the runs under all policies into parts.
+def cut_by_policy(live: Live, loaded: LoadedModel, plan: Plan[Any]) -> list[LivePart]:
+    """Cut the runs under all policies into parts; those of a slice of prompts and one attention are a unit.
 
-    Parameters
-    ----------
-    budgeted
-        The conditions that are also held to a budget while decoding.
-    depends_on
-        What every part's bytes depend on besides: weights, batch plan, the hazard model, ...
+    Raises
+    ------
+    KvguardError
+        A condition that was asked for by name cannot be held to a budget while decoding.
     """
     settings = live.settings
+    budgeted = decoding_conditions(live, plan.presses, loaded) if settings.decoding_n else []
     acting = [*(action for action in settings.actions if action != Action.HOLD), *settings.baselines]
     asked = [
         (PREFILL, settings.n, [live.sweep.conditions[0]], [UNCOMPRESSED]),
@@ -270,15 +251,18 @@ def plan_live_parts(
     parts: list[LivePart] = []
     n_traces = 0
     for regime, n_prompts, conditions, policies in asked:
-        for block, (start, stop) in enumerate(blocks(n_prompts, settings.prompts_per_part)):
-            for implementation, own in by_attention(live.sweep, conditions).items():
+        for number, (start, stop) in enumerate(slices(n_prompts, settings.prompts_per_part)):
+            for implementation, own in plan.presses.by_attention(conditions).items():
+                unit = f"{regime}-{number:04d}-{implementation}"
                 for policy in policies:
                     n_own = (stop - start) * len(own)
+                    made_of = plan.made_of(range(start, stop), own)
                     parts.append(
                         LivePart(
-                            name=f"{regime}-{block:04d}-{implementation}-{policy}",
+                            name=f"{unit}-{policy}",
                             trace_ids=tuple(range(n_traces, n_traces + n_own)),
-                            fingerprint=_fingerprint(live, regime, policy, start, stop, own, depends_on),
+                            unit=unit,
+                            fingerprint=_fingerprint(live, regime, policy, made_of),
                             regime=regime,
                             policy=policy,
                             start=start,
@@ -290,40 +274,17 @@ def plan_live_parts(
     return parts
 
 
-def by_attention(sweep: Sweep, conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
-    """Group conditions by the attention implementation of their prefill: one pass serves a group."""
-    groups: dict[str, list[Condition]] = {}
-    for condition in conditions:
-        groups.setdefault(attention_for(sweep.press(condition)), []).append(condition)
-    return groups
-
-
-def units(sweep: Sweep, parts: Sequence[LivePart]) -> list[list[LivePart]]:
-    """Group parts that one prefill can serve."""
-    groups: dict[tuple[str, int, str], list[LivePart]] = {}
-    for part in parts:
-        implementation = attention_for(sweep.press(part.conditions[0]))
-        groups.setdefault((part.regime, part.start, implementation), []).append(part)
-    return list(groups.values())
-
-
-def _fingerprint(
-    live: Live,
-    regime: str,
-    policy: str,
-    start: int,
-    stop: int,
-    conditions: Sequence[Condition],
-    depends_on: Mapping[str, Any],
-) -> str:
+def _fingerprint(live: Live, regime: str, policy: str, made_of: Mapping[str, Any]) -> str:
     trigger = POLICIES[policy].trigger
-    made_of = {
-        **describe(live.sweep.prompts.iloc[start:stop], conditions, live.sweep.compressors),
-        "policy": policy,
-        "controller": live.triggers[trigger].model_dump(),
-        "hazard_model": live.hazard_digest if trigger == "hazard" else None,
-        "guard": live.guard.model_dump(),
-        "thinking_words": live.featurize.thinking_words,
-        "interval": live.settings.compression_interval if regime == DECODING else None,
-    }
-    return fingerprint({**made_of, **depends_on, "guard_version": VERSION})
+    return fingerprint(
+        {
+            **made_of,
+            "policy": policy,
+            "controller": live.triggers[trigger].model_dump(),
+            "hazard_model": live.hazard_digest if trigger == "hazard" else None,
+            "guard": live.guard.model_dump(),
+            "thinking_words": live.featurize.thinking_words,
+            "interval": live.settings.compression_interval if regime == DECODING else None,
+            "guard_version": VERSION,
+        }
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,9 @@ import pandas as pd
 
 from kvguard.judging.judge import judge
 from kvguard.models.load import LoadedModel
-from kvguard.store.parts import P, keep_made
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
-from kvguard.store.tables import read_table, remove_temporaries, write_table
+from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.evaluate.simulate import OVERALL
 from kvguard.studies.catastrophes.live.block import make_live_parts
@@ -28,20 +27,16 @@ from kvguard.studies.catastrophes.live.plan import (
     PROTOCOL,
     STATIC,
     Live,
-    decoding_conditions,
-    plan_live_parts,
-    units,
+    cut_by_policy,
 )
 from kvguard.studies.catastrophes.live.switch import (
-    Switch,
     add_switch,
     choose_cases,
+    cut_by_offset,
     make_switch_parts,
-    one_by_one,
-    plan_switch_parts,
 )
-from kvguard.sweep.plan import check_engine, check_prompts, made_with, plan_batch, plan_workers
-from kvguard.sweep.workers import J, Work, cpu_threads, make_units
+from kvguard.sweep.plan import compile_sweep, plan_workers
+from kvguard.sweep.workers import Work, cpu_threads, make_missing
 
 STAGE = "live-validate"
 _BATCH, _TOKENS, _ROUNDS = 64, 64, 7  # of the timing
@@ -68,51 +63,26 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
         If a prompt does not fit the model or a press, a press cannot compress while decoding, or the engine
         is not installed (before anything is written), or if memory or disk run out.
     """
-    sweep, settings = live.sweep, live.settings
-    check_engine(sweep.settings)
-    lengths = [len(loaded.encode(prompt)) for prompt in sweep.prompts["prompt"]]
-    check_prompts(sweep, loaded, lengths)
-    budgeted = decoding_conditions(live, loaded) if settings.decoding_n else []
-    workers, threads = plan_workers(sweep.settings, loaded)
+    settings = live.settings
     folder = out / "parts"
-    folder.mkdir(parents=True, exist_ok=True)
-    batch_size = plan_batch(sweep, loaded, lengths, workers, folder, restorable=True)
-    depends_on = made_with(sweep, loaded, batch_size, threads)
+    plan = compile_sweep(live.sweep, loaded, folder, partial(cut_by_policy, live, loaded), restorable=True)
     table = out / "live.parquet"
     table.unlink(missing_ok=True)
+    n_made = make_missing(Work(STAGE, plan, partial(make_live_parts, live), folder), loaded, progress)
+    rows = _judged(live, [part.path("live_parts", folder) for part in plan.parts])
 
-    parts = plan_live_parts(live, budgeted, depends_on)
-    work = Work(STAGE, live, make_live_parts, folder, batch_size, workers, threads, sweep.settings)
-    n_made = _make(work, loaded, parts, partial(units, sweep), progress)
-    rows = _judged(live, [part.path("live_parts", folder) for part in parts])
     static = rows[(rows["regime"] == PREFILL) & (rows["policy"] == STATIC) & rows["error"].isna()]
-    switch = Switch(sweep, choose_cases(static, settings.switch_traces))
-    further = plan_switch_parts(
-        switch, settings.switch_offsets, settings.prompts_per_part, len(rows), depends_on
-    )
+    cases = choose_cases(static, settings.switch_traces)
+    further = cut_by_offset(plan, cases, settings.switch_offsets, settings.prompts_per_part, len(rows))
     below = folder / "switch"
     below.mkdir(exist_ok=True)
-    continuing = Work(STAGE, switch, make_switch_parts, below, batch_size, workers, threads, sweep.settings)
-    n_made += _make(continuing, loaded, further, one_by_one, progress)
+    work = Work(STAGE, plan.with_parts(further), partial(make_switch_parts, cases), below)
+    n_made += make_missing(work, loaded, progress)
     if further:
         continued = _judged(live, [part.path("live_parts", below) for part in further])
         rows = pd.concat([rows, continued], ignore_index=True)
     write_table("live", conform("live", rows), table)
-    return LiveRun(n_made, len(parts) + len(further) - n_made, table)
-
-
-def _make(
-    work: Work[J, P],
-    loaded: LoadedModel,
-    parts: Sequence[P],
-    group: Callable[[Sequence[P]], list[list[P]]],
-    progress: bool,
-) -> int:
-    """Make the parts that are missing and return how many they are."""
-    remove_temporaries(work.out)
-    missing = keep_made(work.out, parts)
-    make_units(work, loaded, group(missing), sum(part.n_traces for part in parts), progress)
-    return len(missing)
+    return LiveRun(n_made, len(plan.parts) + len(further) - n_made, table)
 
 
 def _judged(live: Live, paths: Sequence[Path]) -> pd.DataFrame:

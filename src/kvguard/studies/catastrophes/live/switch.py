@@ -24,28 +24,16 @@ from kvguard.guard import VERSION
 from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.models.load import LoadedModel
 from kvguard.stats.bootstrap import mean_by, resample_weights
-from kvguard.store.parts import Part, blocks, digest, fingerprint
+from kvguard.store.parts import Part, digest, fingerprint, slices
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.block import error_of
-from kvguard.studies.catastrophes.live.plan import SWITCH, SweepJob
+from kvguard.studies.catastrophes.live.plan import SWITCH
 from kvguard.sweep.make import tally
-from kvguard.sweep.workers import Report
+from kvguard.sweep.plan import Plan
+from kvguard.sweep.progress import Report
 
 _FULL = Condition(NONE, 0.0)
-
-
-@dataclass(frozen=True)
-class Switch(SweepJob):
-    """Failing traces and the model that continues them; it travels to the workers.
-
-    Attributes
-    ----------
-    cases
-        Rows of the live table: failing ``static`` traces, compressed once.
-    """
-
-    cases: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ class SwitchPart(Part):
     Parameters
     ----------
     cases : tuple of int
-        Positions in :attr:`Switch.cases`.
+        Positions among the cases, see :func:`choose_cases`.
     """
 
     offset: int
@@ -77,45 +65,44 @@ def choose_cases(static: pd.DataFrame, n: int) -> pd.DataFrame:
     return failing.iloc[spread].reset_index(drop=True)
 
 
-def plan_switch_parts(
-    switch: Switch,
-    offsets: Sequence[int],
-    prompts_per_part: int,
-    first_id: int,
-    depends_on: Mapping[str, Any],
+def cut_by_offset(
+    plan: Plan[Any], cases: pd.DataFrame, offsets: Sequence[int], prompts_per_part: int, first_id: int
 ) -> list[SwitchPart]:
-    """Cut the continuations of all cases into parts, offset by offset.
+    """Cut the continuations of all cases into parts, offset by offset; each is a unit of its own.
 
     Parameters
     ----------
+    cases
+        Rows of the live table: failing ``static`` traces, compressed once.
     first_id
         The first trace id that is free.
-    depends_on
-        What every part's bytes depend on besides its cases: weights, batch plan, ...
     """
-    length = switch.cases["token_ids"].map(len).to_numpy(dtype=np.int64)
-    onset = switch.cases["onset"].to_numpy(dtype=np.int64)
-    texts = switch.sweep.prompts.set_index("prompt_id")["prompt"]
+    length = cases["token_ids"].map(len).to_numpy(dtype=np.int64)
+    onset = cases["onset"].to_numpy(dtype=np.int64)
+    position = _positions(plan, cases)
     parts: list[SwitchPart] = []
     for offset in dict.fromkeys(offsets):
         kept = onset - offset
         possible = np.flatnonzero((kept >= 0) & (kept < length))
-        for block, (start, stop) in enumerate(blocks(len(possible), prompts_per_part)):
+        for number, (start, stop) in enumerate(slices(len(possible), prompts_per_part)):
             chosen = possible[start:stop]
-            its = switch.cases.iloc[chosen]
+            its = cases.iloc[chosen]
             ids = [tokens[:n].tolist() for tokens, n in zip(its["token_ids"], kept[chosen], strict=True)]
             made_of = {
+                **plan.made_of(position[chosen].tolist(), []),
                 "offset": offset,
-                "prompts": digest([[name, texts[name]] for name in its["prompt_id"]]),
-                "conditions": [its["compressor"].tolist(), its["ratio"].tolist()],
+                "cases": [its["compressor"].tolist(), its["ratio"].tolist()],
                 "kept": digest(ids),
-                **depends_on,
+                "held": digest([its["n_kept_tokens"].tolist(), its["kv_tokens"].map(list).tolist()]),
+                "guard_version": VERSION,
             }
+            name = f"{SWITCH}-{number:04d}-{offset}"
             parts.append(
                 SwitchPart(
-                    name=f"{SWITCH}-{block:04d}-{offset}",
+                    name=name,
                     trace_ids=tuple(range(first_id, first_id + len(chosen))),
-                    fingerprint=fingerprint({**made_of, "guard_version": VERSION}),
+                    unit=name,
+                    fingerprint=fingerprint(made_of),
                     offset=offset,
                     cases=tuple(chosen.tolist()),
                 )
@@ -124,33 +111,34 @@ def plan_switch_parts(
     return parts
 
 
-def one_by_one(parts: Sequence[SwitchPart]) -> list[list[SwitchPart]]:
-    """Return each part as a unit of its own: none shares a prefill with another."""
-    return [[part] for part in parts]
+def _positions(plan: Plan[Any], cases: pd.DataFrame) -> np.ndarray:
+    """Return the position of each case's prompt in the prompts table. [R]"""
+    where = pd.Index(plan.sweep.prompts["prompt_id"]).get_indexer(cases["prompt_id"])
+    return np.asarray(where, dtype=np.int64)
 
 
 def make_switch_parts(
-    switch: Switch,
+    all_cases: pd.DataFrame,
+    plan: Plan[SwitchPart],
     loaded: LoadedModel,
     parts: Sequence[SwitchPart],
     out: Path,
-    batch_size: int,
     report: Report,
 ) -> None:
     """Restore and continue the cases of each part."""
-    asked = switch.sweep.prompts.set_index("prompt_id")
     for part in parts:
-        cases = switch.cases.iloc[list(part.cases)]
+        cases = all_cases.iloc[list(part.cases)]
         kept = cases["onset"].to_numpy(dtype=np.int64) - part.offset
         begun = [ids[:n] for ids, n in zip(cases["token_ids"], kept, strict=True)]
-        prompts = [loaded.encode(asked.loc[name, "prompt"]) for name in cases["prompt_id"]]
+        position = _positions(plan, cases)
+        prompts = [plan.prompt_ids[i] for i in position]
         rows = [_restored(loaded, [*prompt, *ids]) for prompt, ids in zip(prompts, begun, strict=True)]
-        answers = asked.loc[cases["prompt_id"], "answer"].tolist()
-        made = _continue(switch, loaded, rows, kept, batch_size)
+        answers = plan.sweep.prompts["answer"].iloc[position].tolist()
+        made, batch_size = _continue(plan, loaded, rows, kept)
         tokens = [np.concatenate([a, b]) for a, b in zip(begun, _tokens(made), strict=True)]
         stop = np.select([~made.valid, made.stopped], ["invalid", "eos"], "length")
         for ids, answer, stopped in zip(tokens, answers, made.stopped, strict=True):
-            report(tally(switch.sweep, loaded, answer, ids, bool(stopped)))
+            report(tally(plan.sweep, loaded, answer, ids, bool(stopped)))
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
         frame = pd.DataFrame(
             {
@@ -173,7 +161,7 @@ def make_switch_parts(
                 "error": [error_of(reason, n) for reason, n in zip(stop, lengths, strict=True)],
             }
         )
-        part.write("live_parts", conform("live_parts", frame), out)
+        part.write("live_parts", conform("live_parts", frame), out, batch_size)
 
 
 def _restored(loaded: LoadedModel, ids: Sequence[int]) -> Row:
@@ -184,18 +172,21 @@ def _restored(loaded: LoadedModel, ids: Sequence[int]) -> Row:
 
 
 def _continue(
-    switch: Switch, loaded: LoadedModel, rows: Sequence[Row], kept: np.ndarray, batch_size: int
-) -> Generated:
-    """Decode each row to the end of its own token budget, of which ``kept`` tokens are spent. [R]"""
-    left = switch.spec.max_new_tokens - kept
+    plan: Plan[SwitchPart], loaded: LoadedModel, rows: Sequence[Row], kept: np.ndarray
+) -> tuple[Generated, int]:
+    """Decode each row to the end of its own token budget, of which ``kept`` tokens are spent. [R]
 
-    def run(size: int) -> Generated:
+    Also returns how many rows were decoded together in the end.
+    """
+    left = plan.sweep.spec.max_new_tokens - kept
+
+    def run(size: int) -> tuple[Generated, int]:
         batch = Batch(loaded.model, rows, size, int(left.max()), loaded.eos_ids)
         for _ in decode_steps(batch):
             batch.ended[: batch.n] |= batch.t[: batch.n] >= left[batch.row[: batch.n]]
-        return batch.generated()
+        return batch.generated(), size
 
-    return within_memory(loaded.name, loaded.model.device, batch_size, run)
+    return within_memory(loaded.name, loaded.model.device, plan.batch_size, run)
 
 
 def _tokens(made: Generated) -> list[np.ndarray]:
