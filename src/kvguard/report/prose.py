@@ -64,6 +64,7 @@ class Prose:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.pictures: dict[Path, Path] = {}
+        self._metrics: dict[Path, Any] = {}
         self._stands_in: dict[str, Path] = {}
         self._document = root
 
@@ -149,9 +150,11 @@ class Prose:
         stage, _, rest = name.partition("/")
         model, _, rest = rest.partition("/")
         path = self.root / "metrics" / stage / f"{model}.json"
-        if not path.is_file():
-            raise KvguardError(f"{self._document}: {path} does not exist: fix {name}, or run `dvc repro`")
-        return _pick(_read(path), tuple(rest.split("/")), self._document, name)
+        if path not in self._metrics:
+            if not path.is_file():
+                raise KvguardError(f"{self._document}: {path} does not exist: fix {name}, or run `dvc repro`")
+            self._metrics[path] = json.loads(path.read_text(encoding="utf-8"))
+        return _pick(self._metrics[path], rest.split("/"), self._document, name)
 
     def _once(self, name: str, found: Any) -> Any:
         """Hold that a number stands in one place only."""
@@ -183,11 +186,6 @@ def rerun(outputs: Sequence[Path], root: Path) -> None:
         if done.returncode:
             raise KvguardError(f"{path}: `{head[2:]}` fails: {(done.stderr.splitlines() or ['see there'])[-1]}")
         path.write_text(f"{head}\n{done.stdout}", encoding="utf-8")
-
-
-@functools.cache
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _pick(values: Any, parts: Sequence[str], document: Path, name: str) -> Any:
