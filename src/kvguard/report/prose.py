@@ -95,7 +95,9 @@ class Prose:
             filled = self._templates.from_string(template).render().strip()
         except jinja2.TemplateError as error:
             raise KvguardError(f"{self._document}: {error}: fix the template {found['head']}") from None
-        return f"{found['head']}\n{filled}\n<!-- /run -->" if lines else f"{found['head']}{filled}<!-- /run -->"
+        return (
+            f"{found['head']}\n{filled}\n<!-- /run -->" if lines else f"{found['head']}{filled}<!-- /run -->"
+        )
 
     @functools.cached_property
     def _templates(self) -> jinja2.Environment:
@@ -184,7 +186,9 @@ def rerun(outputs: Sequence[Path], root: Path) -> None:
         command = shlex.split(head.removeprefix("$ "))
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         if done.returncode:
-            raise KvguardError(f"{path}: `{head[2:]}` fails: {(done.stderr.splitlines() or ['see there'])[-1]}")
+            raise KvguardError(
+                f"{path}: `{head[2:]}` fails: {(done.stderr.splitlines() or ['see there'])[-1]}"
+            )
         path.write_text(f"{head}\n{done.stdout}", encoding="utf-8")
 
 
@@ -193,7 +197,9 @@ def _pick(values: Any, parts: Sequence[str], document: Path, name: str) -> Any:
         if not isinstance(values, Mapping) or part not in values:
             near = difflib.get_close_matches(part, list(values) if isinstance(values, Mapping) else [], n=1)
             hint = f" (the nearest is {near[0]})" if near else ""
-            raise KvguardError(f"{document}: no number is called {name}: there is no {part}{hint}: fix the name")
+            raise KvguardError(
+                f"{document}: no number is called {name}: there is no {part}{hint}: fix the name"
+            )
         values = values[part]
     return values
 
