@@ -74,8 +74,8 @@ class Prose:
         Raises
         ------
         KvguardError
-            A block is not closed, begins a line in the middle of a sentence, is no valid template, names what is
-            not there, or writes a number that stands elsewhere already.
+            A block is not closed, begins a line in a sentence, is no valid template, names what is not there,
+            or writes a number that stands elsewhere already.
         """
         self._document = document
         text = document.read_text(encoding="utf-8")
@@ -124,9 +124,9 @@ class Prose:
 
         if value is None:
             return "–"
-        written = f"{text(value)}{unit}"
-        shown = interval and low is not None and high is not None and low < high
-        return f"{written} [{text(low)}, {text(high)}]" if shown else written
+        if not interval or low is None or high is None or low == high:
+            return f"{text(value)}{unit}"
+        return f"{text(value)}{unit} [{text(low)}, {text(high)}]"
 
     def _compared(self, name: str) -> str:
         _, low, high = _estimate(self._find(name), self._document, name)
