@@ -17,6 +17,7 @@ RESULTS = {  # where a number can only be a result; None: the whole document
     "docs/results.md": None,
     "docs/reference-models.md": "Measured",
 }
+DOCUMENTS = ["README.md", "AGENTS.md", "docs/guard.md", "docs/method.md", "docs/design.md"]
 SETTINGS = {"95 %", "5 %", "3.11"}  # a level, the rate at which recall is read, a Python
 
 
@@ -62,9 +63,7 @@ def test_links_and_pictures_of_the_documents_exist():
                 assert (path.parent / target).exists(), f"{path}: {target}"
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "AGENTS.md", "docs/guard.md", "docs/method.md", "docs/design.md"]
-)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_paths_that_the_documents_name_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     for path in re.findall(r"`((?:src|tests|pipeline|docs|benchmarks|docker|paper)/[\w/.-]+)`", text):

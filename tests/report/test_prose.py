@@ -106,7 +106,7 @@ def test_a_number_stands_in_one_place(root):
     for name in ("README.md", "docs/results.md"):
         (root / name).write_text(block)
     prose.fill(root / "README.md")
-    with pytest.raises(KvguardError, match="stands in .*README.md already"):
+    with pytest.raises(KvguardError, match=r"stands in .*README\.md already"):
         prose.fill(root / "docs" / "results.md")
 
 
