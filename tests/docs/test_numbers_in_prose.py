@@ -51,8 +51,8 @@ def test_a_typed_result_is_seen(typed):
 
 
 def test_code_and_filled_blocks_are_no_typed_results():
-    text = "`snapkv@0.75`, <!-- run {{ x }} -->0.4<!-- /run -->\n\n    pip install torch==2.13\n\n```\n0.5\n```\n"
-    assert not loose_numbers(text)
+    filled = "<!-- run {{ x }} -->0.4<!-- /run -->"
+    assert not loose_numbers(f"`snapkv@0.75`, {filled}\n\n    pip install torch==2.13\n\n```\n0.5\n```\n")
 
 
 def test_links_and_pictures_of_the_documents_exist():
