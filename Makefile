@@ -35,11 +35,12 @@ $(STAMP): requirements.lock pyproject.toml
 	rm -f $(VENV)/.installed-*
 	$(PIP) install --quiet $(TORCH_INDEX) "$(TORCH_PIN)"
 	$(PIP) install --quiet --requirement requirements.lock
-	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation --editable .
+	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation --editable '.[pipeline]'
 	@touch $@
 
-repro: setup ## run the pipeline, then print its summary and where to look next
+repro: setup ## run the pipeline, fill README and docs with its numbers, print its summary and where to look next
 	dvc repro
+	kvguard numbers
 	@kvguard summary
 
 small: setup ## run a small pipeline on the last commit, in a fresh clone under build/small
@@ -54,14 +55,14 @@ lint: setup ## check style and types
 	ruff format --check .
 	mypy
 
-format: setup ## mend style
+format: setup ## fix style
 	ruff check --fix .
 	ruff format .
 
 lock: ## pin the newest allowed versions in requirements.lock, torch as it is
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet $(TORCH_INDEX) "$(or $(TORCH_PIN),torch)" setuptools
-	build/lock/bin/python -m pip install --quiet --no-build-isolation "$(or $(TORCH_PIN),torch)" ".[dev]"
+	build/lock/bin/python -m pip install --quiet --no-build-isolation "$(or $(TORCH_PIN),torch)" ".[dev,pipeline]"
 	build/lock/bin/python -m pip check
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude kvguard \
 		| grep -vE '^(nvidia-(cu|nvjitlink|nvshmem|nvtx)|cuda-|triton==)' | LC_ALL=C sort -f \

@@ -3,6 +3,7 @@
 import click
 
 from kvguard.cli.compare import compare
+from kvguard.cli.numbers import numbers
 from kvguard.cli.reference import reference
 from kvguard.cli.run import run
 from kvguard.cli.summary import summary
@@ -17,5 +18,5 @@ def main() -> None:
     """Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""
 
 
-for command in (run, sweep, verify, trace, summary, compare, reference):
+for command in (run, sweep, verify, trace, summary, compare, numbers, reference):
     main.add_command(command)

@@ -45,6 +45,12 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except KvguardError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            absent = (error.name or "").partition(".")[0]
+            if absent in ("", "kvguard"):
+                raise
+            message = f"{absent} is not installed: pip install 'kvguard[pipeline]'"
+            raise click.ClickException(message) from error
         except OSError as error:
             if error.errno not in _OUTSIDE:
                 raise

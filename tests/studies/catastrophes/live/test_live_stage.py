@@ -219,13 +219,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from live_setup import live_of
-<<<<<<< HEAD
-from kvguard.studies.catastrophes.live.stage import run_live
-from kvguard.models.load import load_model
-=======
 from kvguard.models.load import load_model
 from kvguard.studies.catastrophes.live.stage import run_live
->>>>>>> w-sweep
 if __name__ == "__main__":
     live = live_of(Path(sys.argv[1]), workers=2)
     run_live(live, load_model(live.name, live.spec, "cpu"), Path(sys.argv[2]), progress=False)
