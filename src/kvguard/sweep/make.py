@@ -15,13 +15,14 @@ from kvguard.engine.columns import SIGNALS
 from kvguard.engine.memory import release_unused, within_memory
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, attention_for
+from kvguard.engine.stops import StopStrings
 from kvguard.judging.catastrophes import NO_ONSET, TraceTokens, onsets
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
 from kvguard.sweep.parts import SweepPart
-from kvguard.sweep.plan import Sweep, Tally
+from kvguard.sweep.plan import Sweep, Tally, stop_strings
 from kvguard.sweep.workers import Report
-from kvguard.tasks.answers import is_correct, parse_answer
+from kvguard.tasks.base import Sample
 
 
 def generate_parts(
@@ -41,8 +42,10 @@ def generate_parts(
         release_unused()
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
-        answers = [block["answer"].iloc[index] for index, _ in keys]
-        generated = _decode(sweep, loaded, rows, batch_size, _judge_rows(sweep, loaded, answers, report))
+        samples = [Sample.of(block.iloc[index]) for index, _ in keys]
+        on_finish = _judge_rows(sweep, loaded, samples, report)
+        stops = stop_strings(sweep, loaded)
+        generated = _decode(sweep, loaded, rows, batch_size, on_finish, stops)
         raw = pd.DataFrame(
             {
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
@@ -53,7 +56,7 @@ def generate_parts(
                 "n_kept_tokens": [row.cache.n_kept for row in rows],
                 "token_ids": [generated.token_ids[r, :n] for r, n in enumerate(generated.lengths)],
                 "text": [
-                    loaded.decode(generated.token_ids[r, :n].tolist())
+                    text_of(loaded, generated.token_ids[r, :n], stops)
                     for r, n in enumerate(generated.lengths)
                 ],
                 "stop_reason": np.select([~generated.valid, generated.stopped], ["invalid", "eos"], "length"),
@@ -91,6 +94,7 @@ def _decode(
     rows: Sequence[Row],
     batch_size: int,
     on_finish: Callable[[int, np.ndarray, bool], None],
+    stops: StopStrings | None,
 ) -> Generated:
     return within_memory(
         loaded.name,
@@ -100,33 +104,41 @@ def _decode(
             loaded.model,
             rows,
             batch_size=size,
-            max_new_tokens=sweep.spec.max_new_tokens,
+            max_new_tokens=sweep.task.max_new_tokens,
             eos_ids=loaded.eos_ids,
             on_finish=on_finish,
+            stops=stops,
         ),
     )
 
 
 def _judge_rows(
-    sweep: Sweep, loaded: LoadedModel, answers: Sequence[str], report: Report
+    sweep: Sweep, loaded: LoadedModel, samples: Sequence[Sample], report: Report
 ) -> Callable[[int, np.ndarray, bool], None]:
     reported: set[int] = set()
 
     def on_finish(row: int, token_ids: np.ndarray, stopped: bool) -> None:
         if row not in reported:  # else it was decoded again with half the batch
             reported.add(row)
-            report(tally(sweep, loaded, answers[row], token_ids, stopped))
+            report(tally(sweep, loaded, samples[row], token_ids, stopped))
 
     return on_finish
 
 
-def tally(sweep: Sweep, loaded: LoadedModel, answer: str, token_ids: np.ndarray, stopped: bool) -> Tally:
+def text_of(loaded: LoadedModel, token_ids: np.ndarray, stops: StopStrings | None) -> str:
+    """Return the text of generated tokens, up to the first stop string."""
+    text = loaded.decode(token_ids.tolist())
+    return stops.cut(text) if stops is not None else text
+
+
+def tally(sweep: Sweep, loaded: LoadedModel, sample: Sample, token_ids: np.ndarray, stopped: bool) -> Tally:
     """Judge one finished trace for the progress bar."""
-    verdict = is_correct(parse_answer(loaded.decode(token_ids.tolist())), answer)
+    text = text_of(loaded, token_ids, stop_strings(sweep, loaded))
+    value = sweep.task.score(text, sample)[sweep.task.headline]
     trace = TraceTokens(token_ids, np.array([len(token_ids)]), np.array(["eos" if stopped else "length"]))
-    begun = onsets(trace, sweep.catastrophes, sweep.spec.max_new_tokens)
+    begun = onsets(trace, sweep.catastrophes, sweep.task.max_new_tokens)
     failed = any(onset[0] != NO_ONSET for onset in begun.values())
-    return Tally(1, int(failed), int(verdict is not None), int(bool(verdict)))
+    return Tally(1, int(failed), int(value is not None), value or 0)
 
 
 def _tokens_frame(ids: np.ndarray, generated: Generated) -> pd.DataFrame:

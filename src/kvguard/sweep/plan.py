@@ -16,12 +16,14 @@ import pandas as pd
 from kvguard.engine.memory import MOST_ROWS, entry_bytes, free_memory, graph_bytes, prefill_bytes, row_bytes
 from kvguard.engine.presses import NONE, Condition, attention_for, build_press, only_scores, shortest_prompt
 from kvguard.engine.signals import N_SIGNALS
+from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.load import LoadedModel
 from kvguard.models.spec import ModelSpec
 from kvguard.store.parts import blocks
 from kvguard.sweep.settings import CompressorSpec, GenerateParams
+from kvguard.tasks.base import Task
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -38,6 +40,8 @@ class Sweep:
 
     Parameters
     ----------
+    task : Task
+        What the prompts ask, for how many tokens, and how the texts are scored.
     prompts : DataFrame
         The prompts table.
     compressors : mapping
@@ -48,6 +52,7 @@ class Sweep:
 
     name: str
     spec: ModelSpec
+    task: Task
     prompts: pd.DataFrame
     conditions: Sequence[Condition]
     compressors: Mapping[str, CompressorSpec]
@@ -69,18 +74,20 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Tally:
-    """Traces finished so far: how many, how many with a catastrophe, scored and right."""
+    """Traces finished so far: how many, with a catastrophe, scored; and the sum of their headline scores."""
 
     n: int = 0
     catastrophic: int = 0
     scored: int = 0
-    correct: int = 0
+    correct: float = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[int, int, int, int]:
-        return self.n, self.catastrophic, self.scored, self.correct
+        return Tally(
+            self.n + other.n,
+            self.catastrophic + other.catastrophic,
+            self.scored + other.scored,
+            self.correct + other.correct,
+        )
 
 
 def check_prompts(sweep: Sweep, loaded: LoadedModel, lengths: Sequence[int]) -> None:
@@ -93,9 +100,9 @@ def check_prompts(sweep: Sweep, loaded: LoadedModel, lengths: Sequence[int]) -> 
     """
     longest, shortest = int(np.argmax(lengths)), int(np.argmin(lengths))
     name = sweep.prompts["prompt_id"].iloc
-    if lengths[longest] + sweep.spec.max_new_tokens > loaded.window:
+    if lengths[longest] + sweep.task.max_new_tokens > loaded.window:
         raise KvguardError(
-            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.spec.max_new_tokens} new ones "
+            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.task.max_new_tokens} new ones "
             f"exceed the window of {loaded.window} of model {sweep.name}; use fewer shots (n_shots) or a "
             "smaller max_new_tokens"
         )
@@ -108,6 +115,12 @@ def check_prompts(sweep: Sweep, loaded: LoadedModel, lengths: Sequence[int]) -> 
                 f"{condition.compressor}, which needs {needed}; mend compressors.{condition.compressor} "
                 "(a smaller window_size) or use longer prompts"
             )
+
+
+def stop_strings(sweep: Sweep, loaded: LoadedModel) -> StopStrings | None:
+    """Return what else ends a text: the task's stop strings, where no chat template ends the model's turn."""
+    strings = sweep.task.stop_strings
+    return StopStrings(loaded.tokenizer, strings) if strings and not loaded.has_chat else None
 
 
 def check_engine(settings: GenerateParams) -> None:
@@ -159,7 +172,7 @@ def plan_batch(
         return sweep.settings.batch_size
     model = loaded.model
     path = out / "batch.json"
-    key = [loaded.fingerprint, row_bytes(model, max(lengths) + sweep.spec.max_new_tokens), workers]
+    key = [loaded.fingerprint, row_bytes(model, max(lengths) + sweep.task.max_new_tokens), workers]
     try:
         stored = json.loads(path.read_text())
         if stored["key"] == key:
@@ -190,7 +203,7 @@ def predicted_peak(
     lengths, restorable
         As for :func:`plan_batch`.
     """
-    config, new = model.config.get_text_config(), sweep.spec.max_new_tokens
+    config, new = model.config.get_text_config(), sweep.task.max_new_tokens
     n_blocks = np.array(blocks(len(lengths), sweep.settings.prompts_per_part))
     total = np.add.reduceat(lengths, n_blocks[:, 0])  # tokens of each block's prompts
     longest = np.maximum.reduceat(lengths, n_blocks[:, 0])
@@ -231,11 +244,13 @@ def predicted_peak(
 
 def made_with(sweep: Sweep, loaded: LoadedModel, batch_size: int, threads: int) -> dict[str, Any]:
     """Return what every part's bytes depend on, whatever its prompts and conditions."""
+    stops = stop_strings(sweep, loaded)
     return {
         "weights": loaded.fingerprint,
         "dtype": sweep.spec.dtype,
         "device": loaded.model.device.type,
-        "max_new_tokens": sweep.spec.max_new_tokens,
+        "max_new_tokens": sweep.task.max_new_tokens,
+        "stop_strings": stops.strings if stops is not None else (),
         "batch_size": batch_size,
         "threads": threads,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from kvguard.engine.presses import attention_for
-from kvguard.judging.judge import judge
+from kvguard.judging.judge import SCORES, judge, score, score_metadata
 from kvguard.models.load import load_model
 from kvguard.store.parts import keep_made
 from kvguard.store.schemas import conform
@@ -32,7 +32,7 @@ class SweepResult:
 
 
 def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
-    """Generate what is missing under ``out`` and judge all traces into ``out/traces.parquet``.
+    """Generate what is missing under ``out``; judge it all into ``traces.parquet`` and ``scores.parquet``.
 
     Parts that match their fingerprint are kept; a run that was killed goes on where it stopped and ends
     with the same bytes.
@@ -59,13 +59,18 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
     )
     remove_temporaries(out)
     missing = keep_made(out, parts)
-    traces = out / "traces.parquet"
-    traces.unlink(missing_ok=True)
+    traces, scores = out / "traces.parquet", out / SCORES
+    for path in (traces, scores):
+        path.unlink(missing_ok=True)
     work = Work("generate", sweep, generate_parts, out, batch_size, workers, threads, sweep.settings)
     make_units(work, loaded, _units(sweep, missing), sweep.n_traces, progress)
-    with open_table("traces", traces) as table:
-        for judged in _judged(sweep, parts, out):
-            table.write(judged)
+    with (
+        open_table("traces", traces) as table,
+        open_table("scores", scores, score_metadata(sweep.task)) as scored,
+    ):
+        for raw in _raw(parts, out):
+            table.write(_judged(sweep, raw))
+            scored.write(conform("scores", score(raw, sweep.prompts, sweep.task)))
     return SweepResult(len(missing), len(parts) - len(missing), traces)
 
 
@@ -78,14 +83,16 @@ def _units(sweep: Sweep, parts: Sequence[SweepPart]) -> list[list[SweepPart]]:
     return list(groups.values())
 
 
-def _judged(sweep: Sweep, parts: Sequence[SweepPart], out: Path) -> Iterator[pd.DataFrame]:
-    """Judge the raw traces block by block, in the order of their ids."""
-    params = {name: json.dumps(spec.params, sort_keys=True) for name, spec in sweep.compressors.items()}
+def _raw(parts: Sequence[SweepPart], out: Path) -> Iterator[pd.DataFrame]:
+    """Read the raw traces block by block, in the order of their ids."""
     for _, block in groupby(parts, key=lambda part: part.block):
         raw = pd.concat([read_table("parts", part.path("parts", out)) for part in block])
-        raw = raw.sort_values("trace_id", ignore_index=True)
-        verdicts = judge(raw, sweep.prompts, sweep.catastrophes, sweep.spec.max_new_tokens)
-        judged = pd.concat([raw, verdicts], axis=1)
-        judged["model"] = sweep.name
-        judged["compressor_params"] = judged["compressor"].map(params).fillna("{}")
-        yield conform("traces", judged)
+        yield raw.sort_values("trace_id", ignore_index=True)
+
+
+def _judged(sweep: Sweep, raw: pd.DataFrame) -> pd.DataFrame:
+    params = {name: json.dumps(spec.params, sort_keys=True) for name, spec in sweep.compressors.items()}
+    judged = pd.concat([raw, judge(raw, sweep.task, sweep.catastrophes)], axis=1)
+    judged["model"] = sweep.name
+    judged["compressor_params"] = judged["compressor"].map(params).fillna("{}")
+    return conform("traces", judged)

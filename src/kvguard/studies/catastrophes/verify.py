@@ -118,7 +118,8 @@ def compare_with_kvpress(
         condition = Condition(trace.compressor, trace.ratio)
         ids = torch.tensor(loaded.encode(text[trace.prompt_id]), device=loaded.model.device)
         press = _press(condition, params.compressors)
-        reference = kvpress_generate(loaded.model, ids, press, spec.max_new_tokens, loaded.eos_ids)
+        budget = params.task(model).max_new_tokens
+        reference = kvpress_generate(loaded.model, ids, press, budget, loaded.eos_ids)
         counted[str(condition)] += 1
         if not reference.agrees(list(trace.token_ids)):
             differing.append(f"{condition} trace {trace.trace_id}")

@@ -25,6 +25,7 @@ from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, Liv
 from kvguard.sweep.make import prefill_block, tally
 from kvguard.sweep.plan import Tally
 from kvguard.sweep.workers import Report
+from kvguard.tasks.base import Sample
 
 Key = tuple[int, Condition]
 
@@ -61,7 +62,7 @@ def make_live_parts(
     for part in parts:
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
-        answers = [block["answer"].iloc[index] for index, _ in keys]
+        samples = [Sample.of(block.iloc[index]) for index, _ in keys]
         refusals = _refusals(live, loaded, part, keys, rows)
         asked = [place for place, reason in enumerate(refusals) if reason is None]
         made = _decode(
@@ -70,7 +71,7 @@ def make_live_parts(
             part,
             [keys[place] for place in asked],
             [rows[place] for place in asked],
-            [answers[place] for place in asked],
+            [samples[place] for place in asked],
             thinking,
             batch_size,
             report,
@@ -122,14 +123,14 @@ def _decode(
     part: LivePart,
     keys: Sequence[Key],
     rows: Sequence[Row],
-    answers: Sequence[str],
+    samples: Sequence[Sample],
     thinking: Bools,
     batch_size: int,
     report: Report,
 ) -> list[Guarded]:
     if not rows:
         return []
-    policy, spec = POLICIES[part.policy], live.spec
+    policy = POLICIES[part.policy]
     ratios = np.array([condition.ratio for _, condition in keys])
     reported: set[int] = set()
 
@@ -138,7 +139,7 @@ def _decode(
             loaded.model,
             rows,
             size,
-            spec.max_new_tokens,
+            live.task.max_new_tokens,
             loaded.eos_ids,
             restorable=policy.action.restores,
         )
@@ -154,7 +155,7 @@ def _decode(
                         reported.add(row)
                         tokens = batch.tokens[row, : batch.t[slot]].cpu().numpy()
                         stopped = bool(batch.stopped[slot])
-                        report(tally(live.sweep, loaded, answers[row], tokens, stopped))
+                        report(tally(live.sweep, loaded, samples[row], tokens, stopped))
         return guarded.results()
 
     return within_memory(loaded.name, loaded.model.device, batch_size, run)
@@ -162,7 +163,7 @@ def _decode(
 
 def make_trigger(live: Live, kind: str, ratios: np.ndarray, thinking: Bools, config: Any) -> Trigger:
     """Return the trigger called ``kind`` for rows of these compression ratios [R]."""
-    n_tokens = live.spec.max_new_tokens
+    n_tokens = live.task.max_new_tokens
     if kind == "entropy":
         return EntropyTrigger(ratios, config.get_text_config().vocab_size)
     if kind == "loop":

@@ -41,7 +41,7 @@ def measure_latency(
         Rows; with fewer prompts some stand twice.
     """
     condition = live.sweep.conditions[1]
-    n_tokens = min(n_tokens, live.spec.max_new_tokens)
+    n_tokens = min(n_tokens, live.task.max_new_tokens)
     block = live.sweep.prompts.iloc[:batch_size]
     prefilled = prefill_block(live.sweep, loaded, block, [condition])
     rows = [prefilled[row % len(block), condition] for row in range(batch_size)]

@@ -31,6 +31,7 @@ from kvguard.studies.catastrophes.live.block import error_of
 from kvguard.studies.catastrophes.live.plan import SWITCH, SweepJob
 from kvguard.sweep.make import tally
 from kvguard.sweep.workers import Report
+from kvguard.tasks.base import Sample
 
 _FULL = Condition(NONE, 0.0)
 
@@ -145,12 +146,12 @@ def make_switch_parts(
         begun = [ids[:n] for ids, n in zip(cases["token_ids"], kept, strict=True)]
         prompts = [loaded.encode(asked.loc[name, "prompt"]) for name in cases["prompt_id"]]
         rows = [_restored(loaded, [*prompt, *ids]) for prompt, ids in zip(prompts, begun, strict=True)]
-        answers = asked.loc[cases["prompt_id"], "answer"].tolist()
+        samples = [Sample.of(asked.loc[name]) for name in cases["prompt_id"]]
         made = _continue(switch, loaded, rows, kept, batch_size)
         tokens = [np.concatenate([a, b]) for a, b in zip(begun, _tokens(made), strict=True)]
         stop = np.select([~made.valid, made.stopped], ["invalid", "eos"], "length")
-        for ids, answer, stopped in zip(tokens, answers, made.stopped, strict=True):
-            report(tally(switch.sweep, loaded, answer, ids, bool(stopped)))
+        for ids, sample, stopped in zip(tokens, samples, made.stopped, strict=True):
+            report(tally(switch.sweep, loaded, sample, ids, bool(stopped)))
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
         frame = pd.DataFrame(
             {
@@ -187,7 +188,7 @@ def _continue(
     switch: Switch, loaded: LoadedModel, rows: Sequence[Row], kept: np.ndarray, batch_size: int
 ) -> Generated:
     """Decode each row to the end of its own token budget, of which ``kept`` tokens are spent. [R]"""
-    left = switch.spec.max_new_tokens - kept
+    left = switch.task.max_new_tokens - kept
 
     def run(size: int) -> Generated:
         batch = Batch(loaded.model, rows, size, int(left.max()), loaded.eos_ids)
