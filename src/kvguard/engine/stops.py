@@ -49,10 +49,15 @@ class StopStrings:
         """Return the string that a token stands for, whatever stands before it."""
         found = self._pieces.get(token_id)
         if found is None:
-            (token,) = self._tokenizer.convert_ids_to_tokens([token_id])
+            token = self._tokenizer.convert_ids_to_tokens([token_id])[0]
             text = "" if token is None else self._tokenizer.convert_tokens_to_string([*self._before, token])
             found = self._pieces[token_id] = text.partition(_BEFORE)[2]
         return found
+
+    def count(self, token_ids: Sequence[int]) -> int:
+        """Return how many of the tokens a text has: up to the one that completes a stop string, or all."""
+        state = self.start()
+        return next((n for n, token in enumerate(token_ids, start=1) if state.push(token)), len(token_ids))
 
     def cut(self, text: str) -> str:
         """Return ``text`` up to where the first stop string in it begins."""

@@ -44,7 +44,7 @@ def generate_parts(
         rows = [prefilled[key] for key in keys]
         samples = [Sample.of(block.iloc[index]) for index, _ in keys]
         on_finish = _judge_rows(sweep, loaded, samples, report)
-        stops = stop_strings(sweep, loaded)
+        stops = stop_strings(sweep.task, loaded)
         generated = _decode(sweep, loaded, rows, batch_size, on_finish, stops)
         raw = pd.DataFrame(
             {
@@ -133,7 +133,7 @@ def text_of(loaded: LoadedModel, token_ids: np.ndarray, stops: StopStrings | Non
 
 def tally(sweep: Sweep, loaded: LoadedModel, sample: Sample, token_ids: np.ndarray, stopped: bool) -> Tally:
     """Judge one finished trace for the progress bar."""
-    text = text_of(loaded, token_ids, stop_strings(sweep, loaded))
+    text = text_of(loaded, token_ids, stop_strings(sweep.task, loaded))
     value = sweep.task.score(text, sample)[sweep.task.headline]
     trace = TraceTokens(token_ids, np.array([len(token_ids)]), np.array(["eos" if stopped else "length"]))
     begun = onsets(trace, sweep.catastrophes, sweep.task.max_new_tokens)

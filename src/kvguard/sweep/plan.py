@@ -117,9 +117,9 @@ def check_prompts(sweep: Sweep, loaded: LoadedModel, lengths: Sequence[int]) -> 
             )
 
 
-def stop_strings(sweep: Sweep, loaded: LoadedModel) -> StopStrings | None:
+def stop_strings(task: Task, loaded: LoadedModel) -> StopStrings | None:
     """Return what else ends a text: the task's stop strings, where no chat template ends the model's turn."""
-    strings = sweep.task.stop_strings
+    strings = task.stop_strings
     return StopStrings(loaded.tokenizer, strings) if strings and not loaded.has_chat else None
 
 
@@ -244,7 +244,7 @@ def predicted_peak(
 
 def made_with(sweep: Sweep, loaded: LoadedModel, batch_size: int, threads: int) -> dict[str, Any]:
     """Return what every part's bytes depend on, whatever its prompts and conditions."""
-    stops = stop_strings(sweep, loaded)
+    stops = stop_strings(sweep.task, loaded)
     return {
         "weights": loaded.fingerprint,
         "dtype": sweep.spec.dtype,
