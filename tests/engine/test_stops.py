@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from kvguard.errors import KvguardError
 from kvguard.models.load import load_model
 from kvguard.models.reference import WEIGHTS
 from kvguard.models.spec import ModelSpec
+from kvguard.tasks import sample_prompts
 
 SETS = (("\n\nQ:",), ("\n\nQ:", "\n\nQuestion", "###"), ("aa", "aaa"), (".",), (" the", "he c"), ("é", "12"))
 SMOLLM2 = Path("/work/shared/tools/smollm2-135m")
@@ -25,7 +27,7 @@ SMOLLM2 = Path("/work/shared/tools/smollm2-135m")
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
     out = tmp_path_factory.mktemp("smollm2")
-    subprocess.run([SMOLLM2, out], check=True)
+    subprocess.run([SMOLLM2, out, sys.executable], check=True)
     return out
 
 
@@ -125,41 +127,23 @@ def test_an_empty_stop_string_is_rejected(model_folder, strings):
         StopStrings(AutoTokenizer.from_pretrained(model_folder), strings)
 
 
-def test_decoding_ends_rows_where_generate_does(model_folder):
+def test_decoding_ends_rows_where_generate_does():
     """Rows end at different steps, and transformers generates each on its own."""
-    loaded = load_model("tiny", ModelSpec(source=f"path:{model_folder}", task="arithmetic"), "cpu")
-    prompts = [torch.tensor(loaded.encode(text)) for text in ("Ana has", "Ben finds 7 keys", "How many?")]
-    plain = [
-        loaded.model.generate(p[None], max_new_tokens=24, do_sample=False, pad_token_id=0)[
-            0, len(p) :
-        ].tolist()
-        for p in prompts
+    loaded = load_model("reference", ModelSpec(source="embedded:qwen2", task="arithmetic"), "cpu")
+    prompts = [
+        torch.tensor(loaded.encode(p)) for p in sample_prompts("arithmetic", 4, 0, n_shots=1)["prompt"]
     ]
-    stops = StopStrings(loaded.tokenizer, sorted({_string_in(loaded, ids) for ids in plain[:2]}))
-    condition = Condition("none", 0.0)
-    rows = []
+    stops, condition, rows = StopStrings(loaded.tokenizer, (" left", "####")), Condition("none", 0.0), []
+    how = {"max_new_tokens": 160, "do_sample": False, "pad_token_id": 0, "tokenizer": loaded.tokenizer}
     for prompt in prompts:
         done = prefill(loaded.model, prompt, {condition: None}, "sdpa")
         rows.append(Row(prompt, done.logits, done.kept[condition]))
-    made = decode(loaded.model, rows, batch_size=2, max_new_tokens=24, eos_ids=loaded.eos_ids, stops=stops)
+    made = decode(loaded.model, rows, batch_size=2, max_new_tokens=160, eos_ids=loaded.eos_ids, stops=stops)
     for row, prompt in enumerate(prompts):
-        theirs = loaded.model.generate(
-            prompt[None],
-            max_new_tokens=24,
-            do_sample=False,
-            pad_token_id=0,
-            stop_strings=list(stops.strings),
-            tokenizer=loaded.tokenizer,
-        )[0, len(prompt) :].tolist()
-        assert made.token_ids[row, : made.lengths[row]].tolist() == theirs
-        assert made.stopped[row] == (len(theirs) < 24)
-    assert made.lengths[:2].max() < 24
-
-
-def _string_in(loaded, ids):
-    """Three characters from the middle of a text of one-byte characters."""
-    return next(
-        text
-        for n in range(6, 20)
-        if len(text := loaded.tokenizer.decode(ids[n : n + 3])) == 3 and "\ufffd" not in text
-    )
+        out = loaded.model.generate(prompt[None], stop_strings=list(stops.strings), **how)
+        assert made.token_ids[row, : made.lengths[row]].tolist() == out[0, len(prompt) :].tolist()
+    assert made.stopped[made.lengths < 160].all()
+    assert len(set(made.lengths.tolist())) > 2
+    ended = loaded.tokenizer.batch_decode([made.token_ids[r, :n] for r, n in enumerate(made.lengths)])
+    assert any("####" in text for text in ended)
+    assert not any("####" in stops.cut(text) for text in ended)
