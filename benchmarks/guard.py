@@ -33,7 +33,6 @@ from kvguard.guard.watch import HazardTrigger, Watch
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.params import load_params
-from kvguard.tasks import sample_prompts
 
 CONDITION = Condition("snapkv", 0.5)
 POINT = ControllerParams(tau_low=0.1, tau_high=0.3, k_escalate=3, j_deescalate=8)
@@ -103,7 +102,7 @@ def main(model: str, batch: int, tokens: int, threads: int, device: str, hazard:
         hazard_model = HazardModel.load(hazard or layout.trained(model, "v2"))
     except KvguardError as error:
         raise click.ClickException(str(error)) from None
-    prompts = sample_prompts(spec.task, batch, params.seed + 1, spec.n_shots, spec.task_source)
+    prompts = params.task(model).prompts(batch, params.seed + 1)
     press = build_press(params.compressors[CONDITION.compressor], CONDITION.ratio)
     rows = make_rows(loaded, list(prompts["prompt"]), press)
     mask = thinking_mask(loaded.tokenizer, params.featurize.thinking_words)

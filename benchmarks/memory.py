@@ -26,7 +26,6 @@ from kvguard.sweep.batch_size import predicted_peak
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import conditions
-from kvguard.tasks import sample_prompts
 
 
 def resident(peak: bool = False) -> int:
@@ -73,14 +72,15 @@ def fresh(sweep: Sweep) -> tuple[int, int]:
 
 def sweep_of(params: Params, model: str, preset: str, prompts: int, batch: int, new: int | None) -> Sweep:
     """Return a sweep of that many prompts, decoded in batches of that many rows."""
-    spec = params.spec(model)
+    task = params.task(model)
     if new is not None:
-        spec = spec.model_copy(update={"max_new_tokens": new})
+        task = task.model_copy(update={"max_new_tokens": new})
     settings = params.generate.model_copy(update={"batch_size": batch, "workers": 1})
     return Sweep(
         model,
-        spec,
-        sample_prompts(spec.task, prompts, params.seed, spec.n_shots, spec.task_source),
+        params.spec(model),
+        task,
+        task.prompts(prompts, params.seed),
         conditions(params.presets[preset]),
         params.compressors,
         settings,

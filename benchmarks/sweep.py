@@ -38,7 +38,6 @@ from kvguard.studies.catastrophes.params import load_params
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import conditions
-from kvguard.tasks import sample_prompts
 
 T = TypeVar("T")
 
@@ -185,8 +184,8 @@ def decode_bytes(loaded: LoadedModel, traces: pd.DataFrame, batch_size: int) -> 
     "--layers", type=int, help="Layers of the random model; fewer than its shape has is a trimmed one."
 )
 @click.option("--prompts", default=500, show_default=True, help="Prompts, each under every condition.")
-@click.option("--shots", type=int, help="Worked examples before each question; the model's own by default.")
-@click.option("--new", type=int, help="Tokens generated at most; the model's own by default.")
+@click.option("--shots", type=int, help="Worked examples before each question; the task's own by default.")
+@click.option("--new", type=int, help="Tokens generated at most; the task's own by default.")
 @click.option("--sample", default=100, show_default=True, help="Traces that the others answer too.")
 @click.option("--preset", default="default", show_default=True)
 def main(
@@ -210,11 +209,13 @@ def main(
             )
             model = f"{random_weights} (random weights{f', {layers} layers' if layers else ''})"
         changes = {"n_shots": shots, "max_new_tokens": new}
-        spec = spec.model_copy(update={k: v for k, v in changes.items() if v is not None})
+        task = params.tasks[spec.task]
+        task = task.model_copy(update={k: v for k, v in changes.items() if v is not None})
         sweep = Sweep(
             model,
             spec,
-            sample_prompts(spec.task, prompts, params.seed + 1, spec.n_shots, spec.task_source),
+            task,
+            task.prompts(prompts, params.seed + 1),
             conditions(params.presets[preset]),
             params.compressors,
             params.generate,
@@ -228,7 +229,7 @@ def main(
 
 def compare(sweep: Sweep, folder: Path, sample: int) -> None:
     """Run all three sides, check that they agree, and print what each took."""
-    device, new = pick_device(sweep.device), sweep.spec.max_new_tokens
+    device, new = pick_device(sweep.device), sweep.task.max_new_tokens
     graphs = CountedGraphs()
     with PeakMemory() as memory:
         result, ours = timed(lambda: run_sweep(sweep, folder), device)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from kvguard.engine.columns import LOGPROBS, SIGNALS
 from kvguard.engine.presses import NONE
+from kvguard.judging.judge import SCORES, score_metadata
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes.featurize import featurize
@@ -26,6 +27,7 @@ from kvguard.studies.catastrophes.params import Params, load_params
 from kvguard.studies.catastrophes.train.fit import train
 from kvguard.studies.catastrophes.validate import Plan, validate
 from kvguard.sweep.settings import conditions
+from kvguard.tasks import make_task
 
 LIMIT_GB = 6.0
 VOCAB = 512
@@ -39,14 +41,14 @@ def make(folder: Path, params: Params, n_traces: int, n_tokens: int) -> None:
     """Write prompts, tokens and judged traces; before a loop the entropy rises."""
     planned = conditions(params.presets["default"])
     names = [f"p{number:06d}" for number in range(-(-n_traces // len(planned)))]
-    prompts = pd.DataFrame(
-        {"prompt_id": names, "task": "synthetic", "question": "", "prompt": "", "answer": ""}
-    )
+    prompts = pd.DataFrame({"prompt_id": names, "task": "synthetic", "question": "", "metadata": "{}"})
+    prompts["prompt"] = [{"messages": [], "text": ""}] * len(names)
+    prompts["references"] = [["1"]] * len(names)
     write_table("prompts", prompts, folder / "prompts.parquet")
     compressor, ratio = ([getattr(c, key) for c in planned] for key in ("compressor", "ratio"))
     rng = np.random.default_rng(0)
     onset = int(LOOP_AT * n_tokens) + LOOP
-    judged = []
+    judged, right = [], []
     for part, begin in enumerate(range(0, len(names), PROMPTS_PER_PART)):
         asked = names[begin : begin + PROMPTS_PER_PART]
         n = len(asked) * len(planned)
@@ -61,7 +63,6 @@ def make(folder: Path, params: Params, n_traces: int, n_tokens: int) -> None:
                 "n_kept_tokens": 100.0,
                 "text": "#### 1",
                 "predicted": "1",
-                "amnesia": False,
                 "compressor_params": "{}",
             }
         )
@@ -70,13 +71,15 @@ def make(folder: Path, params: Params, n_traces: int, n_tokens: int) -> None:
         token_ids[fails, onset - LOOP :] = np.resize(token_ids[0, :LOOP], n_tokens - onset + LOOP)
         traces["token_ids"] = list(token_ids.astype(np.int32))
         traces["stop_reason"] = np.where(fails, "length", "eos")
-        traces["correct"] = ~fails
         traces["onset"] = pd.array(np.where(fails, onset, None), dtype="Int32")
         traces["catastrophes"] = [["looping", "non_termination"] if failed else [] for failed in fails]
+        right.append(pd.DataFrame({"trace_id": traces["trace_id"], "value": 1.0 - fails}))
         judged.append(conform("traces", traces))
         tokens = _tokens(rng, traces["trace_id"].to_numpy(), token_ids, fails, onset)
         write_table("tokens", tokens, folder / f"tokens-{part:04d}.parquet")
     write_table("traces", pd.concat(judged, ignore_index=True), folder / "traces.parquet")
+    scores = conform("scores", pd.concat(right, ignore_index=True).assign(metric="accuracy"))
+    write_table("scores", scores, folder / SCORES, score_metadata(make_task("arithmetic")))
 
 
 def _tokens(

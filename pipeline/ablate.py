@@ -15,8 +15,8 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.guard.bundle import load_operating_point
     from kvguard.guard.hazard_model import HazardModel
+    from kvguard.judging.judge import read_judged
     from kvguard.store.files import write_json
-    from kvguard.store.tables import read_table
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.ablate import ablate
     from kvguard.studies.catastrophes.chapter.figures import ablation_figures, model_title
@@ -39,7 +39,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         run.log_table(f"features-{model}", features)
         results = ablate(
             features,
-            read_table("traces", source),
+            read_judged(source),
             read_split(PROTOCOLS["v2"], trained),
             HazardModel.load(trained),
             load_operating_point(evaluated, "balanced"),

@@ -16,8 +16,9 @@ from kvguard.cli import edge
 def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.guard.hazard_model import HazardModel
+    from kvguard.judging.judge import read_judged
     from kvguard.store.files import write_json
-    from kvguard.store.tables import read_table, write_table
+    from kvguard.store.tables import write_table
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.chapter.figures import evaluation_figures, model_title
     from kvguard.studies.catastrophes.evaluate.evaluation import evaluate
@@ -35,7 +36,7 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
     inputs = [source, features, trained]
     with tracking.run("evaluate", model=model, protocol=protocol, params=settings, inputs=inputs) as run:
         run.log_table(f"traces-{model}", source)
-        traces = read_table("traces", source)
+        traces = read_judged(source)
         found = evaluate(
             features,
             traces,

@@ -33,7 +33,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         weights=weights_digest(load_model(model, spec, "cpu").model),
         horizon=params.featurize.horizon,
         thinking_words=params.featurize.thinking_words,
-        max_new_tokens=spec.max_new_tokens,
+        max_new_tokens=params.task(model).max_new_tokens,
         conditions=tuple(str(condition) for condition in conditions_of(traces)),
     )
     points = evaluated / "operating_points.json"

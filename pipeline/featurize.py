@@ -26,7 +26,8 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     with tracking.run("featurize", model=model, params=settings, inputs=[source]) as run:
         run.log_table(f"traces-{model}", source)
         mask = thinking_mask(load_tokenizer(model, spec), params.featurize.thinking_words)
-        metrics = featurize(layout.generated(model), params.featurize, spec.max_new_tokens, mask, out)
+        budget = params.task(model).max_new_tokens
+        metrics = featurize(layout.generated(model), params.featurize, budget, mask, out)
         run.log_metrics(metrics)
         run.log_table(f"features-{model}", out, context="output")
         run.log_outputs([out])

@@ -13,9 +13,9 @@ from kvguard.cli import edge
 @edge.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
+    from kvguard.judging.judge import read_judged
     from kvguard.models.load import load_model
     from kvguard.store.files import write_json
-    from kvguard.store.tables import read_table
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.chapter.figures import live_figures, model_title
     from kvguard.studies.catastrophes.live.plan import PROTOCOL, Live
@@ -40,7 +40,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         live = Live.load(params, model)
         loaded = load_model(model, spec, params.device)
         done = run_live(live, loaded, out)
-        results = live_results(live, read_table("live", done.table), params.n_resamples, params.seed)
+        results = live_results(live, read_judged(done.table, kind="live"), params.n_resamples, params.seed)
         latency = live_latency(live, loaded)
         results.write(out / "results.parquet")
         latency.write(out / "latency.parquet")

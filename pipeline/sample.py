@@ -21,16 +21,19 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
 
     params = load_params(params_path)
     spec = params.spec(model)
-    settings = {"seed": params.seed, "sample": params.sample.model_dump(), "model": spec.model_dump()}
+    task = params.task(model)
+    sections = {"sample": params.sample, "model": spec, "task": task}
+    settings = {"seed": params.seed, **{name: section.model_dump() for name, section in sections.items()}}
     out = layout.prompts(model)
     check_available(model, spec, params.device)
     with tracking.run("sample", model=model, params=settings) as run:
         prompts = draw_prompts(params, model)
         write_table("prompts", prompts, out)
-        run.log_metrics({"n_prompts": len(prompts), "prompt_characters": prompts["prompt"].str.len().mean()})
+        characters = prompts["prompt"].map(lambda prompt: len(prompt["text"])).mean()
+        run.log_metrics({"n_prompts": len(prompts), "prompt_characters": characters})
         run.log_table(f"prompts-{model}", out, context="output")
         run.log_outputs([out])
-    click.echo(f"{out}: {len(prompts)} {spec.task} prompts")
+    click.echo(f"{out}: {len(prompts)} {task.name} prompts")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     with tracking.run("validate", model=model, params=settings, inputs=inputs) as run:
         plan = Plan(
             conditions=conditions(params.presets[params.generate.preset]),
-            max_new_tokens=spec.max_new_tokens,
+            max_new_tokens=params.task(model).max_new_tokens,
             vocab_size=vocabulary_size(model, spec),
             snapkv_windows=snapkv_windows(params.compressors),
         )

@@ -14,7 +14,7 @@ def judged(rows):
     names = ("prompt_id", "compressor", "ratio", "correct", "catastrophes", "amnesia", "tokens")
     frame = pd.DataFrame(rows, columns=names)
     frame["token_ids"] = [np.zeros(n, dtype=np.int32) for n in frame.pop("tokens")]
-    return frame.astype({"correct": "boolean", "amnesia": "boolean"})
+    return frame.astype({"correct": "float64", "amnesia": "float64"})
 
 
 def measured(traces, add, *tables):

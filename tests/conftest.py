@@ -55,8 +55,10 @@ def tiny_models(tmp_path_factory):
 def tiny_params(tiny_models):
     """The shipped settings, made small: 12 prompts, 48 tokens, 5 conditions."""
     data = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    spec = {"dtype": "float32", "task": "arithmetic", "task_source": None, "n_shots": 0, "max_new_tokens": 48}
+    spec = {"dtype": "float32", "task": "arithmetic"}
     data["models"] = {name: {"source": f"path:{folder}", **spec} for name, folder in tiny_models.items()}
+    for task in data["tasks"].values():
+        task |= {"n_shots": 0, "max_new_tokens": 48}
     data |= {"model": "tiny", "transfer_to": "tiny_llama", "device": "cpu", "n_resamples": 100}
     data["report"]["models"] = []
     data["sample"]["n"] = 12

@@ -16,7 +16,7 @@ def judged(rows):
         token_ids=[np.zeros(n, dtype=np.int32) for n in frame["n_tokens"]],
         catastrophes=[[] if pd.isna(onset) else ["looping"] for onset in frame["onset"]],
         onset=frame["onset"].astype("Int32"),
-        correct=frame["correct"].astype("boolean"),
+        correct=frame["correct"].astype("float64"),
         n_prompt_tokens=10,
         n_kept_tokens=np.where(frame["compressor"] == "none", 10.0, 5.0),
     )

@@ -7,11 +7,12 @@ from kvguard.engine.columns import LOGPROBS, SIGNALS
 from kvguard.engine.presses import Condition
 from kvguard.guard.controller import ControllerParams
 from kvguard.judging.catastrophes import CatastropheParams
-from kvguard.judging.judge import judge
+from kvguard.judging.judge import SCORES, judge, score, score_metadata, with_scores
 from kvguard.store.schemas import conform
 from kvguard.store.tables import write_table
 from kvguard.studies.catastrophes.featurize import featurize
 from kvguard.studies.catastrophes.params import FeaturizeParams, TrainParams
+from kvguard.tasks import make_task
 
 VOCAB = 50
 MAX_NEW_TOKENS = 96
@@ -24,6 +25,7 @@ CONDITIONS = [
 FAIL_SHARE = {0.0: 0.0, 0.5: 0.2, 0.875: 0.6}
 MASK = np.arange(VOCAB) % 7 == 0
 
+TASK = make_task("arithmetic", max_new_tokens=MAX_NEW_TOKENS)
 CATASTROPHES = CatastropheParams()
 FEATURIZE = FeaturizeParams()
 CONTROLLER = ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=3, j_deescalate=8)
@@ -84,8 +86,9 @@ def build(folder, n_prompts: int = 40, seed: int = 0):
             "prompt_id": [f"p{number:04d}" for number in range(n_prompts)],
             "task": "arithmetic",
             "question": [f"Ana has {number} pens. How many?" for number in range(n_prompts)],
-            "prompt": "Solve.",
-            "answer": [str(number) for number in range(n_prompts)],
+            "prompt": [{"messages": [], "text": "Solve."}] * n_prompts,
+            "references": [[str(number)] for number in range(n_prompts)],
+            "metadata": "{}",
         }
     )
     write_table("prompts", prompts, folder / "prompts.parquet")
@@ -108,7 +111,7 @@ def build(folder, n_prompts: int = 40, seed: int = 0):
             )
     parts = pd.DataFrame(rows)
     parts["trace_id"] = parts["trace_id"].astype(np.int32)
-    judged = judge(parts, prompts, CATASTROPHES, MAX_NEW_TOKENS)
+    judged = judge(parts, TASK, CATASTROPHES)
     traces = conform("traces", pd.concat([parts, judged], axis=1).assign(model="toy", compressor_params="{}"))
     tokens = tokens_table(rng, list(traces["token_ids"]))
     onset = traces["onset"].fillna(10_000).to_numpy(dtype=np.int64)[tokens["trace_id"]]
@@ -119,5 +122,7 @@ def build(folder, n_prompts: int = 40, seed: int = 0):
     for name, chosen in (("a", tokens["trace_id"] <= middle), ("b", tokens["trace_id"] > middle)):
         write_table("tokens", tokens[chosen].reset_index(drop=True), generated / f"tokens-{name}.parquet")
     write_table("traces", traces, generated / "traces.parquet")
+    scores = conform("scores", score(parts, prompts, TASK))
+    write_table("scores", scores, generated / SCORES, score_metadata(TASK))
     featurize(generated, FEATURIZE, MAX_NEW_TOKENS, MASK, folder / "features.parquet")
-    return traces
+    return with_scores(traces, scores, TASK.headline)

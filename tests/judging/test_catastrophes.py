@@ -13,9 +13,11 @@ from kvguard.engine.repetition import RepeatCounter, repeat_counts, window_occur
 from kvguard.errors import KvguardError
 from kvguard.judging import catastrophes
 from kvguard.judging.catastrophes import NO_ONSET, CatastropheParams, TraceTokens, looping_onset, onsets
-from kvguard.judging.judge import judge
+from kvguard.judging.judge import judge, score, with_scores
 from kvguard.studies.catastrophes.train.protocols import is_failure_v1
+from kvguard.tasks import make_task
 
+TASK = make_task("arithmetic", max_new_tokens=16)
 WINDOW = 4
 PARAMS = CatastropheParams(loop_window=WINDOW, loop_repeats=3)
 few_tokens = st.lists(st.integers(0, 2), min_size=0, max_size=40)
@@ -135,6 +137,7 @@ def raw():
     loop = [1, 2, 3] * 4
     return pd.DataFrame(
         {
+            "trace_id": [0, 1, 2, 3],
             "prompt_id": ["a", "a", "b", "b"],
             "token_ids": [
                 np.array(ids) for ids in ([1, 2], loop, list(range(16)), loop + list(range(4))[:4])
@@ -149,34 +152,62 @@ def raw():
 @pytest.fixture
 def prompts():
     return pd.DataFrame(
-        {"prompt_id": ["a", "b"], "question": ["2 and 3?", "Why?"], "answer": ["5", "because"]}
+        {
+            "prompt_id": ["a", "b"],
+            "question": ["2 and 3?", "Why?"],
+            "references": [["5"], ["because"]],
+            "metadata": "{}",
+        }
     )
 
 
 def test_judging_keeps_catastrophes_answers_and_unscored_apart(raw, prompts):
-    judged = judge(raw, prompts, PARAMS, 16)
+    judged = judge(raw, TASK, PARAMS)
     assert judged.index.tolist() == [3, 1, 4, 0]
     assert judged["predicted"].tolist() == ["5", "6", None, "7"]
-    assert judged["correct"].tolist() == [True, False, pd.NA, pd.NA]
     assert judged["catastrophes"].tolist() == [
         [], ["looping"], ["non_termination"], ["looping", "non_termination"]
     ]  # fmt: skip
     assert judged["onset"].tolist() == [pd.NA, 3, 12, 3]
-    assert judged["amnesia"].isna().tolist() == [False, False, True, False]
     assert catastrophes.is_catastrophic(judged).tolist() == [False, True, True, True]
+
+
+def test_scores_are_long_and_null_where_there_is_nothing_to_score(raw, prompts):
+    scores = score(raw, prompts, TASK)
+    assert list(scores.columns) == ["trace_id", "metric", "value"]
+    wide = scores.pivot(index="trace_id", columns="metric", values="value")
+    assert wide["accuracy"].fillna(-1).tolist() == [1, 0, -1, -1]
+    assert wide["amnesia"].isna().tolist() == [False, False, True, False]
+
+
+def test_each_score_is_a_column_of_its_trace_whatever_the_order(raw, prompts):
+    scores = score(raw, prompts, TASK).sample(frac=1, random_state=0)
+    found = with_scores(raw.iloc[::-1], scores, TASK.headline)
+    assert found["correct"].fillna(-1).tolist() == [-1, -1, 0, 1]
+    assert found.index.tolist() == raw.index.tolist()[::-1]
+    assert set(found) - set(raw) == {"amnesia", "correct"}
+
+
+@pytest.mark.parametrize("lost", ["traces", "scores"])
+def test_scores_that_do_not_fit_their_traces_are_rejected(raw, prompts, lost):
+    scores = score(raw, prompts, TASK)
+    raw, scores = (raw[1:], scores) if lost == "traces" else (raw, scores[scores["trace_id"] > 0])
+    with pytest.raises(KvguardError, match="trace 0 is in the traces or in the scores, not in both"):
+        with_scores(raw, scores, TASK.headline)
 
 
 def test_a_wrong_answer_is_a_failure_of_protocol_v1_only(raw, prompts):
     raw["token_ids"] = [np.array([1, 2])] * 4
     raw["stop_reason"] = "eos"
-    judged = judge(raw, prompts, PARAMS, 16)
+    judged = raw.join(judge(raw, TASK, PARAMS))
+    judged = with_scores(judged, score(raw, prompts, TASK), TASK.headline)
     assert not catastrophes.is_catastrophic(judged).any()
     assert is_failure_v1(judged).tolist() == [False, True, False, False]
 
 
 def test_a_trace_of_an_unknown_prompt_is_refused(raw, prompts):
     with pytest.raises(KvguardError, match="prompt b is not in the prompts table"):
-        judge(raw, prompts.iloc[:1], PARAMS, 16)
+        score(raw, prompts.iloc[:1], TASK)
 
 
 @settings(max_examples=20)

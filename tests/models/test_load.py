@@ -238,3 +238,10 @@ def test_a_prompt_goes_through_the_chat_template_where_there_is_one(tiny_models:
     assert "Q: 1 + 1?" in text
     assert text.endswith("<|assistant|>")
     assert plain.tokenizer.decode(plain.encode("Q: 1 + 1?")) == "Q: 1 + 1?"
+
+
+def test_a_prompt_of_two_forms_is_asked_in_the_one_that_the_model_knows(tiny_models: dict[str, Path]) -> None:
+    chat, plain = (load_model("m", spec(s), "cpu") for s in ("embedded:qwen2", f"path:{tiny_models['tiny']}"))
+    prompt = {"messages": [{"role": "user", "content": "Q: 1 + 1?"}], "text": "Q: 1 + 1?\nA:"}
+    assert chat.encode(prompt) == chat.encode("Q: 1 + 1?")
+    assert plain.tokenizer.decode(plain.encode(prompt)) == "Q: 1 + 1?\nA:"

@@ -11,6 +11,7 @@ import yaml
 
 from kvguard.guard.bundle import load
 from kvguard.guard.hazard_model import HazardModel
+from kvguard.judging.judge import read_judged
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
 
@@ -86,7 +87,7 @@ def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
     assert result.exit_code == 0, result.output
     prompts, traces = (
         read_table("prompts", layout.prompts("tiny")),
-        read_table("traces", layout.traces("tiny")),
+        read_judged(layout.traces("tiny")),
     )
     assert len(traces) == 5 * len(prompts)
     assert len(read_table("features", layout.features("tiny"))) == traces["token_ids"].map(len).sum()
@@ -107,7 +108,7 @@ def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
     )
     assert hazard.features == HazardModel.load(layout.trained("tiny", "v2")).features
     assert sum(path.stat().st_size for path in exported.iterdir()) < 1.5e6
-    live = read_table("live", layout.live("tiny") / "live.parquet")
+    live = read_judged(layout.live("tiny") / "live.parquet", kind="live")
     assert not set(live["prompt_id"]) & set(prompts["prompt_id"])
     assert set(live["regime"]) == {"prefill", "decoding", "switch"}
     assert read_table("results", layout.live("tiny") / "latency.parquet")["value"].notna().all()
@@ -140,7 +141,7 @@ def test_a_second_sweep_keeps_every_part(workspace):
         ("transfer_to", "tiny", ["transfer_to", "'tiny'"]),
         ("sample.m", 3, ["'sample.m'", "known: n"]),
         ("models.tiny.task", "algebra", ["models.tiny.task", "'algebra'", "gsm8k"]),
-        ("models.tiny.task_source", "none.jsonl", ["none.jsonl"]),
+        ("tasks.arithmetic.source", "none.jsonl", ["'tasks.arithmetic.source'"]),
     ],
 )
 def test_bad_settings_stop_a_stage_in_one_line(workspace, change, key, value, words):
@@ -157,7 +158,7 @@ def test_more_prompts_than_the_set_has_is_one_line(workspace, change):
     source = workspace / "gsm8k.jsonl"
     source.write_text('{"question": "How many is 1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\\n#### 2"}\n')
     change("models.tiny.task", "gsm8k")
-    change("models.tiny.task_source", str(source))
+    change("tasks.gsm8k.source", str(source))
     result = call("sample", "--model", "tiny")
     assert result.exit_code == 1
     assert "12" in result.stderr
@@ -169,7 +170,7 @@ def test_more_prompts_than_the_set_has_is_one_line(workspace, change):
     [
         ("compressors.snapkv.press", "SnapKV", ["SnapKV", "SnapKVPress"]),
         ("compressors.snapkv.window_size", 1000, ["snapkv", "window_size"]),
-        ("models.tiny.max_new_tokens", 2048, ["2048"]),
+        ("tasks.arithmetic.max_new_tokens", 2048, ["2048"]),
         ("models.tiny.source", "path:nowhere", ["nowhere"]),
     ],
 )

@@ -37,10 +37,8 @@ def judged():
             "text": ["x", "y"],
             "stop_reason": ["eos", "length"],
             "predicted": ["4", None],
-            "correct": pd.array([None, False], dtype="boolean"),
             "catastrophes": [[], ["looping", "non_termination"]],
             "onset": pd.array([None, 7], dtype="Int32"),
-            "amnesia": pd.array([None, True], dtype="boolean"),
             "compressor_params": "{}",
         }
     )
@@ -51,7 +49,6 @@ def test_a_table_comes_back_as_it_was_written_nulls_and_lists_included(judged, t
     path = tmp_path / "traces.parquet"
     traces.write_table("traces", judged, path, {"fingerprint": "abc"})
     back = traces.read_table("traces", path)
-    assert back["correct"].isna().tolist() == [True, False]
     assert back["onset"].tolist() == [pd.NA, 7]
     assert back["predicted"].tolist() == ["4", None]
     assert [list(names) for names in back["catastrophes"]] == [[], ["looping", "non_termination"]]

@@ -34,7 +34,7 @@ def sweep(model_folder: Path, monkeypatch):
     """Rows of a model so small that the tables of their signals would take more than their caches."""
     monkeypatch.setattr(batch_module, "_TABLE_COPIES", 0)
     sweep = sweep_of(model_folder, prompts_per_part=6)
-    return replace(sweep, spec=sweep.spec.model_copy(update={"max_new_tokens": 512}))
+    return replace(sweep, task=sweep.task.model_copy(update={"max_new_tokens": 512}))
 
 
 @pytest.fixture

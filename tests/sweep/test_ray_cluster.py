@@ -38,7 +38,7 @@ def cluster() -> Iterator[None]:
 
 
 def longer(sweep: Sweep) -> Sweep:
-    return replace(sweep, spec=sweep.spec.model_copy(update={"max_new_tokens": 128}))
+    return replace(sweep, task=sweep.task.model_copy(update={"max_new_tokens": 128}))
 
 
 def kill_a_worker(out: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import CatastropheParams
+from kvguard.judging.judge import read_judged
 from kvguard.models.load import LoadedModel
 from kvguard.models.spec import ModelSpec
 from kvguard.store import parts as parts_module
@@ -25,7 +26,7 @@ from kvguard.sweep import make as make_module
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import CompressorSpec, GenerateParams, Preset, conditions
-from kvguard.tasks import sample_prompts
+from kvguard.tasks import make_task
 
 SPECS = {
     "snapkv": CompressorSpec(press="SnapKVPress", params={"window_size": 16}),
@@ -36,8 +37,9 @@ SPECS = {
 def sweep_of(folder: Path, n: int = 6, **settings: object) -> Sweep:
     return Sweep(
         name="tiny",
-        spec=ModelSpec(source=f"path:{folder}", task="arithmetic", n_shots=1, max_new_tokens=16),
-        prompts=sample_prompts("arithmetic", n, seed=3, n_shots=1),
+        spec=ModelSpec(source=f"path:{folder}", task="arithmetic"),
+        task=(task := make_task("arithmetic", n_shots=1, max_new_tokens=16)),
+        prompts=task.prompts(n, seed=3),
         conditions=conditions(Preset(compressors=("none", *SPECS), ratios=(0.5, 0.75))),
         compressors=SPECS,
         settings=GenerateParams.model_validate(
@@ -82,7 +84,7 @@ def test_workers_write_what_one_process_writes(model_folder: Path, tmp_path: Pat
     finally:
         torch.set_num_threads(threads)
     run_sweep(sweep_of(model_folder, workers=2), two, progress=False)
-    assert read_table("traces", one / "traces.parquet").equals(read_table("traces", two / "traces.parquet"))
+    assert read_judged(one / "traces.parquet").equals(read_judged(two / "traces.parquet"))
 
 
 def test_a_finished_sweep_makes_nothing_again(model_folder: Path, tmp_path: Path) -> None:

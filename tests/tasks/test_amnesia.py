@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kvguard.judging.catastrophes import CatastropheParams
-from kvguard.tasks import arithmetic
+from kvguard.tasks import Sample, arithmetic, make_task
 from kvguard.tasks.amnesia import foreign_share, is_amnesic
 
-THRESHOLD = CatastropheParams().amnesia_threshold
+THRESHOLD = 0.5
 GSM8K = Path("/work/shared/data/gsm8k")
 QUESTION = "Ana has 14 pens. Ana loses 5 pens. How many pens does Ana have?"
 
@@ -41,6 +40,13 @@ def test_weekdays_and_words_that_open_sentences_are_no_names():
     assert foreign_share(QUESTION, "So on Tuesday. The end. Then 14.") == 0
 
 
+@pytest.mark.parametrize(("threshold", "amnesia"), [(0.3, 1.0), (0.5, 0.0)])
+def test_it_is_a_score_of_word_problems_beside_accuracy(threshold, amnesia):
+    task = make_task("arithmetic", amnesia_threshold=threshold)
+    scores = task.score("Ana meets Ben: 14 + 33 = 47. 33, 33, Ben. #### 47", Sample(QUESTION, ("9",)))
+    assert scores == {"accuracy": 0.0, "amnesia": amnesia}
+
+
 @pytest.mark.parametrize("text", ["", "the the the", "Let x = 5"])
 def test_without_items_or_with_unknowns_nothing_is_judged(text):
     assert is_amnesic(QUESTION, text, THRESHOLD) is None
@@ -48,7 +54,7 @@ def test_without_items_or_with_unknowns_nothing_is_judged(text):
 
 def test_no_reference_solution_of_arithmetic_triggers_it():
     problems = list(islice(arithmetic.stream(3, "evaluation"), 1000))
-    assert {problem.family for problem in problems} == set(arithmetic.FAMILIES)
+    assert {problem.metadata["family"] for problem in problems} == set(arithmetic.FAMILIES)
     assert not any(is_amnesic(p.question, p.solution, THRESHOLD) for p in problems)
 
 

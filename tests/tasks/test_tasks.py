@@ -1,14 +1,17 @@
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from kvguard.errors import KvguardError
-from kvguard.tasks import TASK_NAMES, load_problems, sample_prompts
+from kvguard.store.tables import read_table, write_table
+from kvguard.tasks import TASKS, Sample, Task, make_task, sample_prompts
 from kvguard.tasks.answers import parse_answer
 from kvguard.tasks.prompts import INSTRUCTION
 
-REAL_GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
+REAL_GSM8K = Path("/work/shared/data/gsm8k/test.jsonl")
+DEFAULT_PROMPTS = "e1785c45691d662df36c0c02704ffac260c7fa54b71b505f38a90020cb997698"
 
 
 @pytest.fixture
@@ -22,74 +25,108 @@ def gsm8k_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def _source(task: str, gsm8k_file: str) -> str | None:
-    return gsm8k_file if task == "gsm8k" else None
+def task_of(name: str, gsm8k_file: str, **settings: int) -> Task:
+    source = {"source": gsm8k_file} if name == "gsm8k" else {}
+    return make_task(name, **source, **settings)
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_sampling_is_deterministic_and_without_repeats(task: str, gsm8k_file: str) -> None:
-    source = _source(task, gsm8k_file)
-    problems = load_problems(task, 9, 3, source)
-    assert problems == load_problems(task, 9, 3, source)
-    assert problems != load_problems(task, 9, 4, source)
-    assert len({problem.question for problem in problems}) == 9
+@pytest.mark.parametrize("name", TASKS)
+def test_sampling_is_deterministic_and_without_repeats(name: str, gsm8k_file: str) -> None:
+    task = task_of(name, gsm8k_file)
+    samples = task.samples(9, 3)
+    assert samples == task.samples(9, 3)
+    assert samples != task.samples(9, 4)
+    assert len({sample.question for sample in samples}) == 9
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_a_larger_sample_begins_with_the_smaller_one(task: str, gsm8k_file: str) -> None:
-    source = _source(task, gsm8k_file)
-    assert load_problems(task, 9, 3, source)[:4] == load_problems(task, 4, 3, source)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_larger_sample_begins_with_the_smaller_one(name: str, gsm8k_file: str) -> None:
+    task = task_of(name, gsm8k_file)
+    assert task.samples(9, 3)[:4] == task.samples(4, 3)
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
+@pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("n_shots", [0, 3])
 def test_prompts_hold_the_demonstrations_and_end_with_the_question(
-    task: str, n_shots: int, gsm8k_file: str
+    name: str, n_shots: int, gsm8k_file: str
 ) -> None:
-    table = sample_prompts(task, 5, 0, n_shots, _source(task, gsm8k_file))
-    assert list(table.columns) == ["prompt_id", "task", "question", "prompt", "answer"]
+    table = task_of(name, gsm8k_file, n_shots=n_shots).prompts(5, 0)
     assert table["prompt_id"].is_unique
     for row in table.itertuples():
-        assert row.prompt.startswith(INSTRUCTION)
-        assert row.prompt.endswith(f"Q: {row.question}")
-        assert row.prompt.count("\nA: ") == n_shots
-        assert parse_answer(f"#### {row.answer}") == row.answer
+        (message,) = row.prompt["messages"]
+        assert message["role"] == "user"
+        assert message["content"].startswith(INSTRUCTION)
+        assert message["content"].endswith(f"Q: {row.question}")
+        assert message["content"].count("\nA: ") == n_shots
+        assert row.prompt["text"] == message["content"] + "\nA:"
+        assert [parse_answer(f"#### {reference}") for reference in row.references] == row.references
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_reference_solution_is_right_and_no_other_text(name: str, gsm8k_file: str) -> None:
+    task = task_of(name, gsm8k_file)
+    for sample in task.samples(9, 0):
+        scores = task.score(sample.solution, sample)
+        assert scores[task.headline] == 1
+        assert task.score("I do not know.", sample)[task.headline] == 0
+
+
+def test_the_prompts_of_the_shipped_models_stay_as_they_were() -> None:
+    """Their traces hang on every byte: the digest is that of the first 500 prompts of the default run."""
+    prompts = sample_prompts("arithmetic", 500, 17)
+    texts = "\0".join(prompt["messages"][0]["content"] for prompt in prompts["prompt"])
+    assert hashlib.sha256(texts.encode()).hexdigest() == DEFAULT_PROMPTS
+
+
+def test_a_prompts_table_comes_back_as_samples(tmp_path: Path) -> None:
+    task = make_task("arithmetic")
+    table = task.prompts(3, 0)
+    write_table("prompts", table, tmp_path / "prompts.parquet")
+    back = read_table("prompts", tmp_path / "prompts.parquet")
+    for (_, row), sample, asked in zip(back.iterrows(), task.samples(3, 0), table["prompt"], strict=True):
+        found = Sample.of(row)
+        assert (found.question, found.references, found.metadata) == (
+            sample.question, sample.references, sample.metadata
+        )  # fmt: skip
+        assert (list(row["prompt"]["messages"]), row["prompt"]["text"]) == (asked["messages"], asked["text"])
 
 
 def test_prompt_ids_do_not_depend_on_the_sample() -> None:
-    few, many = (sample_prompts("arithmetic", n, 0, 0)["prompt_id"].tolist() for n in (3, 6))
+    few, many = (sample_prompts("arithmetic", n, 0)["prompt_id"].tolist() for n in (3, 6))
     assert few == many[:3]
 
 
 def test_calculator_notes_are_removed_and_answers_canonical(gsm8k_file: str) -> None:
-    problem = load_problems("gsm8k", 1, 0, gsm8k_file)[0]
-    assert "<<" not in problem.solution
-    assert problem.answer.isdigit()
+    sample = task_of("gsm8k", gsm8k_file).samples(1, 0)[0]
+    assert "<<" not in sample.solution
+    assert sample.references[0].isdigit()
 
 
 @pytest.mark.skipif(not REAL_GSM8K.exists(), reason="the real GSM8K file is not on this machine")
 def test_every_real_gsm8k_answer_parses() -> None:
-    problems = load_problems("gsm8k", 1319, 0, str(REAL_GSM8K))
-    assert len({problem.question for problem in problems}) == 1319
+    samples = make_task("gsm8k", source=str(REAL_GSM8K)).samples(1319, 0)
+    assert len({sample.question for sample in samples}) == 1319
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "n", "settings", "message"),
     [
-        (("algebra", 1, 0), "unknown task 'algebra'.*arithmetic, gsm8k"),
-        (("arithmetic", 0, 0), "at least one"),
-        (("arithmetic", 1, 0, "file.jsonl"), "leave source empty"),
-        (("gsm8k", 1, 0, "/nowhere.jsonl"), "cannot read gsm8k from /nowhere.jsonl"),
+        ("algebra", 1, {}, "unknown name 'algebra'.*arithmetic, gsm8k"),
+        ("", 1, {}, "unknown name ''"),
+        ("arithmetic", 0, {}, "at least one"),
+        ("arithmetic", 1, {"source": "file.jsonl"}, "unknown key 'tasks.arithmetic.source'"),
+        ("gsm8k", 1, {"source": "/nowhere.jsonl"}, "cannot read gsm8k from /nowhere.jsonl"),
+        ("gsm8k", 1, {"n_shots": -1}, r"tasks\.gsm8k\.n_shots: -1"),
     ],
 )
-def test_bad_requests_name_the_cause_and_the_mend(arguments: tuple, message: str) -> None:
+def test_bad_requests_name_the_cause_and_the_fix(name: str, n: int, settings: dict, message: str) -> None:
     with pytest.raises(KvguardError, match=message):
-        load_problems(*arguments)
+        sample_prompts(name, n, 0, **settings)
 
 
-def test_asking_beyond_the_set_is_refused_with_its_size(gsm8k_file: str) -> None:
+def test_asking_beyond_the_set_is_rejected_with_its_size(gsm8k_file: str) -> None:
     with pytest.raises(KvguardError, match=r"n is 10, .* has 9 problems"):
-        load_problems("gsm8k", 10, 0, gsm8k_file)
+        task_of("gsm8k", gsm8k_file).samples(10, 0)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +142,9 @@ def test_a_damaged_gsm8k_file_is_named(line: str, message: str, tmp_path: Path) 
     path = tmp_path / "bad.jsonl"
     path.write_text(line, encoding="utf-8")
     with pytest.raises(KvguardError, match=message):
-        load_problems("gsm8k", 1, 0, str(path))
+        make_task("gsm8k", source=str(path)).samples(1, 0)
 
 
-def test_more_demonstrations_than_written_are_refused(gsm8k_file: str) -> None:
-    with pytest.raises(KvguardError, match="lower the number of shots"):
-        sample_prompts("gsm8k", 1, 0, 99, gsm8k_file)
-
-
-def test_an_unknown_task_is_refused_before_anything_is_sampled() -> None:
-    with pytest.raises(KvguardError, match="unknown task"):
-        sample_prompts("", 1, 0, 0)
+def test_more_demonstrations_than_written_are_rejected(gsm8k_file: str) -> None:
+    with pytest.raises(KvguardError, match=r"lower tasks\.gsm8k\.n_shots"):
+        task_of("gsm8k", gsm8k_file, n_shots=99).prompts(1, 0)

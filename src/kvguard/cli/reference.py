@@ -79,25 +79,22 @@ def evaluate(model: str, n: int, params_path: Path) -> None:
     import tempfile
 
     from kvguard.judging.catastrophes import is_catastrophic
+    from kvguard.judging.judge import read_judged
     from kvguard.report.terminal import table
-    from kvguard.store.tables import read_table
     from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
     from kvguard.studies.catastrophes.params import load_params
     from kvguard.sweep.run import run_sweep
     from kvguard.sweep.settings import Preset
-    from kvguard.tasks import load_problems
+    from kvguard.tasks import Sample
 
-    params = load_params(params_path)
+    params = load_params(params_path).asking(model, "arithmetic")
     prompts = draw_prompts(params, model, n)
     sweep = plan_sweep(params, model, prompts, Preset(compressors=("none",)))
     settings = sweep.settings.model_copy(update={"prompts_per_part": max(1, -(-n // 8))})
     with tempfile.TemporaryDirectory(prefix="kvguard-") as folder:
-        traces = read_table(
-            "traces", run_sweep(dataclasses.replace(sweep, settings=settings), Path(folder)).traces
-        )
+        traces = read_judged(run_sweep(dataclasses.replace(sweep, settings=settings), Path(folder)).traces)
     traces["failed"] = is_catastrophic(traces)
-    family = {p.question: p.family for p in load_problems(prompts["task"].iloc[0], n, params.seed)}
-    asked = traces["prompt_id"].map(prompts.set_index("prompt_id")["question"])
-    groups = [*traces.groupby(asked.map(family)), ("all", traces)]
+    family = {row["prompt_id"]: Sample.of(row).metadata["family"] for _, row in prompts.iterrows()}
+    groups = [*traces.groupby(traces["prompt_id"].map(family)), ("all", traces)]
     rows = [[name, len(g), float(g["correct"].mean()), float(g["failed"].mean())] for name, g in groups]
     click.echo(table(["family", "prompts", "accuracy", "CBR"], rows))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     help="The share of KV pairs that the compressor removes.",
 )
 @click.option("--preset", help="A name from presets in the settings, experiment-001 say, in their place.")
+@click.option("--task", help="A name from tasks in the settings, in place of the model's own.")
 @click.option("-n", "n", type=click.IntRange(min=1), default=10, show_default=True, help="Prompts.")
 @click.option("--show", is_flag=True, help="Print one trace of each condition too.")
 @click.option("--guard", "guarded", is_flag=True, help="Ask under guard too, and print both side by side.")
@@ -56,6 +57,7 @@ def run(
     compressor: str | None,
     ratio: float | None,
     preset: str | None,
+    task: str | None,
     n: int,
     show: bool,
     guarded: bool,
@@ -75,13 +77,14 @@ def run(
         raise click.UsageError("--action hold stops evicting while decoding: give --interval too")
     import tempfile
 
-    from kvguard.store.tables import read_table, read_tokens
+    from kvguard.judging.judge import read_judged
+    from kvguard.store.tables import read_tokens
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
     from kvguard.studies.catastrophes.params import load_params
     from kvguard.sweep.run import run_sweep
 
-    params = load_params(params_path).on(device)
+    params = load_params(params_path).on(device).asking(model, task)
     chosen = _preset(params, preset, compressor, ratio)
     prompts = draw_prompts(params, model, n)
     if guarded:
@@ -90,7 +93,7 @@ def run(
         return
     with tempfile.TemporaryDirectory(prefix="kvguard-") as folder:
         result = run_sweep(plan_sweep(params, model, prompts, chosen), Path(folder))
-        traces = read_table("traces", result.traces)
+        traces = read_judged(result.traces)
         tokens = read_tokens(Path(folder), ["token_id", "entropy", "top1_prob"])
     click.echo(_screen(params, model, n, traces, tokens))
     if show:
@@ -134,12 +137,12 @@ def _guarded(
     from kvguard.models.load import load_model
     from kvguard.sweep.settings import conditions
 
-    guard, spec = Guard.load(bundle, point, params.guard), params.spec(model)
+    guard, task = Guard.load(bundle, point, params.guard), params.task(model)
     presses = {
         c: None if c.compressor == NONE else build_press(params.compressors[c.compressor], c.ratio)
         for c in conditions(preset)
     }
-    loaded = load_model(model, spec, params.device)
+    loaded = load_model(model, params.spec(model), params.device)
     for press in presses.values():
         if press is not None and interval is not None:
             scorer_for(loaded.model, press, interval)  # refuse the last one too before the first has run
@@ -154,10 +157,10 @@ def _guarded(
                 guard,
                 loaded,
                 prompts,
+                task,
                 condition,
                 press,
                 params.catastrophes,
-                max_new_tokens=spec.max_new_tokens,
                 action=action,
                 compression_interval=interval,
                 on_finish=finished,
@@ -166,7 +169,7 @@ def _guarded(
         ]
     how = f"compressed every {interval} tokens" if interval else "compressed once"
     title = (
-        f"{model}: {len(prompts)} {spec.task} prompts, {spec.max_new_tokens} new tokens, {how}\n"
+        f"{model}: {len(prompts)} {task.name} prompts, {task.max_new_tokens} new tokens, {how}\n"
         f"guard {bundle}: {point} operating point, {action}"
     )
     click.echo(f"{title}\n\n{summary(trials)}")
@@ -181,9 +184,9 @@ def _screen(params: Params, model: str, n: int, traces: pd.DataFrame, tokens: pd
     from kvguard.studies.catastrophes.measure.outcomes import outcomes
     from kvguard.studies.catastrophes.measure.signals import signal_ranges
 
-    spec = params.spec(model)
+    task = params.task(model)
     title = (
-        f"{model}: {n} {spec.task} prompts, {spec.n_shots} demonstrations, {spec.max_new_tokens} new tokens"
+        f"{model}: {n} {task.name} prompts, {task.n_shots} demonstrations, {task.max_new_tokens} new tokens"
     )
     note = "CBR: looping or non-termination. CFR: either, or a wrong answer. Ratio: the share of KV removed."
     tables = condition_table(outcomes(traces)), condition_table(signal_ranges(traces, tokens))

@@ -20,8 +20,9 @@ def sweep(
 ) -> None:
     """Generate the traces of a preset; started again, it keeps what is finished."""
     from kvguard.config import check_known
+    from kvguard.judging.judge import read_judged
     from kvguard.report.terminal import condition_table
-    from kvguard.store.tables import read_table, write_table
+    from kvguard.store.tables import write_table
     from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
     from kvguard.studies.catastrophes.measure.outcomes import outcomes
     from kvguard.studies.catastrophes.params import load_params
@@ -35,5 +36,5 @@ def sweep(
     plan = plan_sweep(params, model, prompts, chosen)
     result = run_sweep(plan, out)
     write_table("prompts", prompts, out / "prompts.parquet")
-    click.echo(condition_table(outcomes(read_table("traces", result.traces))))
+    click.echo(condition_table(outcomes(read_judged(result.traces))))
     click.echo(f"\n{out}: {result.n_made} parts made, {result.n_kept} kept")

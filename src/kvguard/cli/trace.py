@@ -39,14 +39,15 @@ def trace(
     params_path: Path,
 ) -> None:
     """Print the tokens of one trace, its entropy curve and the onset of its catastrophe."""
+    from kvguard.judging.judge import read_judged
     from kvguard.models.load import load_tokenizer
-    from kvguard.store.tables import read_table, read_tokens
+    from kvguard.store.tables import read_tokens
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.params import load_params
 
     spec = load_params(params_path).spec(model)
     folder = data or layout.generated(model)
-    traces = read_table("traces", folder / "traces.parquet")
+    traces = read_judged(folder / "traces.parquet")
     wanted = {"trace_id": trace_id, "compressor": compressor, "ratio": ratio, "prompt_id": prompt_id}
     row = _first(traces, {key: value for key, value in wanted.items() if value is not None}, catastrophe)
     tokens = read_tokens(folder, ["token_id", "entropy"])

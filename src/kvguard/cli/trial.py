@@ -14,8 +14,9 @@ from kvguard.errors import KvguardError
 from kvguard.guard.actions import Event
 from kvguard.guard.session import REFUSED, Guard, Output
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
-from kvguard.judging.judge import judge
+from kvguard.judging.judge import judge, score, with_scores
 from kvguard.report.terminal import curve, table
+from kvguard.tasks.base import Task
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -39,9 +40,9 @@ class Trial:
     Attributes
     ----------
     static, guarded
-        Judged: prompt_id, answer, stop_reason, predicted, correct, catastrophes, onset; and ``output``, the
-        :class:`~kvguard.guard.session.Output`. The same prompts in the same order; ``guarded`` is None where
-        nothing is compressed.
+        Judged and scored: prompt_id, stop_reason, predicted, correct, catastrophes, onset; and ``output``,
+        the :class:`~kvguard.guard.session.Output`. The same prompts in the same order; ``guarded`` is None
+        where nothing is compressed.
     """
 
     condition: Condition
@@ -53,11 +54,11 @@ def run_trial(
     guard: Guard,
     loaded: LoadedModel,
     prompts: pd.DataFrame,
+    task: Task,
     condition: Condition,
     press: BasePress | None,
     rules: CatastropheParams,
     *,
-    max_new_tokens: int,
     action: str,
     compression_interval: int | None,
     on_finish: Callable[[int], None],
@@ -81,20 +82,20 @@ def run_trial(
         outputs = guard.generate(
             loaded.model,
             loaded.tokenizer,
-            list(prompts["prompt"]),
+            [loaded.encode(prompt) for prompt in prompts["prompt"]],
             press=press,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=task.max_new_tokens,
             action=act,
             compression_interval=compression_interval if press is not None else None,
             on_finish=on_finish,
         )
-        return judge_outputs(outputs, prompts, rules, max_new_tokens)
+        return judge_outputs(outputs, prompts, task, rules)
 
     return Trial(condition, judged("none"), judged(action) if press is not None else None)
 
 
 def judge_outputs(
-    outputs: Sequence[Output], prompts: pd.DataFrame, rules: CatastropheParams, max_new_tokens: int
+    outputs: Sequence[Output], prompts: pd.DataFrame, task: Task, rules: CatastropheParams
 ) -> pd.DataFrame:
     """Judge what became of each prompt, see :class:`Trial`.
 
@@ -108,13 +109,15 @@ def judge_outputs(
             raise KvguardError(str(output.error))
     found = pd.DataFrame(
         {
+            "trace_id": np.arange(len(outputs), dtype=np.int32),
             "prompt_id": prompts["prompt_id"].to_numpy(),
             "token_ids": [output.token_ids for output in outputs],
             "text": [output.text for output in outputs],
             "stop_reason": [output.stop_reason for output in outputs],
         }
     )
-    judged = found.join(judge(found, prompts, rules, max_new_tokens))
+    judged = found.join(judge(found, task, rules))
+    judged = with_scores(judged, score(found, prompts, task), task.headline)
     return judged.assign(output=list(outputs))
 
 
@@ -187,7 +190,7 @@ def _interleaved(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
 
 
 def _ended(row: pd.Series) -> str:
-    scored = "not scored" if pd.isna(row["correct"]) else "right" if row["correct"] else "wrong"
+    scored = "not scored" if pd.isna(row["correct"]) else "right" if row["correct"] >= 0.5 else "wrong"
     kinds = ", ".join(row["catastrophes"]) or "none"
     return (
         f"answer {row['predicted'] or '(none)'}, {scored}; catastrophes: {kinds}; "

@@ -65,5 +65,5 @@ def _verify_features(params: Params, model: str) -> None:
     spec = params.spec(model)
     mask = thinking_mask(load_tokenizer(model, spec), params.featurize.thinking_words)
     table = layout.features(model)
-    n_tokens = check_features(layout.generated(model), table, spec.max_new_tokens, mask)
+    n_tokens = check_features(layout.generated(model), table, params.task(model).max_new_tokens, mask)
     click.echo(f"{table}: streamed features are the same float32 numbers for all {n_tokens} tokens")

@@ -23,6 +23,7 @@ from kvguard.engine.graphs import RECORDERS, RecordedStep
 from kvguard.engine.prefill import full_cache, sliding_windows
 from kvguard.engine.sampling import Draw, Sampler, greedy
 from kvguard.engine.signals import N_SIGNALS, signals
+from kvguard.engine.stops import StopStrings
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -104,6 +105,7 @@ def decode(
     eos_ids: Sequence[int],
     sampler: Sampler = greedy,
     on_finish: Callable[[int, NDArray[np.int32], bool], None] | None = None,
+    stops: StopStrings | None = None,
 ) -> Generated:
     """Decode all rows, ``batch_size`` at a time; finished rows leave and waiting rows take their places.
 
@@ -111,11 +113,19 @@ def decode(
     ----------
     on_finish : callable, optional
         Called as ``on_finish(row, token_ids, stopped)`` whenever a row ends.
+    stops : StopStrings, optional
+        What ends a row besides the end tokens.
     """
+    states = {row: stops.start() for row in range(len(rows))} if stops is not None else {}
     batch = Batch(model, rows, batch_size, max_new_tokens, eos_ids)
     for step in decode_steps(batch, sampler):
+        if states:
+            drawn = zip(step.row, step.tokens.tolist(), strict=True)
+            found = [states[row].push(token) for row, token in drawn]
+            batch.stopped[: batch.n] |= np.array(found) & step.valid
+            batch.ended[: batch.n] |= batch.stopped[: batch.n]
         if on_finish is not None:
-            for slot in np.flatnonzero(step.ended | ~step.valid):
+            for slot in np.flatnonzero(batch.ended[: batch.n] | ~step.valid):
                 row = int(step.row[slot])
                 token_ids = batch.tokens[row, : batch.t[slot]].cpu().numpy()
                 on_finish(row, token_ids, bool(batch.stopped[slot]))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from kvguard.engine.attention import attention
 from kvguard.engine.prefill import clear_head_masks
 from kvguard.engine.presses import attention_for
+from kvguard.engine.stops import StopStrings
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -44,6 +45,7 @@ def kvpress_generate(
     press: BasePress | None,
     max_new_tokens: int,
     eos_ids: list[int],
+    stops: StopStrings | None = None,
 ) -> Reference:
     """Generate greedily with ``with press(model): model.generate(...)``.
 
@@ -53,6 +55,8 @@ def kvpress_generate(
         [T], one prompt.
     press : BasePress or None
         None generates without compression.
+    stops : StopStrings, optional
+        What ends the text besides the end tokens.
     """
     with attention(model, attention_for(press)), press(model) if press is not None else nullcontext():
         out = model.generate(  # type: ignore[operator]
@@ -67,4 +71,6 @@ def kvpress_generate(
         )
     clear_head_masks(model)
     top = torch.stack(out.logits)[:, 0].float().topk(2, dim=-1).values
-    return Reference(out.sequences[0, input_ids.shape[0] :].tolist(), (top[:, 0] - top[:, 1]).tolist())
+    token_ids, gaps = out.sequences[0, input_ids.shape[0] :].tolist(), (top[:, 0] - top[:, 1]).tolist()
+    n = stops.count(token_ids) if stops is not None else len(token_ids)
+    return Reference(token_ids[:n], gaps[:n])

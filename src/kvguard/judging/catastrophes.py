@@ -21,12 +21,11 @@ NO_ONSET = -1
 
 
 class CatastropheParams(Section):
-    """When a trace counts as looping, as endless, as having forgotten its question."""
+    """When a trace counts as looping, and where one that does not end begins to fail."""
 
     loop_window: Count = 20
     loop_repeats: Annotated[int, Field(strict=True, ge=2)] = 3
     nontermination_onset: Share = 0.75
-    amnesia_threshold: Share = 0.5
 
 
 @dataclass(frozen=True)

@@ -170,12 +170,14 @@ def _check_hub(name: str, spec: ModelSpec) -> None:
 
 
 def _too_large(name: str, spec: ModelSpec, device: torch.device | None, needed: str, free: str) -> str:
-    smaller = "quantisation: nf4" if spec.quantisation == "none" else "max_new_tokens smaller"
+    fixes = ["free some memory, or use a larger device"]
     if spec.dtype == "float32":
-        smaller = "dtype: bfloat16"
+        fixes.insert(0, f"set models.{name}.dtype: bfloat16")
+    elif spec.quantisation == "none":
+        fixes.insert(0, f"set models.{name}.quantisation: nf4")
     place = f" on {device.type}" if device is not None else ""
     return (
         f"model {name}: its weights need {needed} as {spec.dtype}"
         f"{' in NF4' if spec.quantisation == 'nf4' else ''}, {free} is free{place}; "
-        f"set models.{name}.{smaller}, free some memory, or use a larger device"
+        f"{', '.join(fixes)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,24 @@ class LoadedModel:
         """Longest sequence, in tokens, that the model was made for."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
-    def encode(self, prompt: str) -> list[int]:
-        """Return the token ids of a user message, through the chat template where there is one."""
-        if self.tokenizer.chat_template is None:
-            return self.tokenizer.encode(prompt)
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-        )
+    @property
+    def has_chat(self) -> bool:
+        """Whether the model is asked through a chat template; one without is asked in plain text."""
+        return self.tokenizer.chat_template is not None
+
+    def encode(self, prompt: str | Mapping[str, Any]) -> list[int]:
+        """Return the token ids of a prompt, through the chat template where there is one.
+
+        Parameters
+        ----------
+        prompt
+            A user message; or its forms as the prompts table has them: ``messages``, each with role and
+            content, for a model with a chat template, ``text`` for one without.
+        """
+        if not self.has_chat:
+            return self.tokenizer.encode(prompt if isinstance(prompt, str) else prompt["text"])
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt["messages"]
+        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: list[int]) -> str:

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from kvguard.config import Count, Natural, Section, Text
+from kvguard.config import Section, Text
 
 
 class ModelSpec(Section):
-    """Where a model comes from, in which form it is held, and how it is asked.
+    """Where a model comes from, in which form it is held, and the task that it is asked by default.
 
     ``revision`` is a branch, tag or commit of the hub. ``attention`` is how passes over many tokens attend
     (``auto`` is ``sdpa``); a press that needs attention weights gets ``eager`` whatever it says. With
@@ -20,9 +20,6 @@ class ModelSpec(Section):
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     cuda_graphs: bool = True
     task: Text
-    task_source: Text | None = None
-    n_shots: Natural = 3
-    max_new_tokens: Count = 256
 
     @property
     def is_reference(self) -> bool:

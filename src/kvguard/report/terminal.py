@@ -73,7 +73,7 @@ def trace_text(trace: Mapping[str, Any], tokens: pd.DataFrame, pieces: Sequence[
         The text of each token.
     """
     onset = None if pd.isna(trace["onset"]) else int(trace["onset"])
-    judged = "not scored" if pd.isna(trace["correct"]) else "right" if trace["correct"] else "wrong"
+    judged = "not scored" if pd.isna(trace["correct"]) else "right" if trace["correct"] >= 0.5 else "wrong"
     kinds = ", ".join(trace["catastrophes"]) or "none"
     head = [
         f"trace {trace['trace_id']}: {trace['model']}, "

@@ -144,4 +144,8 @@ def _discard_strangers(folder: Path, parts: Sequence[Part]) -> None:
 
 def digest(value: Any) -> str:
     """Return the SHA-256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+    def plain(other: Any) -> Any:
+        return other.tolist() if isinstance(other, np.ndarray) else str(other)  # str would cut a long array
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain).encode()).hexdigest()

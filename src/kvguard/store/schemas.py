@@ -26,6 +26,7 @@ REGIMES = ("prefill", "decoding", "switch")  # compressed once; held to a budget
 TOLERANCE = 1e-5
 
 _INT, _BOOL, _F32, _F64, _STR = arrow.int32(), arrow.bool_(), arrow.float32(), arrow.float64(), arrow.string()
+_MESSAGE = arrow.struct({"role": _STR, "content": _STR})
 _NULLABLE_DTYPES: dict[arrow.DataType, Any] = {_INT: pd.Int32Dtype(), _BOOL: pd.BooleanDtype()}
 _STAGE = {
     "prompts": "sample",
@@ -52,7 +53,7 @@ class Column:
         """The pandas dtype; nullable integers and booleans keep their null, strings and lists are objects."""
         if self.nullable and self.type in _NULLABLE_DTYPES:
             return _NULLABLE_DTYPES[self.type]
-        if self.type == _STR or arrow.types.is_list(self.type):
+        if self.type == _STR or arrow.types.is_nested(self.type):
             return np.dtype(object)
         return np.dtype(self.type.to_pandas_dtype())
 
@@ -123,10 +124,8 @@ _TOKEN_KEY = {"trace_id": _INDEX, "t": _INDEX}
 
 _JUDGED = {
     "predicted": Column(_STR, nullable=True),
-    "correct": Column(_BOOL, nullable=True),
     "catastrophes": Column(arrow.list_(_STR)),
     "onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
-    "amnesia": Column(_BOOL, nullable=True),
 }
 # A generation of the live guard. hazard and kv_tokens (cache entries held) run over its tokens; they are
 # empty where the guard acts. safe_at counts the tokens drawn before SAFE, -1: never.
@@ -144,8 +143,15 @@ _LIVE = {
 }
 
 TABLES: dict[str, Table] = {
+    # prompt: how a model with a chat template is asked, and one without. metadata: an object, as JSON.
     "prompts": Table(
-        dict.fromkeys(("prompt_id", "task", "question", "prompt", "answer"), _TEXT), ("prompt_id",)
+        {
+            **dict.fromkeys(("prompt_id", "task", "question"), _TEXT),
+            "prompt": Column(arrow.struct({"messages": arrow.list_(_MESSAGE), "text": _STR})),
+            "references": Column(arrow.list_(_STR)),
+            "metadata": _TEXT,
+        },
+        ("prompt_id",),
     ),
     "parts": Table(_RAW, ("trace_id",)),
     "tokens": Table({**_TOKEN_KEY, "token_id": _INDEX, **_SIGNAL_COLUMNS}, ("trace_id", "t")),
@@ -158,6 +164,8 @@ TABLES: dict[str, Table] = {
         },
         ("trace_id",),
     ),
+    # What the task finds of each trace's text; null: not scored.
+    "scores": Table({"trace_id": _INDEX, "metric": _TEXT, "value": _RATE}, ("trace_id", "metric")),
     "live_parts": Table(_LIVE, ("trace_id",)),
     "live": Table({"model": _TEXT, **_LIVE, **_JUDGED}, ("trace_id",)),
     "features": Table(

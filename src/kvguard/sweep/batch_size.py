@@ -54,7 +54,7 @@ class BatchSize:
         self._path = out / "batch.json"
         self._key = [
             loaded.fingerprint,
-            row_bytes(loaded.model, max(lengths) + sweep.spec.max_new_tokens),
+            row_bytes(loaded.model, max(lengths) + sweep.task.max_new_tokens),
             workers,
         ]
         self._planned = sweep.settings.batch_size == "auto"
@@ -117,7 +117,7 @@ def predicted_peak(
     lengths, restorable
         As for :class:`BatchSize`.
     """
-    config, new = model.config.get_text_config(), sweep.spec.max_new_tokens
+    config, new = model.config.get_text_config(), sweep.task.max_new_tokens
     bounds = np.array(slices(len(lengths), sweep.settings.prompts_per_part))
     total = np.add.reduceat(lengths, bounds[:, 0])  # tokens of each unit's prompts
     longest = np.maximum.reduceat(lengths, bounds[:, 0])

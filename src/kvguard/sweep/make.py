@@ -15,12 +15,13 @@ from kvguard.engine.columns import SIGNALS
 from kvguard.engine.memory import release_unused, within_memory
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, Presses
+from kvguard.engine.stops import StopStrings
 from kvguard.judging.catastrophes import NO_ONSET, TraceTokens, onsets
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
-from kvguard.sweep.plan import Plan, Sweep, SweepPart
+from kvguard.sweep.plan import Plan, Sweep, SweepPart, stop_strings
 from kvguard.sweep.progress import Report, Tally
-from kvguard.tasks.answers import is_correct, parse_answer
+from kvguard.tasks.base import Sample
 
 
 def generate_parts(
@@ -40,9 +41,10 @@ def generate_parts(
         release_unused()
         keys = [(index, condition) for index in range(len(prompts)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
-        answers = [prompts["answer"].iloc[index] for index, _ in keys]
-        on_finish = _judge_rows(plan.sweep, loaded, answers, report)
-        generated, batch_size = _decode(plan, loaded, rows, on_finish)
+        samples = [Sample.of(prompts.iloc[index]) for index, _ in keys]
+        on_finish = _judge_rows(plan.sweep, loaded, samples, report)
+        stops = stop_strings(plan.sweep.task, loaded)
+        generated, batch_size = _decode(plan, loaded, rows, on_finish, stops)
         raw = pd.DataFrame(
             {
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
@@ -53,7 +55,7 @@ def generate_parts(
                 "n_kept_tokens": [row.cache.n_kept for row in rows],
                 "token_ids": [generated.token_ids[r, :n] for r, n in enumerate(generated.lengths)],
                 "text": [
-                    loaded.decode(generated.token_ids[r, :n].tolist())
+                    text_of(loaded, generated.token_ids[r, :n], stops)
                     for r, n in enumerate(generated.lengths)
                 ],
                 "stop_reason": np.select([~generated.valid, generated.stopped], ["invalid", "eos"], "length"),
@@ -95,6 +97,7 @@ def _decode(
     loaded: LoadedModel,
     rows: Sequence[Row],
     on_finish: Callable[[int, np.ndarray, bool], None],
+    stops: StopStrings | None,
 ) -> tuple[Generated, int]:
     """Return what the rows generated, and how many of them were decoded together in the end."""
     return within_memory(
@@ -106,9 +109,10 @@ def _decode(
                 loaded.model,
                 rows,
                 batch_size=size,
-                max_new_tokens=plan.sweep.spec.max_new_tokens,
+                max_new_tokens=plan.sweep.task.max_new_tokens,
                 eos_ids=loaded.eos_ids,
                 on_finish=on_finish,
+                stops=stops,
             ),
             size,
         ),
@@ -116,25 +120,32 @@ def _decode(
 
 
 def _judge_rows(
-    sweep: Sweep, loaded: LoadedModel, answers: Sequence[str], report: Report
+    sweep: Sweep, loaded: LoadedModel, samples: Sequence[Sample], report: Report
 ) -> Callable[[int, np.ndarray, bool], None]:
     reported: set[int] = set()
 
     def on_finish(row: int, token_ids: np.ndarray, stopped: bool) -> None:
         if row not in reported:  # else it was decoded again with half the batch
             reported.add(row)
-            report(tally(sweep, loaded, answers[row], token_ids, stopped))
+            report(tally(sweep, loaded, samples[row], token_ids, stopped))
 
     return on_finish
 
 
-def tally(sweep: Sweep, loaded: LoadedModel, answer: str, token_ids: np.ndarray, stopped: bool) -> Tally:
+def text_of(loaded: LoadedModel, token_ids: np.ndarray, stops: StopStrings | None) -> str:
+    """Return the text of generated tokens, up to the first stop string."""
+    text = loaded.decode(token_ids.tolist())
+    return stops.cut(text) if stops is not None else text
+
+
+def tally(sweep: Sweep, loaded: LoadedModel, sample: Sample, token_ids: np.ndarray, stopped: bool) -> Tally:
     """Judge one finished trace for the progress bar."""
-    verdict = is_correct(parse_answer(loaded.decode(token_ids.tolist())), answer)
+    text = text_of(loaded, token_ids, stop_strings(sweep.task, loaded))
+    value = sweep.task.score(text, sample)[sweep.task.headline]
     trace = TraceTokens(token_ids, np.array([len(token_ids)]), np.array(["eos" if stopped else "length"]))
-    begun = onsets(trace, sweep.catastrophes, sweep.spec.max_new_tokens)
+    begun = onsets(trace, sweep.catastrophes, sweep.task.max_new_tokens)
     failed = any(onset[0] != NO_ONSET for onset in begun.values())
-    return Tally(1, int(failed), int(verdict is not None), int(bool(verdict)))
+    return Tally(1, int(failed), int(value is not None), value or 0)
 
 
 def _tokens_frame(ids: np.ndarray, generated: Generated) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvguard.engine.presses import NONE, Condition, Presses
+from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.load import LoadedModel
@@ -22,6 +23,7 @@ from kvguard.models.spec import ModelSpec
 from kvguard.store.parts import P, Part, fingerprint, slices
 from kvguard.sweep.batch_size import BatchSize
 from kvguard.sweep.settings import CompressorSpec, GenerateParams
+from kvguard.tasks.base import Task
 
 if TYPE_CHECKING:
     Ids = NDArray[np.int32]
@@ -35,6 +37,8 @@ class Sweep:
 
     Parameters
     ----------
+    task : Task
+        What the prompts ask, for how many tokens, and how the texts are scored.
     prompts : DataFrame
         The prompts table.
     compressors : mapping
@@ -45,6 +49,7 @@ class Sweep:
 
     name: str
     spec: ModelSpec
+    task: Task
     prompts: pd.DataFrame
     conditions: Sequence[Condition]
     compressors: Mapping[str, CompressorSpec]
@@ -158,13 +163,15 @@ def compile_sweep(
     check_prompts(sweep, presses, loaded, lengths)
     workers, threads = plan_workers(sweep.settings, loaded)
     batch_size = BatchSize(sweep, presses, loaded, lengths, workers, out, restorable)
+    stops = stop_strings(sweep.task, loaded)
     depends_on = {
         "weights": loaded.fingerprint,
         "dtype": sweep.spec.dtype,
         "quantised_by": version("bitsandbytes") if sweep.spec.quantisation == "nf4" else None,
         "device": loaded.model.device.type,
-        "max_new_tokens": sweep.spec.max_new_tokens,
+        "max_new_tokens": sweep.task.max_new_tokens,
         "eos_ids": loaded.eos_ids,
+        "stop_strings": stops.strings if stops is not None else (),
         "batch_size": batch_size.rows,
         "threads": threads,
     }
@@ -209,6 +216,12 @@ def cut_by_compressor(plan: Plan[Any]) -> list[SweepPart]:
     return parts
 
 
+def stop_strings(task: Task, loaded: LoadedModel) -> StopStrings | None:
+    """Return what else ends a text: the task's stop strings, where no chat template ends the model's turn."""
+    strings = task.stop_strings
+    return StopStrings(loaded.tokenizer, strings) if strings and not loaded.has_chat else None
+
+
 def check_engine(settings: GenerateParams) -> None:
     """Reject an engine that is not installed.
 
@@ -233,9 +246,9 @@ def check_prompts(sweep: Sweep, presses: Presses, loaded: LoadedModel, lengths: 
     """
     longest, shortest = int(np.argmax(lengths)), int(np.argmin(lengths))
     name = sweep.prompts["prompt_id"].iloc
-    if lengths[longest] + sweep.spec.max_new_tokens > loaded.window:
+    if lengths[longest] + sweep.task.max_new_tokens > loaded.window:
         raise KvguardError(
-            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.spec.max_new_tokens} new ones "
+            f"prompt {name[longest]}: {lengths[longest]} tokens and {sweep.task.max_new_tokens} new ones "
             f"exceed the window of {loaded.window} of model {sweep.name}; use fewer shots (n_shots) or a "
             "smaller max_new_tokens"
         )

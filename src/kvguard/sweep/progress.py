@@ -10,18 +10,20 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Tally:
-    """Traces finished so far: how many, how many with a catastrophe, scored and right."""
+    """Traces finished so far: how many, with a catastrophe, scored; and the sum of their headline scores."""
 
     n: int = 0
     catastrophic: int = 0
     scored: int = 0
-    correct: int = 0
+    correct: float = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[int, int, int, int]:
-        return self.n, self.catastrophic, self.scored, self.correct
+        return Tally(
+            self.n + other.n,
+            self.catastrophic + other.catastrophic,
+            self.scored + other.scored,
+            self.correct + other.correct,
+        )
 
 
 Report = Callable[[Tally], None]

@@ -6,11 +6,12 @@ never share an instance, whatever seeds they are drawn with.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from random import Random
-from typing import Literal
+from typing import ClassVar, Literal
 
-from kvguard.tasks.problem import Problem
+from kvguard.tasks.base import Sample
+from kvguard.tasks.numeric import WordProblems
 from kvguard.tasks.words import CONTAINERS, GAIN_VERBS, LOSS_VERBS, NAMES, OBJECTS, PACKS, PLACES
 
 Split = Literal["train", "demonstration", "evaluation"]
@@ -32,16 +33,17 @@ def split_of(question: str) -> Split:
 
 def generate(
     rng: Random, split: Split, min_steps: int = 2, max_steps: int = MAX_STEPS, family: str | None = None
-) -> Problem:
+) -> Sample:
     """Return the next problem of ``split`` from ``rng``; half of them are of the main family."""
     while True:
         chosen = family or (MAIN_FAMILY if rng.random() < _MAIN_SHARE else rng.choice(_SIDE_FAMILIES))
         question, steps, answer = FAMILIES[chosen](rng, rng.randint(min_steps, max_steps))
         if split_of(question) == split:
-            return Problem(question, f"{' '.join(steps)}\n#### {answer}", str(answer), chosen)
+            solution = f"{' '.join(steps)}\n#### {answer}"
+            return Sample(question, (str(answer),), solution, {"family": chosen})
 
 
-def stream(seed: int, split: Split) -> Iterator[Problem]:
+def stream(seed: int, split: Split) -> Iterator[Sample]:
     """Yield the problems of ``split`` without repeats; the first n are the same for every n."""
     rng = Random(f"arithmetic/{split}/{seed}")
     seen: set[str] = set()
@@ -52,11 +54,25 @@ def stream(seed: int, split: Split) -> Iterator[Problem]:
             yield problem
 
 
-def demonstrations(question: str, n: int) -> list[Problem]:
+def demonstrations(question: str, n: int) -> list[Sample]:
     """Return ``n`` short worked problems for ``question``: always the same ones, never of its split."""
     rng = Random(f"demonstrations/{question}")
     low, high = DEMONSTRATION_STEPS
     return [generate(rng, "demonstration", low, high) for _ in range(n)]
+
+
+class Arithmetic(WordProblems):
+    """Problems that are made, not read; demonstrations differ from question to question."""
+
+    name: ClassVar[str] = "arithmetic"
+
+    def samples(self, n: int, seed: int) -> list[Sample]:
+        """Return the first ``n`` problems of the evaluation split."""
+        return list(islice(stream(seed, "evaluation"), n))
+
+    def demonstrations(self, question: str) -> list[Sample]:
+        """Return short problems of the demonstration split."""
+        return demonstrations(question, self.n_shots)
 
 
 _Parts = tuple[str, list[str], int]

@@ -5,34 +5,48 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
+from kvguard.config import Count, Text
 from kvguard.errors import KvguardError
 from kvguard.tasks.answers import parse_answer
-from kvguard.tasks.problem import Problem
+from kvguard.tasks.base import Sample
+from kvguard.tasks.numeric import WordProblems
 
 _CALCULATOR_NOTE = re.compile(r"<<[^>]*>>")
 
 
-def load(source: str | None) -> list[Problem]:
+class Gsm8k(WordProblems):
+    """GSM8K's test split; ``source`` is a local JSONL file of question and answer, None the hub."""
+
+    name: ClassVar[str] = "gsm8k"
+
+    source: Text | None = None
+    max_new_tokens: Count = 512
+
+    def samples(self, n: int, seed: int) -> list[Sample]:
+        """Return the first ``n`` problems of the set in the order of ``seed``."""
+        found = load(self.source)
+        if n > len(found):
+            where = self.source or "the hub"
+            raise KvguardError(f"n is {n}, but gsm8k in {where} has {len(found)} problems: lower n")
+        Random(f"gsm8k/{seed}").shuffle(found)
+        return found[:n]
+
+    def demonstrations(self, question: str) -> list[Sample]:
+        """Return the first worked examples; they were written for kvguard, none is GSM8K's."""
+        if self.n_shots > len(_DEMONSTRATIONS):
+            raise KvguardError(
+                f"gsm8k has {len(_DEMONSTRATIONS)} demonstrations, {self.n_shots} were asked for: "
+                "lower tasks.gsm8k.n_shots"
+            )
+        return list(_DEMONSTRATIONS[: self.n_shots])
+
+
+def load(source: str | None) -> list[Sample]:
     """Return every problem of the set: of the JSONL file ``source``, or of the hub's test split."""
     problems = list(_problems(_hub_rows(), "the hub") if source is None else _problems(_rows(source), source))
     return list({problem.question: problem for problem in problems}.values())
-
-
-def demonstrations(n: int) -> list[Problem]:
-    """Return the first ``n`` worked examples; they were written for kvguard, none is GSM8K's."""
-    if n > len(_DEMONSTRATIONS):
-        raise KvguardError(
-            f"gsm8k has {len(_DEMONSTRATIONS)} demonstrations, {n} were asked for: lower the number of shots"
-        )
-    return list(_DEMONSTRATIONS[:n])
-
-
-def shuffled(problems: list[Problem], seed: int) -> list[Problem]:
-    """Return the problems in the order of ``seed``."""
-    order = list(problems)
-    Random(f"gsm8k/{seed}").shuffle(order)
-    return order
 
 
 def _rows(source: str) -> list[Mapping[str, str]]:
@@ -58,7 +72,7 @@ def _hub_rows() -> Iterable[Mapping[str, str]]:
         ) from error
 
 
-def _problems(rows: Iterable[Mapping[str, str]], where: str) -> Iterable[Problem]:
+def _problems(rows: Iterable[Mapping[str, str]], where: str) -> Iterable[Sample]:
     for number, row in enumerate(rows, start=1):
         try:
             question, solution = row["question"], _CALCULATOR_NOTE.sub("", row["answer"])
@@ -68,12 +82,12 @@ def _problems(rows: Iterable[Mapping[str, str]], where: str) -> Iterable[Problem
             ) from error
         answer = parse_answer(solution)
         if answer is None:
-            raise KvguardError(f"row {number} of gsm8k in {where} has no '#### N': mend that row's answer")
-        yield Problem(question, solution, answer, "gsm8k")
+            raise KvguardError(f"row {number} of gsm8k in {where} has no '#### N': fix that row's answer")
+        yield Sample(question, (answer,), solution)
 
 
-def _demonstration(question: str, *steps: str, answer: str) -> Problem:
-    return Problem(question, "\n".join([*steps, f"#### {answer}"]), answer, "gsm8k")
+def _demonstration(question: str, *steps: str, answer: str) -> Sample:
+    return Sample(question, (answer,), "\n".join([*steps, f"#### {answer}"]))
 
 
 _DEMONSTRATIONS = (

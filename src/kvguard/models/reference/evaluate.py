@@ -35,8 +35,12 @@ def greedy_scores(
     answers = output[:, inputs["input_ids"].shape[1] :]
     stopped = (answers == tokenizer.eos_token_id).any(dim=1)
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    correct = [bool(is_correct(parse_answer(str(t)), p.answer)) for t, p in zip(texts, problems, strict=True)]
-    main = [c for c, p in zip(correct, problems, strict=True) if p.family == arithmetic.MAIN_FAMILY]
+    correct = [
+        bool(is_correct(parse_answer(str(t)), p.references[0])) for t, p in zip(texts, problems, strict=True)
+    ]
+    main = [
+        c for c, p in zip(correct, problems, strict=True) if p.metadata["family"] == arithmetic.MAIN_FAMILY
+    ]
     return {
         "accuracy": sum(correct) / len(correct),
         "accuracy_main": sum(main) / max(1, len(main)),

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 def draw_prompts(params: Params, model: str, n: int | None = None) -> pd.DataFrame:
     """Sample the prompts of the model's task: ``n`` of them, or as many as the settings say."""
-    from kvguard.tasks import sample_prompts
-
-    spec = params.spec(model)
-    return sample_prompts(spec.task, n or params.sample.n, params.seed, spec.n_shots, spec.task_source)
+    return params.task(model).prompts(n or params.sample.n, params.seed)
 
 
 def plan_sweep(params: Params, model: str, prompts: pd.DataFrame, preset: Preset | None = None) -> Sweep:
@@ -28,6 +25,7 @@ def plan_sweep(params: Params, model: str, prompts: pd.DataFrame, preset: Preset
     return Sweep(
         name=model,
         spec=params.spec(model),
+        task=params.task(model),
         prompts=prompts,
         conditions=conditions(preset or params.presets[params.generate.preset]),
         compressors=params.compressors,

@@ -1,10 +1,10 @@
 """The params of the catastrophe study: params.yaml as one frozen, typed object."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from kvguard.config import Count, Natural, Positive, Section, Share, Text, check_known, first_mistake
 from kvguard.engine.presses import NONE
@@ -13,6 +13,7 @@ from kvguard.guard.actions import GuardParams
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.spec import ModelSpec
 from kvguard.sweep.settings import CompressorSpec, GenerateParams, Preset, parse_entry
+from kvguard.tasks import Task, make_task
 
 WORST = "worst"  # the condition that fails most in the sweep
 
@@ -167,6 +168,7 @@ class Params(Section):
     protocols: tuple[Protocol, ...] = Field(min_length=1)
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     models: dict[str, ModelSpec]
+    tasks: dict[str, SerializeAsAny[Task]]
     sample: SampleParams
     presets: dict[str, Preset]
     compressors: dict[str, CompressorSpec]
@@ -181,10 +183,13 @@ class Params(Section):
     ablate: AblateParams
     report: ReportParams
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tasks_are_made(cls, settings: dict[str, dict[str, Any] | None]) -> dict[str, Task]:
+        return {name: make_task(name, **(own or {})) for name, own in settings.items()}
+
     @model_validator(mode="after")
     def _names_resolve(self) -> "Params":
-        from kvguard.tasks import TASK_NAMES
-
         check_known("model", self.model, self.models)
         check_known("transfer_to", self.transfer_to, self.models)
         check_known("generate.preset", self.generate.preset, self.presets)
@@ -193,7 +198,7 @@ class Params(Section):
         if len(set(self.protocols)) < len(self.protocols):
             raise KvguardError(f"protocols: {list(self.protocols)} names one twice: keep each once")
         for name, spec in self.models.items():
-            check_known(f"models.{name}.task", spec.task, TASK_NAMES)
+            check_known(f"models.{name}.task", spec.task, self.tasks)
         if NONE in self.compressors:
             raise KvguardError(f"compressors.{NONE}: the name of the baseline is taken: rename it")
         for name in self.report.models:
@@ -214,6 +219,18 @@ class Params(Section):
         """Return the spec of the model called ``model``."""
         check_known("model", model, self.models)
         return self.models[model]
+
+    def task(self, model: str) -> Task:
+        """Return the task that the model called ``model`` is asked."""
+        return self.tasks[self.spec(model).task]
+
+    def asking(self, model: str, task: str | None) -> "Params":
+        """Return these settings with another task for ``model``, if one is named."""
+        if task is None:
+            return self
+        check_known("--task", task, self.tasks)
+        spec = self.spec(model).model_copy(update={"task": task})
+        return self.model_copy(update={"models": {**self.models, model: spec}})
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

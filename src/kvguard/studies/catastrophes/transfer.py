@@ -13,9 +13,9 @@ import pandas as pd
 from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.hazard_model import HazardModel
+from kvguard.judging.judge import read_judged
 from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
-from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
 from kvguard.studies.catastrophes.forecasts import Values, choose_threshold, control_values, minus
@@ -54,7 +54,7 @@ class Side:
         return cls(
             model,
             layout.features(model),
-            read_table("traces", layout.traces(model)),
+            read_judged(layout.traces(model)),
             read_split(PROTOCOLS["v2"], trained),
             HazardModel.load(trained),
         )

@@ -20,6 +20,7 @@ from kvguard.engine.columns import LOGPROBS
 from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import is_catastrophic
+from kvguard.judging.judge import read_judged
 from kvguard.store.schemas import TOLERANCE
 from kvguard.store.tables import iter_table, read_table, token_paths
 from kvguard.studies.catastrophes.params import ValidateParams
@@ -80,7 +81,7 @@ def validate(
     """
     traces_path = Path(generate_dir) / "traces.parquet"
     prompts = read_table("prompts", prompts_path, ["prompt_id"])
-    traces = read_table("traces", traces_path)
+    traces = read_judged(traces_path)
     _check_plan(prompts, traces, plan, traces_path)
     _check_traces(traces, plan, traces_path)
     lengths = traces["token_ids"].map(len).to_numpy(dtype=np.int64)

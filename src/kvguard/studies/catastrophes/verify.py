@@ -16,6 +16,7 @@ from kvguard.engine.columns import SIGNALS
 from kvguard.errors import KvguardError
 from kvguard.guard.columns import FEATURES
 from kvguard.store.tables import count_rows, iter_table, read_table, token_paths
+from kvguard.sweep.plan import stop_strings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -106,7 +107,7 @@ def compare_with_kvpress(
     from kvguard.engine.presses import Condition
     from kvguard.models.load import load_model
 
-    spec = params.spec(model)
+    spec, task = params.spec(model), params.task(model)
     traces = _spread(read_table("traces", folder / "traces.parquet"), n)
     loaded = load_model(model, spec, params.device)
     text = prompts.set_index("prompt_id")["prompt"]
@@ -116,8 +117,14 @@ def compare_with_kvpress(
     for trace in tqdm(traces.itertuples(), total=len(traces), desc="kvpress", unit="trace"):
         condition = Condition(trace.compressor, trace.ratio)
         ids = torch.tensor(loaded.encode(text[trace.prompt_id]), device=loaded.model.device)
-        press = presses[condition].press
-        reference = kvpress_generate(loaded.model, ids, press, spec.max_new_tokens, loaded.eos_ids)
+        reference = kvpress_generate(
+            loaded.model,
+            ids,
+            presses[condition].press,
+            task.max_new_tokens,
+            loaded.eos_ids,
+            stop_strings(task, loaded),
+        )
         counted[str(condition)] += 1
         if not reference.agrees(list(trace.token_ids)):
             differing.append(f"{condition} trace {trace.trace_id}")

@@ -119,7 +119,7 @@ def test_what_happens_to_test_prompts_moves_an_operating_point_under_v1_only(cas
                 [] if heals else kinds for heals, kinds in zip(failed, case.traces["catastrophes"])
             ],
             onset=case.traces["onset"].where(~failed, pd.NA),
-            correct=case.traces["correct"] | failed,
+            correct=case.traces["correct"].mask(failed, 1.0),
         )
         points[name] = case.evaluate(healed).points
     assert points["v2"] == found["v2"].points

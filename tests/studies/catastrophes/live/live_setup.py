@@ -16,7 +16,7 @@ from kvguard.studies.catastrophes.live.plan import Live
 from kvguard.studies.catastrophes.params import FeaturizeParams, LiveValidateParams
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.settings import CompressorSpec, GenerateParams
-from kvguard.tasks import sample_prompts
+from kvguard.tasks import make_task
 
 COMPRESSORS = {
     "streaming_llm": CompressorSpec(press="StreamingLLMPress", params={"n_sink": 4}),
@@ -60,8 +60,9 @@ def live_of(folder: Path, n: int = 4, **changes: object) -> Live:
     conditions = [Condition("none", 0.0), *(Condition(*pair) for pair in settings.pairs if pair)]
     sweep = Sweep(
         name="tiny",
-        spec=ModelSpec(source=f"path:{folder}", task="arithmetic", n_shots=0, max_new_tokens=N_TOKENS),
-        prompts=sample_prompts("arithmetic", n, seed=11, n_shots=0),
+        spec=ModelSpec(source=f"path:{folder}", task="arithmetic"),
+        task=(task := make_task("arithmetic", n_shots=0, max_new_tokens=N_TOKENS)),
+        prompts=task.prompts(n, seed=11),
         conditions=conditions,
         compressors=COMPRESSORS,
         settings=GenerateParams.model_validate({"preset": "x", "batch_size": 4, "workers": workers}),

@@ -44,7 +44,7 @@ def row(prompt: str, policy: str, failed: bool, **more: object) -> dict[str, obj
 
 
 def live_table(rows: list[dict[str, object]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows).astype({"onset": "Int32", "correct": "boolean"})
+    frame = pd.DataFrame(rows).astype({"onset": "Int32", "correct": "float64"})
     return frame.assign(trace_id=np.arange(len(frame), dtype=np.int32))
 
 

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from kvguard.engine.presses import Condition, Presses
 from kvguard.errors import KvguardError
 from kvguard.models.load import load_model
-from kvguard.models.spec import ModelSpec
 from kvguard.studies.catastrophes.live.plan import (
     Live,
     chosen_conditions,
@@ -25,9 +24,9 @@ from kvguard.studies.catastrophes.live.plan import (
 from kvguard.studies.catastrophes.params import LiveValidateParams, load_params
 from kvguard.sweep.plan import compile_sweep
 from kvguard.sweep.workers import units_of
-from kvguard.tasks import sample_prompts
+from kvguard.tasks import make_task
 
-SPEC = ModelSpec(source="embedded:qwen2", task="arithmetic", n_shots=0)
+TASK = make_task("arithmetic", n_shots=0)
 
 
 def settings_of(**changes: object) -> LiveValidateParams:
@@ -41,14 +40,14 @@ def swept(*rows: tuple[str, float, bool]) -> pd.DataFrame:
 
 def test_no_fresh_prompt_was_asked_in_the_sweep() -> None:
     settings = settings_of(decoding_n=10)
-    sampled = sample_prompts("arithmetic", 30, settings.seed, 0)  # the worst case: the same seed
-    fresh = fresh_prompts(SPEC, settings, sampled)
+    sampled = TASK.prompts(30, settings.seed)  # the worst case: the same seed
+    fresh = fresh_prompts(TASK, settings, sampled)
     assert len(fresh) == 20
     assert not set(fresh["question"]) & set(sampled["question"])
     assert not set(fresh["prompt_id"]) & set(sampled["prompt_id"])
     assert fresh["prompt_id"].is_unique
-    assert fresh.equals(fresh_prompts(SPEC, settings, sampled))
-    fewer = fresh_prompts(SPEC, settings_of(n=7, decoding_n=7), sampled)
+    assert fresh.equals(fresh_prompts(TASK, settings, sampled))
+    fewer = fresh_prompts(TASK, settings_of(n=7, decoding_n=7), sampled)
     assert fewer.equals(fresh.iloc[:7])
 
 

@@ -15,9 +15,9 @@ import torch
 from live_setup import N_TOKENS, NEVER, live_of
 
 from kvguard.engine.oracle import kvpress_generate
+from kvguard.judging.judge import read_judged
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.store.results import Results
-from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.live.latency import measure_latency
 from kvguard.studies.catastrophes.live.plan import Live
 from kvguard.studies.catastrophes.live.stage import headline, live_results, run_live
@@ -51,7 +51,7 @@ def out(live: Live, loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def table(out: Path) -> pd.DataFrame:
-    return read_table("live", out / "live.parquet")
+    return read_judged(out / "live.parquet", kind="live")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -83,10 +83,19 @@ def test_every_prompt_meets_every_policy_once(live: Live, table: pd.DataFrame) -
 
 
 def test_static_is_the_sweep_token_for_token(live: Live, table: pd.DataFrame, tmp_path: Path) -> None:
-    swept = read_table("traces", run_sweep(live.sweep, tmp_path, progress=False).traces).set_index(SHARED)
+    swept = read_judged(run_sweep(live.sweep, tmp_path, progress=False).traces).set_index(SHARED)
     watched = pd.concat([of(table, "prefill", name) for name in ("uncompressed", "static")])
     assert len(watched) == len(swept) == 12
-    shared = ["token_ids", "text", "stop_reason", "onset", "catastrophes", "correct", "n_kept_tokens"]
+    shared = [
+        "token_ids",
+        "text",
+        "stop_reason",
+        "onset",
+        "catastrophes",
+        "correct",
+        "amnesia",
+        "n_kept_tokens",
+    ]
     for name in shared:
         theirs = swept.loc[watched.index, name]
         assert [str(value) for value in watched[name]] == [str(value) for value in theirs], name
@@ -120,7 +129,7 @@ def test_a_prompt_whose_budget_the_press_cannot_hold_is_recorded_and_left_out_of
     ratio = round(1 - 2 / (lengths.max() + 0.5), 6)  # two entries for the longest prompt, one for the others
     live = live_of(model_folder, decoding_n=4, switch_traces=0, conditions=(f"snapkv@{ratio}",))
     run_live(live, loaded, tmp_path, progress=False)
-    table = read_table("live", tmp_path / "live.parquet")
+    table = read_judged(tmp_path / "live.parquet", kind="live")
     short = live.sweep.prompts["prompt_id"][lengths < lengths.max()]
     assert 0 < len(short) < len(lengths)
     refused = table[table["stop_reason"] == "refused"]
@@ -139,7 +148,7 @@ def test_a_guard_that_never_fires_changes_no_token(
     live = live_of(model_folder, switch_traces=0)
     quiet = replace(live, triggers=dict.fromkeys(live.triggers, NEVER))
     run_live(quiet, loaded, tmp_path, progress=False)
-    found = read_table("live", tmp_path / "live.parquet")
+    found = read_judged(tmp_path / "live.parquet", kind="live")
     assert (found["safe_at"] == -1).all()
     for regime in ("prefill", "decoding"):
         static = of(table, regime, "static")

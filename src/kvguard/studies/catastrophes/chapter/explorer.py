@@ -20,6 +20,7 @@ from kvguard.guard.bundle import load_operating_point
 from kvguard.guard.controller import ControllerParams, State, states_of
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.judging.catastrophes import is_catastrophic
+from kvguard.judging.judge import read_judged
 from kvguard.store.tables import read_table, read_tokens
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
@@ -50,7 +51,7 @@ def explore(model: str, decode: Decode, per_condition: int) -> dict[str, Any]:
     trained = layout.trained(model, PROTOCOL)
     hazard_model = HazardModel.load(trained)
     point = load_operating_point(layout.evaluated(model, PROTOCOL), POINT)
-    traces = read_table("traces", layout.traces(model))
+    traces = read_judged(layout.traces(model))
     parts = part_of_traces(traces, read_split(PROTOCOLS[PROTOCOL], trained))
     tested = traces[parts == "test"]
     chosen = sample(tested, per_condition)
@@ -123,7 +124,7 @@ def _prompts(asked: pd.DataFrame, traces: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "id": row.prompt_id,
             "question": row.question,
-            "answer": row.answer,
+            "answer": " | ".join(row.references),
             "uncompressed": _verdict(none.loc[row.prompt_id]) | {"text": none.loc[row.prompt_id, "text"]},
         }
         for row in asked.itertuples()
@@ -166,7 +167,7 @@ def _block(piece: np.ndarray, tokens: pd.DataFrame, states: np.ndarray) -> str:
 
 def _verdict(trace: pd.Series[Any]) -> dict[str, Any]:
     return {
-        "correct": None if pd.isna(trace["correct"]) else bool(trace["correct"]),
+        "correct": None if pd.isna(trace["correct"]) else bool(trace["correct"] >= 0.5),
         "predicted": trace["predicted"],
         "catastrophes": list(trace["catastrophes"]),
     }

@@ -120,7 +120,7 @@ def _fact(pipeline: Pipeline, name: str) -> str:
         "conditions": str(len(pairs)),
         "features": str(len(feature_columns("v2"))),
         "detectors": str(len(DETECTORS)),
-        "onset": f"{params.catastrophes.nontermination_onset * params.spec(params.model).max_new_tokens:.0f}",
+        "onset": f"{params.catastrophes.nontermination_onset * params.task(params.model).max_new_tokens:.0f}",
         "main": params.model,
         "other": params.transfer_to,
     }

@@ -25,6 +25,7 @@ from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, Liv
 from kvguard.sweep.make import prefill_rows, tally
 from kvguard.sweep.plan import Plan
 from kvguard.sweep.progress import Report, Tally
+from kvguard.tasks.base import Sample
 
 Key = tuple[int, Condition]
 
@@ -61,7 +62,7 @@ def make_live_parts(
     for part in parts:
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
-        answers = [block["answer"].iloc[index] for index, _ in keys]
+        samples = [Sample.of(block.iloc[index]) for index, _ in keys]
         refusals = _refusals(live, plan.presses, loaded, part, keys, rows)
         asked = [place for place, reason in enumerate(refusals) if reason is None]
         made, batch_size = _decode(
@@ -71,7 +72,7 @@ def make_live_parts(
             part,
             [keys[place] for place in asked],
             [rows[place] for place in asked],
-            [answers[place] for place in asked],
+            [samples[place] for place in asked],
             thinking,
             report,
         )
@@ -128,14 +129,14 @@ def _decode(
     part: LivePart,
     keys: Sequence[Key],
     rows: Sequence[Row],
-    answers: Sequence[str],
+    samples: Sequence[Sample],
     thinking: Bools,
     report: Report,
 ) -> tuple[list[Guarded], int]:
     """Return what the rows generated, and how many of them were decoded together in the end."""
     if not rows:
         return [], plan.batch_size
-    policy, spec = POLICIES[part.policy], live.spec
+    policy = POLICIES[part.policy]
     ratios = np.array([condition.ratio for _, condition in keys])
     reported: set[int] = set()
 
@@ -144,7 +145,7 @@ def _decode(
             loaded.model,
             rows,
             size,
-            spec.max_new_tokens,
+            live.task.max_new_tokens,
             loaded.eos_ids,
             restorable=policy.action.restores,
         )
@@ -160,7 +161,7 @@ def _decode(
                         reported.add(row)
                         tokens = batch.tokens[row, : batch.t[slot]].cpu().numpy()
                         stopped = bool(batch.stopped[slot])
-                        report(tally(live.sweep, loaded, answers[row], tokens, stopped))
+                        report(tally(live.sweep, loaded, samples[row], tokens, stopped))
         return guarded.results(), size
 
     return within_memory(loaded.name, loaded.model.device, plan.batch_size, run)
@@ -168,7 +169,7 @@ def _decode(
 
 def make_trigger(live: Live, kind: str, ratios: np.ndarray, thinking: Bools, config: Any) -> Trigger:
     """Return the trigger called ``kind`` for rows of these compression ratios [R]."""
-    n_tokens = live.spec.max_new_tokens
+    n_tokens = live.task.max_new_tokens
     if kind == "entropy":
         return EntropyTrigger(ratios, config.get_text_config().vocab_size)
     if kind == "loop":

@@ -42,7 +42,7 @@ def measure_latency(
         Rows; with fewer prompts some stand twice.
     """
     condition = live.sweep.conditions[1]
-    n_tokens = min(n_tokens, live.spec.max_new_tokens)
+    n_tokens = min(n_tokens, live.task.max_new_tokens)
     block = live.sweep.prompts.iloc[:batch_size]
     prompt_ids = [np.array(loaded.encode(prompt)) for prompt in block["prompt"]]
     presses = Presses([condition], live.sweep.compressors)

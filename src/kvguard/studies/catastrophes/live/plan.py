@@ -29,6 +29,7 @@ from kvguard.guard.calibration import as_card
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.judging.catastrophes import is_catastrophic
+from kvguard.judging.judge import read_judged
 from kvguard.models.load import LoadedModel, vocabulary_size
 from kvguard.models.spec import ModelSpec
 from kvguard.store.parts import Part, digest, fingerprint, slices
@@ -39,7 +40,7 @@ from kvguard.studies.catastrophes.params import FeaturizeParams, LiveValidatePar
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import read_split
 from kvguard.sweep.plan import Plan, Sweep
-from kvguard.tasks import sample_prompts
+from kvguard.tasks.base import Task
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +99,11 @@ class Live:
         """The model's spec."""
         return self.sweep.spec
 
+    @property
+    def task(self) -> Task:
+        """What the model is asked."""
+        return self.sweep.task
+
     @classmethod
     def load(cls, params: Params, model: str) -> Live:
         """Draw the prompts, and read what the earlier stages left of ``model``.
@@ -107,9 +113,9 @@ class Live:
         KvguardError
             An earlier stage has not been run, or a condition names what is not known.
         """
-        settings, spec = params.live_validate, params.spec(model)
+        settings, spec, task = params.live_validate, params.spec(model), params.task(model)
         trained, evaluated = layout.trained(model, PROTOCOL), layout.evaluated(model, PROTOCOL)
-        traces = read_table("traces", layout.traces(model))
+        traces = read_judged(layout.traces(model))
         hazard_model = HazardModel.load(trained)
         point = load_operating_point(evaluated, settings.point)
         conditions = chosen_conditions(settings, traces)
@@ -127,7 +133,8 @@ class Live:
         sweep = Sweep(
             name=model,
             spec=spec,
-            prompts=fresh_prompts(spec, settings, read_table("prompts", layout.prompts(model))),
+            task=task,
+            prompts=fresh_prompts(task, settings, read_table("prompts", layout.prompts(model))),
             conditions=conditions,
             compressors=params.compressors,
             settings=params.generate,
@@ -162,10 +169,10 @@ class LivePart(Part):
     kinds: ClassVar[Mapping[str, str]] = {"live_parts": "part"}
 
 
-def fresh_prompts(spec: ModelSpec, settings: LiveValidateParams, sampled: pd.DataFrame) -> pd.DataFrame:
+def fresh_prompts(task: Task, settings: LiveValidateParams, sampled: pd.DataFrame) -> pd.DataFrame:
     """Draw a prompts table that shares no question with ``sampled``, the prompts of the sweep."""
     wanted = settings.n + len(sampled)
-    drawn = sample_prompts(spec.task, wanted, settings.seed, spec.n_shots, spec.task_source)
+    drawn = task.prompts(wanted, settings.seed)
     known = drawn["question"].isin(sampled["question"])
     return drawn[~known].iloc[: settings.n].reset_index(drop=True)
 

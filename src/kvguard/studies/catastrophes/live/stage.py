@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvguard.judging.judge import judge
+from kvguard.judging.judge import SCORES, judge, score, score_metadata
 from kvguard.models.load import LoadedModel
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
@@ -52,7 +52,7 @@ class LiveRun:
 
 
 def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) -> LiveRun:
-    """Generate what is missing under ``out`` and judge it all into ``out/live.parquet``.
+    """Generate what is missing under ``out`` and judge it all into ``live.parquet`` and ``scores.parquet``.
 
     First all policies, then the continuations of failing traces. Parts that match their fingerprint are
     kept; a run that was killed goes on where it stopped and ends with the same bytes.
@@ -81,6 +81,8 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     if further:
         continued = _judged(live, [part.path("live_parts", below) for part in further])
         rows = pd.concat([rows, continued], ignore_index=True)
+    found = conform("scores", score(rows, live.sweep.prompts, live.task))
+    write_table("scores", found, table.with_name(SCORES), score_metadata(live.task))
     write_table("live", conform("live", rows), table)
     return LiveRun(n_made, len(plan.parts) + len(further) - n_made, table)
 
@@ -88,7 +90,7 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
 def _judged(live: Live, paths: Sequence[Path]) -> pd.DataFrame:
     """Judge raw generations, in the order of their ids."""
     raw = pd.concat([read_table("live_parts", path) for path in paths], ignore_index=True)
-    verdicts = judge(raw, live.sweep.prompts, live.sweep.catastrophes, live.spec.max_new_tokens)
+    verdicts = judge(raw, live.task, live.sweep.catastrophes)
     return conform("live", pd.concat([raw, verdicts], axis=1).assign(model=live.name))
 
 

@@ -32,6 +32,7 @@ from kvguard.studies.catastrophes.live.plan import SWITCH
 from kvguard.sweep.make import tally
 from kvguard.sweep.plan import Plan
 from kvguard.sweep.progress import Report
+from kvguard.tasks.base import Sample
 
 _FULL = Condition(NONE, 0.0)
 
@@ -133,12 +134,12 @@ def make_switch_parts(
         position = _positions(plan, cases)
         prompts = [plan.prompt_ids[i] for i in position]
         rows = [_restored(loaded, [*prompt, *ids]) for prompt, ids in zip(prompts, begun, strict=True)]
-        answers = plan.sweep.prompts["answer"].iloc[position].tolist()
+        samples = [Sample.of(plan.sweep.prompts.iloc[i]) for i in position]
         made, batch_size = _continue(plan, loaded, rows, kept)
         tokens = [np.concatenate([a, b]) for a, b in zip(begun, _tokens(made), strict=True)]
         stop = np.select([~made.valid, made.stopped], ["invalid", "eos"], "length")
-        for ids, answer, stopped in zip(tokens, answers, made.stopped, strict=True):
-            report(tally(plan.sweep, loaded, answer, ids, bool(stopped)))
+        for ids, sample, stopped in zip(tokens, samples, made.stopped, strict=True):
+            report(tally(plan.sweep, loaded, sample, ids, bool(stopped)))
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
         frame = pd.DataFrame(
             {
@@ -178,7 +179,7 @@ def _continue(
 
     Also returns how many rows were decoded together in the end.
     """
-    left = plan.sweep.spec.max_new_tokens - kept
+    left = plan.sweep.task.max_new_tokens - kept
 
     def run(size: int) -> tuple[Generated, int]:
         batch = Batch(loaded.model, rows, size, int(left.max()), loaded.eos_ids)

@@ -23,10 +23,12 @@ def trace_outcomes(traces: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         One row for each trace: accuracy, cfr, cbr, every kind of catastrophe, wrong, amnesia, and tokens
-        (the length); all but the last are 0 or 1.
+        (the length); all but the last are between 0 and 1.
     """
     correct, amnesia = (
         traces[name].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+        if name in traces
+        else np.full(len(traces), np.nan)  # the task has no such score
         for name in ("correct", "amnesia")
     )
     kinds = {

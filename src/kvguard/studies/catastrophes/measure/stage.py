@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from kvguard.judging.judge import read_judged
 from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
-from kvguard.store.tables import read_table, read_tokens
+from kvguard.store.tables import read_tokens
 from kvguard.studies.catastrophes.measure.comparisons import add_comparisons
 from kvguard.studies.catastrophes.measure.outcomes import add_outcomes
 from kvguard.studies.catastrophes.measure.signals import add_onset_entropy, add_signals
@@ -20,8 +21,8 @@ def measure(generate_dir: Path, model: str, n_resamples: int, seed: int) -> Resu
     Every interval is a bootstrap over the prompts, and every table uses the same resamples.
     """
     columns = ["trace_id", "prompt_id", "compressor", "ratio", "token_ids"]
-    judged = ["correct", "catastrophes", "onset", "amnesia"]
-    traces = read_table("traces", generate_dir / "traces.parquet", [*columns, *judged])
+    judged = ["catastrophes", "onset"]
+    traces = read_judged(generate_dir / "traces.parquet", [*columns, *judged])
     prompt, names = pd.factorize(traces["prompt_id"], sort=True)
     weights = resample_weights(len(names), n_resamples, seed)
     results = Results(STAGE, model)

@@ -25,10 +25,12 @@ from kvguard.judging.catastrophes import is_catastrophic
 
 Name = Literal["v1", "v2"]
 
+_RIGHT = 0.5  # the headline score from which an answer is no failure; most are 0 or 1
+
 
 def is_failure_v1(traces: pd.DataFrame) -> NDArray[np.bool_]:
     """Return which judged traces fail in protocol v1's sense (catastrophe or wrong answer): the CFR. [T]"""
-    wrong = ~traces["correct"].fillna(True).to_numpy(dtype=bool)
+    wrong = traces["correct"].astype("Float64").lt(_RIGHT).fillna(False).to_numpy(dtype=bool)
     return is_catastrophic(traces) | wrong
 
 

@@ -1,0 +1,88 @@
+"""Stop strings: a text ends where one of them is complete, found token by token.
+
+What counts is what transformers' ``stop_strings`` count: the strings that single tokens stand for, one after
+another. A string may begin and end inside tokens; it stops the text at the token that brings its last
+character. Unlike there, the prompt is no part of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kvguard.errors import KvguardError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BEFORE = "abcdef"  # stands before a token, since some tokenizers drop a text's first space
+
+
+class StopStrings:
+    """The stop strings of many texts by one tokenizer.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    strings : sequence of str
+
+    Raises
+    ------
+    KvguardError
+        There is no string, or an empty one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
+        if not strings or not all(strings):
+            raise KvguardError(f"stop strings {list(strings)}: each needs at least one character")
+        self.strings = tuple(strings)
+        self.longest = max(map(len, strings))
+        self._tokenizer = tokenizer
+        self._before = tokenizer.convert_ids_to_tokens(tokenizer.encode(_BEFORE, add_special_tokens=False))
+        self._pieces: dict[int, str] = {}
+
+    def start(self) -> StopState:
+        """Return the state of a text that has no token yet."""
+        return StopState(self)
+
+    def piece(self, token_id: int) -> str:
+        """Return the string that a token stands for, whatever stands before it."""
+        found = self._pieces.get(token_id)
+        if found is None:
+            token = self._tokenizer.convert_ids_to_tokens([token_id])[0]
+            text = "" if token is None else self._tokenizer.convert_tokens_to_string([*self._before, token])
+            found = self._pieces[token_id] = text.partition(_BEFORE)[2]
+        return found
+
+    def count(self, token_ids: Sequence[int]) -> int:
+        """Return how many of the tokens a text has: up to the one that completes a stop string, or all."""
+        state = self.start()
+        return next((n for n, token in enumerate(token_ids, start=1) if state.push(token)), len(token_ids))
+
+    def cut(self, text: str) -> str:
+        """Return ``text`` up to where the first stop string in it begins."""
+        return text[: min((at for at in map(text.find, self.strings) if at >= 0), default=len(text))]
+
+
+class StopState:
+    """How much of a stop string the end of one text may hold."""
+
+    def __init__(self, stops: StopStrings) -> None:
+        self._stops = stops
+        self._tails = [""]  # after 0, 1, 2, ... tokens: the last characters that a stop string may begin in
+
+    def push(self, token_id: int) -> bool:
+        """Take the text's next token; return whether it completes a stop string."""
+        text = self._tails[-1] + self._stops.piece(token_id)  # the tail alone is too short to hold one
+        keep = self._stops.longest - 1
+        self._tails.append(text[-keep:] if keep else "")
+        return any(self._completes(text, string) for string in self._stops.strings)
+
+    def _completes(self, text: str, string: str) -> bool:
+        """Return whether ``string`` ends in the newest token, which ``text`` ends with."""
+        n_old = len(self._tails[-2])
+        return text.find(string, max(0, n_old - len(string) + 1)) >= 0
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens."""
+        del self._tails[n_tokens + 1 :]

@@ -1,0 +1,34 @@
+"""What word problems share: the answer is a number that the text states after its steps."""
+
+from typing import ClassVar
+
+from kvguard.config import Share
+from kvguard.tasks.amnesia import is_amnesic
+from kvguard.tasks.answers import parse_answer
+from kvguard.tasks.base import Sample, Task
+from kvguard.tasks.prompts import INSTRUCTION
+from kvguard.tasks.scores import numeric_match
+
+
+class WordProblems(Task):
+    """A task of word problems, scored by its final number, and by whether a solution is of its question.
+
+    ``amnesia_threshold`` is the share of a solution's numbers and names that may be foreign to the question.
+    """
+
+    headline: ClassVar[str] = "accuracy"
+    instruction: ClassVar[str] = INSTRUCTION
+
+    amnesia_threshold: Share = 0.5
+
+    def extract(self, text: str) -> str | None:
+        """Return the final number that a text states."""
+        return parse_answer(text)
+
+    def score(self, text: str, sample: Sample) -> dict[str, float | None]:
+        """Return accuracy, and amnesia by the heuristic of :mod:`kvguard.tasks.amnesia`."""
+        amnesic = is_amnesic(sample.question, text, self.amnesia_threshold)
+        return {
+            "accuracy": numeric_match(self.extract(text), sample.references),
+            "amnesia": None if amnesic is None else float(amnesic),
+        }
