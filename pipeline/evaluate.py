@@ -5,14 +5,14 @@ from typing import Literal
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
-@edge.protocol_option
-@edge.params_option
-@edge.one_line_errors
+@stage.model_option
+@stage.protocol_option
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.guard.hazard_model import HazardModel

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def main(params_path: Path) -> None:  # noqa: D103
     from dataclasses import asdict
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
+@stage.model_option
 @click.option("--to", "target", required=True, help="The model that is tested.")
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     if model == target:
         raise click.UsageError(f"--to {target} is also the model: name another")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 PROTOCOL = click.Choice(["v1", "v2"])
 
@@ -18,8 +18,8 @@ PROTOCOL = click.Choice(["v1", "v2"])
     multiple=True,
     help="A name from models in the settings, again for another; by default its model and transfer_to.",
 )
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def compare(first: str, second: str, models: tuple[str, ...], params_path: Path) -> None:
     """Print what two protocols make of the same traces: `kvguard compare v1 v2`.
 

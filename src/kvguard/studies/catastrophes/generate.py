@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 def draw_prompts(params: Params, model: str, n: int | None = None) -> pd.DataFrame:
     """Sample the prompts of the model's task: ``n`` of them, or as many as the settings say."""
-    from kvguard.tasks import sample_prompts
+    from kvguard.config import check_known
+    from kvguard.tasks import TASK_NAMES, sample_prompts
 
     spec = params.spec(model)
+    check_known(f"models.{model}.task", spec.task, TASK_NAMES)
     return sample_prompts(spec.task, n or params.sample.n, params.seed, spec.n_shots, spec.task_source)
 
 
@@ -29,7 +31,7 @@ def plan_sweep(params: Params, model: str, prompts: pd.DataFrame, preset: Preset
         name=model,
         spec=params.spec(model),
         prompts=prompts,
-        conditions=conditions(preset or params.presets[params.generate.preset]),
+        conditions=conditions(preset or params.preset),
         compressors=params.compressors,
         settings=params.generate,
         catastrophes=params.catastrophes,

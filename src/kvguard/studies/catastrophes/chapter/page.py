@@ -222,7 +222,7 @@ def _findings(pipeline: Pipeline, chapter: Chapter) -> list[dict[str, Any]]:
 
 def _scope(pipeline: Pipeline) -> str:
     params = pipeline.params
-    conditions = len(params.presets[params.generate.preset].pairs())
+    conditions = len(params.preset.pairs())
     return (
         f"{' and '.join(map(pipeline.title, pipeline.models))}: {params.sample.n} prompts each under "
         f"{conditions} conditions (preset {params.generate.preset}), seed {params.seed}."
