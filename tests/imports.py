@@ -1,4 +1,4 @@
-"""What imports what in src/kvguard, read from the source: also inside functions, not for type checkers alone."""
+"""What imports what in src/kvguard, read from the source: also what functions import as they run."""
 
 import ast
 from collections.abc import Iterator

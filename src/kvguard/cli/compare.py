@@ -27,7 +27,7 @@ def compare(first: str, second: str, models: tuple[str, ...], params_path: Path)
     picked on the traces that are measured, 50 prompts, wrong answers counted as catastrophes. v2 is the
     honest one. What v1 claims and v2 does not find is the mistakes' doing.
 
-    The numbers are those of the last finished MLflow runs of `train` and `evaluate`; `dvc repro` makes them.
+    The numbers are those of the last finished MLflow runs of `score`; `dvc repro` makes them.
     """
     from kvguard import tracking
     from kvguard.studies.catastrophes.chapter.comparison import comparison_text
