@@ -62,3 +62,53 @@ def _names(node: ast.AST) -> Iterator[str]:
                     yield f"{child.module}.{alias.name}"
         else:
             yield from _names(child)
+
+
+def decides_nothing(path: Path) -> bool:
+    """Whether a module holds no more than its docstring."""
+    return all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
+
+
+def needed(script: Path) -> set[Path]:
+    """What a stage depends on: modules, and the reference models' weights where it may load one."""
+    found = {path for path in closure(script) if not decides_nothing(path)}
+    reference = ROOT / "models" / "reference"
+    return found | ({reference / "weights"} if reference / "__init__.py" in found else set())
+
+
+def deps(script: Path) -> list[str]:
+    """The deps in src of a stage: a folder where the stage needs most of what is in it, else its files."""
+    wanted, found = needed(script), set()
+
+    def visit(folder: Path) -> None:
+        inside = [path for path in folder.rglob("*.py") if not decides_nothing(path)]
+        if folder.parent == ROOT or (ROOT / "studies") in folder.parent.parents:
+            used = wanted.intersection(inside)
+            if len(inside) > 1 and len(used) / len(inside) > 0.7:
+                found.add(folder)
+                return
+        for path in folder.iterdir():
+            if path in wanted:
+                found.add(path)
+            elif path.is_dir():
+                visit(path)
+
+    visit(ROOT)
+    return sorted(path.relative_to(SRC.parent).as_posix() for path in found)
+
+
+def main() -> None:
+    """Write the deps in src of every stage into dvc.yaml: `python tests/imports.py`."""
+    pipeline = SRC.parent / "dvc.yaml"
+    lines: list[str] = []
+    for line in pipeline.read_text().splitlines():
+        if line.startswith("      - src/"):
+            continue
+        lines.append(line)
+        if line.startswith("      - pipeline/"):
+            lines += [f"      - {dep}" for dep in deps(SRC.parent / line.removeprefix("      - "))]
+    pipeline.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

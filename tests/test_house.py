@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imports import ROOT, SRC, closure, imported, modules
+from imports import ROOT, SRC, closure, imported, modules, needed
 
 REPOSITORY = SRC.parent
 SCRIPTS = sorted((REPOSITORY / "pipeline").glob("*.py"))
@@ -108,12 +108,11 @@ def test_every_script_is_a_stage():
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_stage_lists_what_it_imports_and_nothing_else(script):
     listed = [REPOSITORY / dep for dep in stages()[script]]
-    needed = {path for path in closure(script) if path.stat().st_size}  # an empty file decides nothing
-    missing = {path for path in needed if not any(path == dep or dep in path.parents for dep in listed)}
-    assert not {str(path.relative_to(REPOSITORY)) for path in missing}
-    weights = ROOT / "models" / "reference" / "weights"
-    idle = {dep for dep in listed if not any(path == dep or dep in path.parents for path in needed)}
-    assert not {str(dep.relative_to(REPOSITORY)) for dep in idle - {weights}}
+    wanted = needed(script)
+    missing = [path for path in wanted if not any(path == dep or dep in path.parents for dep in listed)]
+    idle = [dep for dep in listed if not any(path == dep or dep in path.parents for path in wanted)]
+    told = [[str(path.relative_to(REPOSITORY)) for path in sorted(paths)] for paths in (missing, idle)]
+    assert told == [[], []], "missing, and listed in vain: run `python tests/imports.py`"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -158,7 +158,6 @@ def render(
     tables: Mapping[str, Table],
     explorers: Sequence[Mapping[str, Any]],
     unexplored: Sequence[tuple[str, str]],
-    figures: Path,
 ) -> str:
     """Return the page.
 
@@ -169,8 +168,6 @@ def render(
         :func:`kvguard.studies.catastrophes.chapter.explorer.packed` returns.
     unexplored
         Title and command of each model that it cannot show yet.
-    figures
-        The folder of the report's own figures.
     """
     loader = PackageLoader("kvguard.studies.catastrophes.chapter")
     environment = Environment(loader=loader, autoescape=True)
@@ -199,7 +196,7 @@ def render(
                 "text": chapter.text,
                 "findings": _findings(pipeline, chapter),
                 "tables": [tables[name] for name in chapter.tables],
-                "pictures": list(_pictures(pipeline, chapter, figures)),
+                "pictures": list(_pictures(pipeline, chapter)),
             }
             for chapter in CHAPTERS
         ],
@@ -225,11 +222,11 @@ def _scope(pipeline: Pipeline) -> str:
     conditions = len(params.preset.pairs())
     return (
         f"{' and '.join(map(pipeline.title, pipeline.models))}: {params.sample.n} prompts each under "
-        f"{conditions} conditions (preset {params.generate.preset}), seed {params.seed}."
+        f"{conditions} conditions (preset {params.preset_name}), seed {params.seed}."
     )
 
 
-def _pictures(pipeline: Pipeline, chapter: Chapter, own: Path) -> list[Picture]:
+def _pictures(pipeline: Pipeline, chapter: Chapter) -> list[Picture]:
     """Read the figures of a chapter that were drawn, model by model."""
     found = []
     for stage, name, caption in chapter.figures:
@@ -238,7 +235,7 @@ def _pictures(pipeline: Pipeline, chapter: Chapter, own: Path) -> list[Picture]:
             pipeline.title(model): layout.plots(stage, model, protocol) / name for model in pipeline.models
         }
         if stage == "report":
-            places = {"the pipeline": own / name}
+            places = {"the pipeline": layout.PLOTS / "report" / name}
         found += [_picture(path, caption, of) for of, path in places.items() if path.is_file()]
     return found
 
