@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from kvguard.models.load import load_tokenizer
+from kvguard.report import markup, page
 from kvguard.store.files import write_text
 from kvguard.store.results import read_results
 from kvguard.studies.catastrophes import layout
-from kvguard.studies.catastrophes.chapter import explorer, markup, page
+from kvguard.studies.catastrophes.chapter import explorer, sections
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 from kvguard.studies.catastrophes.chapter.drawn import draw
-from kvguard.studies.catastrophes.chapter.numbers import Numbers, Pipeline
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline, numbers_of
 from kvguard.studies.catastrophes.params import Params
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def load_pipeline(params: Params) -> Pipeline:
             for protocol in params.protocols
         ),
     ]
-    return Pipeline(params, Numbers(read_results(path for path in paths if path.is_file())))
+    return Pipeline(params, numbers_of(read_results(path for path in paths if path.is_file())))
 
 
 def build(params: Params) -> Built:
@@ -61,7 +62,7 @@ def build(params: Params) -> Built:
     unexplored = [
         (pipeline.title(model), "dvc repro evaluate") for model in pipeline.models if model not in ready
     ]
-    text = page.render(pipeline, found, explorers, unexplored)
+    text = page.render([sections.chapter(pipeline, found, explorers, unexplored)])
     write_text(PAGE, text)
     n_bytes = PAGE.stat().st_size
     if n_bytes > LIMIT:

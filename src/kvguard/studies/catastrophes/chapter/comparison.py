@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kvguard.report.numbers import Cell, Kind
 from kvguard.report.terminal import table
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter.catalogue import COMPARED
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Kind
 
 STAGE = "score"
 _NOTE = """\

@@ -9,7 +9,7 @@ from kvguard.store.results import read_results
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.chapter import figures
-from kvguard.studies.catastrophes.chapter.numbers import Pipeline
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_hazards
 from kvguard.studies.catastrophes.train.rows import load_rows
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import DETECTORS
+from kvguard.report import markup
+from kvguard.report.numbers import Cell, Kind, Table
 from kvguard.stats.bootstrap import LEVEL, Interval
 from kvguard.store.files import write_text
-from kvguard.studies.catastrophes.chapter import figures, markup
+from kvguard.studies.catastrophes.chapter import figures
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 from kvguard.studies.catastrophes.chapter.live_findings import compared
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Kind, Pipeline, Table
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
 from kvguard.studies.catastrophes.train.protocols import feature_columns
 
 TEXT = "paper.tex"

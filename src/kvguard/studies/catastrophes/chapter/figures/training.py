@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kvguard.studies.catastrophes.chapter.figures.drawing import (
+from kvguard.report.drawing import (
     BLUE,
     GREEN,
     GREY,
-    LABELS,
     PALE,
     SKY,
     VERMILION,
@@ -19,6 +18,7 @@ from kvguard.studies.catastrophes.chapter.figures.drawing import (
     titled,
     whiskers,
 )
+from kvguard.studies.catastrophes.chapter.figures.labels import LABELS, labelled
 
 
 def training_figures(results: pd.DataFrame, curve: pd.DataFrame, title: str, folder: Path) -> list[Path]:
@@ -130,4 +130,5 @@ def _horizons(results: pd.DataFrame, title: str, path: Path) -> Path:
 
 def _left_out(results: pd.DataFrame, title: str, path: Path) -> Path:
     heading = titled(results, "On a compressor never trained on", title)
-    return bars(results, "cross_validation", ("auroc", "auprc", "recall_at_5pct_fpr"), heading, path)
+    names = labelled("auroc", "auprc", "recall_at_5pct_fpr")
+    return bars(results, "cross_validation", names, heading, path)
