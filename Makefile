@@ -19,7 +19,7 @@ SMALL := sample.n=24 generate.preset=small evaluate.n_trials=60 live_validate.n=
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro small test lint format lock bench paper ui image-check clean
+.PHONY: help setup repro pictures small test lint format lock bench paper ui image-check clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,7 +40,12 @@ $(STAMP): requirements.lock pyproject.toml
 
 repro: setup ## run the pipeline, then print its summary and where to look next
 	dvc repro
+	@! test -d plots/evaluate/reference-v2 || $(MAKE) --no-print-directory pictures
 	@kvguard summary
+
+pictures: setup ## copy the figures that the README shows from the last run
+	cp plots/evaluate/reference-v2/outcome-by-ratio.png docs/outcome-by-ratio.png
+	cp plots/live-validate/reference/frontier.png docs/live-frontier.png
 
 small: setup ## run a small pipeline on the last commit, in a fresh clone under build/small
 	rm -rf build/small && git clone --quiet . build/small
