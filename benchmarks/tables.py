@@ -116,7 +116,7 @@ def run(stage: str, folder: Path, params: Params, n_tokens: int) -> None:
     else:
         columns = ["trace_id", "prompt_id", "compressor", "catastrophes", "onset"]
         traces = read_table("traces", folder / "traces.parquet", columns)
-        train(features, traces, params.train, params.seed, n_resamples=params.n_resamples)
+        train(features, traces, params.train, params.seed)
 
 
 def measured(arguments: list[str]) -> tuple[float, float]:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.params_option
+@stage.params_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -16,7 +16,7 @@ from kvguard.cli import edge
     show_default=True,
     help="The folder to build in: it is emptied first.",
 )
-@edge.one_line_errors
+@stage.one_line_errors
 def main(params_path: Path, out: Path) -> None:  # noqa: D103
     from kvguard.studies.catastrophes.chapter.build import load_pipeline
     from kvguard.studies.catastrophes.chapter.paper import TEXT, build_paper

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
-@edge.params_option
-@edge.one_line_errors
+@stage.model_option
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.guard.bundle import load_operating_point
@@ -19,20 +19,14 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.store.files import write_json
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.ablate import ablate
-    from kvguard.studies.catastrophes.chapter.figures import ablation_figures, model_title
     from kvguard.studies.catastrophes.params import load_params
     from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
     from kvguard.studies.catastrophes.train.splits import read_split
 
     params = load_params(params_path)
-    title = model_title(model, params.spec(model).is_reference)
     source, features = layout.traces(model), layout.features(model)
     trained, evaluated = layout.trained(model, "v2"), layout.evaluated(model, "v2")
-    out, metrics, plots = (
-        layout.results("ablate", model),
-        layout.metrics("ablate", model),
-        layout.plots("ablate", model),
-    )
+    out, metrics = layout.results("ablate", model), layout.metrics("ablate", model)
     settings = {"ablate": params.ablate.model_dump(), "train": params.train.model_dump(), "seed": params.seed}
     inputs = [source, features, trained, evaluated]
     with tracking.run("ablate", model=model, protocol="v2", params=settings, inputs=inputs) as run:
@@ -53,10 +47,8 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         results.write(out)
         headline = results.metrics("features", "controllers")
         write_json(metrics, headline)
-        ablation_figures(results.frame, title, plots)
         run.log_metrics(results.metrics("features", "controllers", "hysteresis", "thresholds"))
         run.log_table(f"results-ablate-{model}", out, context="output")
-        run.log_artifact(plots, "plots")
         run.log_outputs([out, metrics])
     auroc = {name: headline["features"][name]["auroc"]["value"] for name in ("full", "position_only")}
     click.echo(f"{out}: AUROC {auroc['full']:.3f}, of the position alone {auroc['position_only']:.3f}")

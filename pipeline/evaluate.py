@@ -1,26 +1,24 @@
-"""Search operating points on tune prompts, then simulate the controller on test prompts, once."""
+"""Search operating points of the controller on tune prompts."""
 
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
-@edge.protocol_option
-@edge.params_option
-@edge.one_line_errors
+@stage.model_option
+@stage.protocol_option
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.guard.hazard_model import HazardModel
     from kvguard.judging.judge import read_judged
-    from kvguard.store.files import write_json
     from kvguard.store.tables import write_table
     from kvguard.studies.catastrophes import layout
-    from kvguard.studies.catastrophes.chapter.figures import evaluation_figures, model_title
     from kvguard.studies.catastrophes.evaluate.evaluation import evaluate
     from kvguard.studies.catastrophes.evaluate.operating_points import as_trials, save_operating_points
     from kvguard.studies.catastrophes.params import load_params
@@ -28,45 +26,36 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
     from kvguard.studies.catastrophes.train.splits import read_split
 
     params, rules = load_params(params_path), PROTOCOLS[protocol]
-    title = model_title(model, params.spec(model).is_reference)
     source, features, trained = layout.traces(model), layout.features(model), layout.trained(model, protocol)
-    out, metrics = layout.evaluated(model, protocol), layout.metrics("evaluate", model, protocol)
-    plots, table = layout.plots("evaluate", model, protocol), layout.results("evaluate", model, protocol)
-    settings = params.evaluate.model_dump() | {"seed": params.seed, "n_resamples": params.n_resamples}
+    out = layout.evaluated(model, protocol)
+    settings = params.evaluate.model_dump() | {"seed": params.seed}
     inputs = [source, features, trained]
     with tracking.run("evaluate", model=model, protocol=protocol, params=settings, inputs=inputs) as run:
         run.log_table(f"traces-{model}", source)
-        traces = read_judged(source)
         found = evaluate(
             features,
-            traces,
+            read_judged(source),
             read_split(rules, trained),
             HazardModel.load(trained),
             rules,
             params.evaluate,
             model=model,
             seed=params.seed,
-            n_resamples=params.n_resamples,
             journal=out / "study.journal",
         )
-        balanced = found.points["balanced"].params
-        evaluation_figures(
-            found.results.frame, found.pareto, found.controlled, traces, found.tokens, balanced, title, plots
-        )
-        found.results.write(table)
+        found.facts.write(layout.facts("evaluate", model, protocol))
         write_table("pareto", found.pareto, out / "pareto.parquet")
-        write_table("controlled", found.controlled, out / "controlled.parquet")
         points = save_operating_points(found.points, out)
-        write_json(metrics, found.headline)
-        run.log_metrics(found.headline)
+        run.log_metrics(found.facts.metrics("operating_points"))
         run.log_trials(as_trials(found.pareto))
-        run.log_table(f"results-evaluate-{model}-{protocol}", table, context="output")
-        for path in (out / "pareto.parquet", points, plots):
-            run.log_artifact(path, "plots" if path == plots else None)
-        run.log_outputs([out, metrics])
-    overall = found.headline["controller-balanced"]["overall"]
-    before, after = (overall[f"cbr_{how}"]["value"] for how in ("uncontrolled", "controlled"))
-    click.echo(f"{out}: CBR {before:.3f} -> {after:.3f} at the balanced operating point")
+        run.log_artifact(out / "pareto.parquet")
+        run.log_artifact(points)
+        run.log_outputs([out])
+    balanced = found.points["balanced"]
+    click.echo(
+        f"{out}: {len(found.pareto)} trials; balanced on tune prompts: reduction {balanced.reduction:.3f}, "
+        f"false positives {balanced.false_positive_rate:.3f}"
+    )
 
 
 if __name__ == "__main__":

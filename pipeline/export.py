@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
-@edge.params_option
-@edge.one_line_errors
+@stage.model_option
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.guard.bundle import Card

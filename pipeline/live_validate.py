@@ -4,34 +4,32 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
-@edge.params_option
-@edge.one_line_errors
+@stage.model_option
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.judging.judge import read_judged
     from kvguard.models.load import load_model
     from kvguard.store.files import write_json
     from kvguard.studies.catastrophes import layout
-    from kvguard.studies.catastrophes.chapter.figures import live_figures, model_title
     from kvguard.studies.catastrophes.live.plan import PROTOCOL, Live
     from kvguard.studies.catastrophes.live.stage import (
         STAGE,
         headline,
         live_latency,
         live_results,
-        offline,
         run_live,
     )
     from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
     spec = params.spec(model)
-    out, metrics, plots = layout.live(model), layout.metrics(STAGE, model), layout.plots(STAGE, model)
+    out, metrics = layout.live(model), layout.metrics(STAGE, model)
     sections = {"live_validate": params.live_validate, "guard": params.guard, "model": spec}
     settings = {name: section.model_dump() for name, section in sections.items()}
     trained, evaluated = layout.trained(model, PROTOCOL), layout.evaluated(model, PROTOCOL)
@@ -46,11 +44,9 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         latency.write(out / "latency.parquet")
         found = headline(results)
         write_json(metrics, found)
-        live_figures(results.frame, latency.frame, plots, model_title(model, spec.is_reference))
-        run.log_metrics(found | latency.metrics("latency") | offline(model))
+        run.log_metrics(found | latency.metrics("latency"))
         run.log_table(f"live-{model}", done.table, context="output")
         run.log_table(f"results-{STAGE}-{model}", out / "results.parquet", context="output")
-        run.log_artifact(plots, "plots")
         run.log_outputs([out, metrics])
     cbr = {name: numbers["cbr"]["value"] for name, numbers in found["policies-prefill"].items()}
     what = ", ".join(f"{name} {value:.3f}" for name, value in cbr.items())

@@ -1,15 +1,15 @@
-"""Lay out what every stage found: one page with a trace explorer, and its tables as Markdown and LaTeX."""
+"""Draw and lay out what every stage found: figures, a page with a trace explorer, tables for a paper."""
 
 from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def main(params_path: Path) -> None:  # noqa: D103
     from dataclasses import asdict
 
@@ -19,10 +19,10 @@ def main(params_path: Path) -> None:  # noqa: D103
     from kvguard.studies.catastrophes.params import load_params
 
     params = load_params(params_path)
-    models = (params.model, params.transfer_to)
+    models = params.pair
     inputs = [
         *(layout.results(stage, model) for stage in build.STAGES for model in models),
-        *(layout.evaluated(model, protocol) for model in models for protocol in params.protocols),
+        *(layout.scored(model, protocol) for model in models for protocol in params.protocols),
     ]
     settings = {"models": models, "protocols": params.protocols, "report": params.report.model_dump()}
     with tracking.run("report", params=settings, inputs=inputs) as run:
@@ -30,8 +30,8 @@ def main(params_path: Path) -> None:  # noqa: D103
         run.log_metrics(asdict(built))
         run.log_artifact(build.PAGE)
         run.log_artifact(build.TABLES, "tables")
-        run.log_artifact(build.FIGURES, "plots")
-        run.log_outputs([build.PAGE, build.TABLES, build.FIGURES])
+        run.log_artifact(layout.PLOTS, "plots")
+        run.log_outputs([build.PAGE, build.TABLES, layout.PLOTS])
     click.echo(f"{build.PAGE}: {built.n_bytes / 1e6:.1f} MB, {built.n_traces} traces in its explorer")
 
 

@@ -1,37 +1,34 @@
-"""Train the hazard model on the train part, choose on the tune part, measure on the test part."""
+"""Train the hazard model on the train part, choose on the tune part, forecast the test part."""
 
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
-@edge.protocol_option
-@edge.params_option
-@edge.one_line_errors
+@stage.model_option
+@stage.protocol_option
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
     import pandas as pd
 
     from kvguard import tracking
-    from kvguard.store.files import write_json
     from kvguard.store.tables import read_table
     from kvguard.studies.catastrophes import layout
-    from kvguard.studies.catastrophes.chapter.figures import model_title, training_figures
     from kvguard.studies.catastrophes.export import save_hazard
     from kvguard.studies.catastrophes.params import load_params
     from kvguard.studies.catastrophes.train.fit import train
+    from kvguard.studies.catastrophes.train.hazards import write_hazards
     from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
     from kvguard.studies.catastrophes.train.splits import write_split
 
     params = load_params(params_path)
-    spec = params.spec(model)
     source, features = layout.traces(model), layout.features(model)
-    out, metrics = layout.trained(model, protocol), layout.metrics("train", model, protocol)
-    plots = layout.plots("train", model, protocol)
+    out = layout.trained(model, protocol)
     settings = params.train.model_dump() | {"seed": params.seed, "horizon": params.featurize.horizon}
     columns = ["trace_id", "prompt_id", "compressor", "catastrophes", "onset"]
     with tracking.run(
@@ -47,25 +44,21 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
             protocol,
             model=model,
             horizon=params.featurize.horizon,
-            n_resamples=params.n_resamples,
         )
-        found = training.results.metrics("predictor", "horizons", "cross_validation", "model")
+        found = training.facts.metrics("model")
         save_hazard(training.model, out)
         split = write_split(training.split, PROTOCOLS[protocol], out)
-        training.results.write(layout.results("train", model, protocol))
-        write_json(metrics, found)
-        title, early = model_title(model, spec.is_reference), training.test.pre_onset
-        hazard, label = training.test_hazard[early], training.test.label[early]
-        training_figures(training.results.frame, hazard, label, title, plots)
+        training.facts.write(layout.facts("train", model, protocol))
+        write_hazards(training.hazards, out)
         run.log_metrics(found)
         run.log_table(f"split-{model}-{protocol}", split, context="output")
         run.log_artifact(out, "hazard")
-        run.log_artifact(plots, "plots")
         example = pd.DataFrame(training.test.features[:5], columns=list(training.model.features))
         run.log_model(training.model.booster, example, f"hazard-{model}-{protocol}")
-        run.log_outputs([out, metrics])
-    auroc = found["predictor"]["pre_onset"]["auroc"]["value"]
-    click.echo(f"{out}: pre-onset AUROC {auroc:.3f}")
+        run.log_outputs([out])
+    facts = found["model"]["hazard"]
+    n_trees, n_tokens = (int(facts[name]["value"]) for name in ("n_trees", "n_train_tokens"))
+    click.echo(f"{out}: {n_trees} trees from {n_tokens} tokens; {len(training.hazards)} forecasts")
 
 
 if __name__ == "__main__":

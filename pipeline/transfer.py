@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
+@stage.model_option
 @click.option("--to", "target", required=True, help="The model that is tested.")
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     if model == target:
         raise click.UsageError(f"--to {target} is also the model: name another")
@@ -19,21 +19,14 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.guard.bundle import load_operating_point
     from kvguard.store.files import write_json
     from kvguard.studies.catastrophes import layout
-    from kvguard.studies.catastrophes.chapter.figures import model_title, transfer_figures
     from kvguard.studies.catastrophes.params import load_params
     from kvguard.studies.catastrophes.transfer import Side, transfer
 
     params = load_params(params_path)
-    both = {name: params.spec(name) for name in (model, target)}
-    title = f"{model_title(model, both[model].is_reference)} to {target}"
-    out, metrics, plots = (
-        layout.results("transfer", model),
-        layout.metrics("transfer", model),
-        layout.plots("transfer", model),
-    )
+    out, metrics = layout.results("transfer", model), layout.metrics("transfer", model)
     inputs = [
         path
-        for name in both
+        for name in (model, target)
         for path in (layout.traces(name), layout.features(name), layout.trained(name, "v2"))
     ]
     settings = {"target": target, "train": params.train.model_dump(), "seed": params.seed}
@@ -44,16 +37,14 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
             load_operating_point(layout.evaluated(target, "v2"), "balanced"),
             params.train,
             params.evaluate,
-            params.ablate,
+            params.thresholds,
             seed=params.seed,
             n_resamples=params.n_resamples,
         )
         results.write(out)
         write_json(metrics, results.metrics("transfer"))
-        transfer_figures(results.frame, title, plots)
         run.log_metrics(results.metrics("transfer"))
         run.log_table(f"results-transfer-{model}", out, context="output")
-        run.log_artifact(plots, "plots")
         run.log_outputs([out, metrics])
     click.echo(f"{out}: {model} -> {target}")
 

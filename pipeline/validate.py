@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command(help=__doc__)
-@edge.model_option
-@edge.params_option
-@edge.one_line_errors
+@stage.model_option
+@stage.params_option
+@stage.one_line_errors
 def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.errors import KvguardError
@@ -29,7 +29,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     settings = {"validate": params.validation.model_dump(), "model": spec.model_dump()}
     with tracking.run("validate", model=model, params=settings, inputs=inputs) as run:
         plan = Plan(
-            conditions=conditions(params.presets[params.generate.preset]),
+            conditions=conditions(params.preset),
             max_new_tokens=params.task(model).max_new_tokens,
             vocab_size=vocabulary_size(model, spec),
             snapkv_windows=snapkv_windows(params.compressors),

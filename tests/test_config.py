@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams
+from kvguard.studies.catastrophes.generate import draw_prompts
 from kvguard.studies.catastrophes.params import Params, load_params
 from kvguard.sweep.settings import Preset, conditions
 
@@ -98,6 +99,26 @@ def test_a_mistake_is_one_line_with_key_value_and_mend(data, load, key, value, w
         assert word in message
 
 
+def test_an_unknown_task_is_named_where_prompts_are_drawn(data, load):
+    put(data, "models.reference.task", "arithmetics")
+    with pytest.raises(KvguardError, match=r"models\.reference\.task: .*did you mean 'arithmetic'"):
+        draw_prompts(load(data), "reference")
+
+
+def test_what_is_missing_is_an_error_only_for_who_reads_it(load):
+    params = load({"seed": 3, "featurize": {}, "ablate": {"thresholds": [0.5]}})
+    assert params.seed == 3
+    assert params.thresholds == (0.5,)
+    for read in (lambda: params.train, lambda: params.preset, lambda: params.device):
+        with pytest.raises(KvguardError, match=r"params\.yaml: missing key '\S+': add it"):
+            read()
+
+
+def test_a_section_that_is_there_in_part_is_checked_all_the_same(load):
+    with pytest.raises(KvguardError, match=r"unknown key 'train\.horizon'; did you mean 'horizons'"):
+        load({"train": {"horizon": 3}})
+
+
 def test_an_operating_point_has_its_thresholds_in_order():
     with pytest.raises(ValueError, match=r"tau_low 0\.9 is above tau_high 0\.6: swap them"):
         ControllerParams(tau_low=0.9, tau_high=0.6, k_escalate=3, j_deescalate=8)
@@ -106,7 +127,7 @@ def test_an_operating_point_has_its_thresholds_in_order():
 def test_a_missing_key_is_named(data, load):
     del data["sample"]
     with pytest.raises(KvguardError, match="missing key 'sample'"):
-        load(data)
+        load(data).sample  # noqa: B018
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "a: [", "\x00"])
@@ -124,7 +145,7 @@ def test_a_missing_file_says_how_to_name_another(tmp_path):
 
 
 def test_params_cannot_be_changed():
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(AttributeError, match="frozen"):
         load_params(PARAMS).seed = 1
 
 

@@ -1,12 +1,21 @@
-"""Settings as frozen, typed objects that reject what they do not know."""
+"""Settings in YAML files as frozen, typed objects that reject what they do not know.
+
+A study's file is a class of :class:`Settings` with a :class:`Key` for each setting. Whatever stands in the
+file is checked when it is opened; a key that is not there is an error only for who reads it, so a stage runs
+on the keys that it lists as its params and on no other.
+"""
 
 import difflib
-from collections.abc import Iterable
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Generic, NoReturn, Self, TypeVar, get_args, get_origin, overload
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kvguard.errors import KvguardError
+
+T = TypeVar("T")
 
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -22,6 +31,129 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Key(Generic[T]):
+    """One setting of a file: an attribute of :class:`Settings` that is read when it is asked for.
+
+    Parameters
+    ----------
+    kind
+        What pydantic checks the value against.
+    name
+        Its dotted key, where that is not the attribute's name.
+    """
+
+    def __init__(self, kind: Any, name: str = "") -> None:
+        self.kind, self.name = kind, name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = self.name or name
+
+    @overload
+    def __get__(self, settings: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, settings: "Settings", owner: type) -> T: ...
+
+    def __get__(self, settings: "Settings | None", owner: type) -> Any:
+        return self if settings is None else settings.read(self.name, self.kind)
+
+    def __set__(self, settings: "Settings", value: T) -> NoReturn:
+        raise AttributeError(f"{self.name}: settings are frozen")
+
+
+class Settings:
+    """The settings of one file, checked as far as they are there.
+
+    Raises
+    ------
+    KvguardError
+        One line: the file, the key, the value, and how to fix it.
+    """
+
+    def __init__(self, data: Mapping[str, Any], path: Path) -> None:
+        self._data, self._path = dict(data), path
+        try:
+            self._check_values()
+            self.check_names()
+        except KvguardError as error:
+            raise KvguardError(f"{path}: {error}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Open a file of settings."""
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise KvguardError(f"{path}: no such file: run in the repository, or pass --params") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise KvguardError(f"{path}: cannot be read ({error}): restore it with git") from None
+        except yaml.YAMLError as error:
+            raise KvguardError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise KvguardError(f"{path}: holds no settings: restore it with `git checkout {path}`")
+        return cls(data, path)
+
+    @classmethod
+    def keys(cls) -> dict[str, "Key[Any]"]:
+        """Return the keys of the file by their dotted names."""
+        return {key.name: key for key in vars(cls).values() if isinstance(key, Key)}
+
+    def read(self, name: str, kind: Any) -> Any:
+        """Return the setting ``name``, checked against ``kind``.
+
+        Raises
+        ------
+        KvguardError
+            It, or a key in it, is not in the file.
+        """
+        if not self.has(name):
+            raise KvguardError(f"{self._path}: missing key {name!r}: add it")
+        try:
+            return TypeAdapter(kind).validate_python(self.value(name))
+        except ValidationError as error:
+            raise KvguardError(f"{self._path}: {first_mistake(error, kind, *name.split('.'))}") from None
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds the key ``name``."""
+        found: Any = self._data
+        for part in name.split("."):
+            if not isinstance(found, dict) or part not in found:
+                return False
+            found = found[part]
+        return True
+
+    def value(self, name: str) -> Any:
+        """Return what stands in the file under a key that it has."""
+        found: Any = self._data
+        for part in name.split("."):
+            found = found[part]
+        return found
+
+    def check_names(self) -> None:
+        """Check names in some settings that others must hold; each study knows its own."""
+
+    def with_value(self, name: str, value: Any) -> Self:
+        """Return these settings with another value of one top-level key."""
+        return type(self)({**self._data, name: value}, self._path)
+
+    def _check_values(self) -> None:
+        """Check all that is there; a section may be there in part."""
+        keys = self.keys()
+        roots = list(dict.fromkeys(name.partition(".")[0] for name in keys))
+        for name in self._data:
+            if name not in roots:
+                raise KvguardError(f"unknown key {name!r}{_did_you_mean(name, roots)} ({_listed(roots)})")
+        for name, key in keys.items():
+            if not self.has(name):
+                continue
+            try:
+                TypeAdapter(key.kind).validate_python(self.value(name))
+            except ValidationError as error:
+                wrong = [one for one in error.errors() if one["type"] != "missing" or len(one["loc"]) > 1]
+                if wrong:
+                    raise KvguardError(_said(wrong[0], key.kind, *name.split("."))) from None
+
+
 def check_known(key: str, name: str, known: Iterable[str]) -> None:
     """Raise a one-line error naming ``key``, the nearest name and all names unless ``name`` is known."""
     names = list(known)
@@ -29,9 +161,12 @@ def check_known(key: str, name: str, known: Iterable[str]) -> None:
         raise KvguardError(f"{key}: unknown name {name!r}{_did_you_mean(name, names)} ({_listed(names)})")
 
 
-def first_mistake(error: ValidationError, root: type[BaseModel], *section: str) -> str:
+def first_mistake(error: ValidationError, root: Any, *section: str) -> str:
     """Say in one line what pydantic found wrong first; ``section`` is where in the file ``root`` stands."""
-    mistake = error.errors()[0]
+    return _said(error.errors()[0], root, *section)
+
+
+def _said(mistake: Any, root: Any, *section: str) -> str:
     location = (*section, *(str(part) for part in mistake["loc"]))
     key = ".".join(location)
     if mistake["type"] == "extra_forbidden":
@@ -45,9 +180,9 @@ def first_mistake(error: ValidationError, root: type[BaseModel], *section: str) 
     return f"{key}: {mistake['input']!r} does not fit: {message[0].lower()}{message[1:]}"
 
 
-def _fields_beside(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _fields_beside(root: Any, location: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed where the key at ``location`` was found."""
-    kind: Any = root
+    kind = root
     for part in location[:-1]:
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]

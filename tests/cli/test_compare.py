@@ -12,22 +12,21 @@ def kvguard(*arguments):
 
 
 def logged(model, protocol, auroc, cbr, tests=100):
-    """Runs of train and evaluate as the stages log them, and a trial of the search."""
+    """A run of score as the stage logs it, and a trial of the search."""
 
     def number(value):
         return {"value": value, "low": value - 0.01, "high": value + 0.01}
 
     found = {"auroc": number(auroc), "recall_at_5pct_fpr": number(0.7), "f1": number(0.6)}
     facts = {"hazard": {"n_test_prompts": {"value": tests, "low": None, "high": None}}}
-    with tracking.run("train", model=model, protocol=protocol) as run:
-        run.log_metrics({"predictor": {"all": found, "pre_onset": found}, "model": facts})
     overall = {
         "cbr_uncontrolled": number(cbr),
         "cbr_controlled": number(cbr / 2),
         "reduction_relative": number(0.5),
         "false_positive_rate": {"value": None, "low": None, "high": None},
     }
-    with tracking.run("evaluate", model=model, protocol=protocol) as run:
+    with tracking.run("score", model=model, protocol=protocol) as run:
+        run.log_metrics({"predictor": {"all": found, "pre_onset": found}, "model": facts})
         run.log_metrics({"controller-balanced": {"overall": overall}})
         run.log_trials([("trial-0", {"tau_low": 0.5}, {"reduction": 0.1})])
 
@@ -61,7 +60,7 @@ def test_the_last_finished_run_counts(workspace):
     for protocol in ("v1", "v2"):
         logged("tiny", protocol, auroc=0.6, cbr=0.4)
     logged("tiny", "v2", auroc=0.8, cbr=0.4)
-    with pytest.raises(ZeroDivisionError), tracking.run("train", model="tiny", protocol="v2"):
+    with pytest.raises(ZeroDivisionError), tracking.run("score", model="tiny", protocol="v2"):
         raise ZeroDivisionError
     result = kvguard("compare", "v1", "v2", "--model", "tiny")
     assert "0.600 [0.590, 0.610]  0.800 [0.790, 0.810]" in row(result.stdout, "AUROC, all tokens")
@@ -69,7 +68,7 @@ def test_the_last_finished_run_counts(workspace):
 
 def test_a_missing_run_or_store_is_one_line_that_names_the_command(workspace):
     logged("tiny", "v1", auroc=0.6, cbr=0.4)
-    for words in (["train", "tiny", "v2", "dvc repro train"], ["mlflow.db", "dvc repro train"]):
+    for words in (["score", "tiny", "v2", "dvc repro score"], ["mlflow.db", "dvc repro score"]):
         result = kvguard("compare", "v1", "v2", "--model", "tiny")
         assert result.exit_code == 1
         assert len(result.stderr.splitlines()) == 1

@@ -9,6 +9,7 @@ import click.testing
 import pytest
 import yaml
 
+from kvguard.config import Settings
 from kvguard.guard.bundle import load
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.judging.judge import read_judged
@@ -18,8 +19,8 @@ from kvguard.studies.catastrophes import layout
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 # Those of one model, in order; transfer and report are about several.
 STAGES = (
-    "sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "export", "live_validate",
-    "ablate",
+    "sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "score", "export",
+    "live_validate", "ablate",
 )  # fmt: skip
 ALL_STAGES = (*STAGES, "transfer", "report")
 
@@ -75,16 +76,57 @@ def test_an_unknown_model_lists_the_known_names(workspace):
     assert "unknown name 'foo' (known: tiny, tiny_llama)" in result.stderr
 
 
-def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
+def listed_params(stage, model, preset):
+    """The params of a stage in dvc.yaml, for one model."""
+    found = yaml.safe_load((PIPELINE.parent / "dvc.yaml").read_text())["stages"][stage.replace("_", "-")]
+    names = {"${item.model}": model, "${generate.preset}": preset}
+    for name, value in names.items():
+        found["params"] = [key.replace(name, value) for key in found["params"]]
+    return found["params"]
+
+
+def only(data, keys):
+    """The settings ``keys`` and no other."""
+    kept = {}
+    for key in keys:
+        *sections, last = key.split(".")
+        source, target = data, kept
+        for name in sections:
+            source, target = source[name], target.setdefault(name, {})
+        target[last] = source[last]
+    return kept
+
+
+@pytest.fixture
+def call_as_listed(workspace, monkeypatch):
+    """Run a stage on the params that dvc.yaml lists for it, all of which it must read."""
+    data = yaml.safe_load((workspace / "params.yaml").read_text())
+    read, asked = Settings.read, set()
+
+    def recorded(self, name, kind):
+        asked.add(name)
+        return read(self, name, kind)
+
+    def run(stage, *arguments):
+        keys = listed_params(stage, arguments[1] if arguments else "", data["generate"]["preset"])
+        (workspace / "listed.yaml").write_text(yaml.safe_dump(only(data, keys)))
+        asked.clear()
+        result = call(stage, *arguments, "--params", "listed.yaml")
+        assert result.exit_code == 0, result.output
+        idle = [key for key in keys if not any(f"{name}.".startswith(f"{key}.") for name in asked)]
+        assert not idle, f"{stage} lists params that it never reads"
+
+    monkeypatch.setattr(Settings, "read", recorded)
+    return run
+
+
+def test_the_stages_run_in_order_on_what_they_list_and_leave_what_dvc_expects(workspace, call_as_listed):
     for model in ("tiny", "tiny_llama"):
         for stage in STAGES:
-            result = call(stage, "--model", model)
-            assert result.exit_code == 0, result.output
+            call_as_listed(stage, "--model", model)
     for model, other in (("tiny", "tiny_llama"), ("tiny_llama", "tiny")):
-        result = call("transfer", "--model", model, "--to", other)
-        assert result.exit_code == 0, result.output
-    result = call("report")
-    assert result.exit_code == 0, result.output
+        call_as_listed("transfer", "--model", model, "--to", other)
+    call_as_listed("report")
     prompts, traces = (
         read_table("prompts", layout.prompts("tiny")),
         read_judged(layout.traces("tiny")),
@@ -96,8 +138,10 @@ def test_the_stages_run_in_order_and_leave_what_dvc_expects(workspace):
     assert 0 <= predictor["all"]["auroc"]["value"] <= 1
     evaluated = layout.evaluated("tiny", "v2")
     assert {path.name for path in evaluated.iterdir()} == {
-        "controlled.parquet", "operating_points.json", "pareto.parquet", "results.parquet", "study.journal"
+        "facts.parquet", "operating_points.json", "pareto.parquet", "study.journal"
     }  # fmt: skip
+    scored = layout.scored("tiny", "v2")
+    assert {path.stem for path in scored.iterdir()} == {"controlled", "curve", "evaluate", "train"}
     assert len(read_table("pareto", evaluated / "pareto.parquet")) == 8
     exported = layout.exported("tiny")
     hazard, _, card = load(exported, "balanced")

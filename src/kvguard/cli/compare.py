@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 PROTOCOL = click.Choice(["v1", "v2"])
 
@@ -18,8 +18,8 @@ PROTOCOL = click.Choice(["v1", "v2"])
     multiple=True,
     help="A name from models in the settings, again for another; by default its model and transfer_to.",
 )
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def compare(first: str, second: str, models: tuple[str, ...], params_path: Path) -> None:
     """Print what two protocols make of the same traces: `kvguard compare v1 v2`.
 
@@ -27,7 +27,7 @@ def compare(first: str, second: str, models: tuple[str, ...], params_path: Path)
     picked on the traces that are measured, 50 prompts, wrong answers counted as catastrophes. v2 is the
     honest one. What v1 claims and v2 does not find is the mistakes' doing.
 
-    The numbers are those of the last finished MLflow runs of `train` and `evaluate`; `dvc repro` makes them.
+    The numbers are those of the last finished MLflow runs of `score`; `dvc repro` makes them.
     """
     from kvguard import tracking
     from kvguard.studies.catastrophes.chapter.comparison import comparison_text

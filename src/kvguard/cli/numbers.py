@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command()
@@ -18,7 +18,7 @@ from kvguard.cli import edge
     show_default=True,
     help="The repository.",
 )
-@edge.one_line_errors
+@stage.one_line_errors
 def numbers(check: bool, again: bool, root: Path) -> None:
     """Fill the numbers of README.md and docs/ from metrics/."""
     from kvguard.errors import KvguardError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.group()
@@ -35,7 +35,7 @@ def reference() -> None:
 @click.option(
     "--compile", "compiled", is_flag=True, help="Compile the step: faster after a minute, needs g++."
 )
-@edge.one_line_errors
+@stage.one_line_errors
 def train(
     architecture: str,
     gsm8k: Path,
@@ -69,10 +69,10 @@ def train(
 
 
 @reference.command()
-@edge.model_option
+@stage.model_option
 @click.option("-n", "n", type=click.IntRange(min=1), default=500, show_default=True, help="Prompts.")
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def evaluate(model: str, n: int, params_path: Path) -> None:
     """Measure a model without compression on held-out arithmetic, family by family."""
     import dataclasses

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@edge.model_option
+@stage.model_option
 @click.option("--compressor", help="A name from compressors in the settings; asked beside the baseline.")
 @click.option(
     "--ratio",
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Under guard, compress while decoding too, every so many tokens; hold needs it.",
 )
-@edge.device_option
-@edge.params_option
-@edge.one_line_errors
+@stage.device_option
+@stage.params_option
+@stage.one_line_errors
 def run(
     model: str,
     compressor: str | None,

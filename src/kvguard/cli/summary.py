@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command()
@@ -15,7 +15,7 @@ from kvguard.cli import edge
     show_default=True,
     help="The folder of the stages' metrics.",
 )
-@edge.one_line_errors
+@stage.one_line_errors
 def summary(metrics: Path) -> None:
     """Print the results of the last `dvc repro`, and where to look next."""
     from kvguard.studies.catastrophes.chapter.summary import summary_text

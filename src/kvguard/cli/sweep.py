@@ -4,17 +4,17 @@ from pathlib import Path
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 
 @click.command()
-@edge.model_option
+@stage.model_option
 @click.option("--preset", help="A name from presets in the settings; that of generate by default.")
 @click.option("-n", "n", type=click.IntRange(min=1), help="Prompts; as many as the settings say by default.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder.")
-@edge.device_option
-@edge.params_option
-@edge.one_line_errors
+@stage.device_option
+@stage.params_option
+@stage.one_line_errors
 def sweep(
     model: str, preset: str | None, n: int | None, out: Path, device: str | None, params_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@edge.model_option
+@stage.model_option
 @click.option("--id", "trace_id", type=int, help="The trace; by default the first that fits the rest.")
 @click.option("--compressor", help="Only traces of this compressor.")
 @click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Only traces at this ratio.")
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="A folder of generate or of a sweep; data/generate/MODEL by default.",
 )
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def trace(
     model: str,
     trace_id: int | None,

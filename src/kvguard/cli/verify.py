@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvguard.cli import edge
+from kvguard import stage
 
 if TYPE_CHECKING:
     from kvguard.studies.catastrophes.params import Params
 
 
 @click.command()
-@edge.model_option
+@stage.model_option
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     help="Compute the features of every trace again, token by token as the guard does, and compare them "
     "with the table of `dvc repro featurize`.",
 )
-@edge.params_option
-@edge.one_line_errors
+@stage.params_option
+@stage.one_line_errors
 def verify(model: str, data: Path | None, n: int | None, features: bool, params_path: Path) -> None:
     """Check that every file of a data set is whole and that its tables agree."""
     if features and data:

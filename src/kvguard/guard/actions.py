@@ -26,18 +26,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from kvguard.config import Natural, Section, first_mistake
 from kvguard.engine.batch import Batch, Generated, Step, decode_steps
 from kvguard.engine.sampling import Sampler, greedy
-from kvguard.errors import KvguardError
 from kvguard.guard.controller import State
 from kvguard.guard.features import look_up
+from kvguard.guard.settings import GuardParams
 
 if TYPE_CHECKING:
     from kvguard.engine.budget import Budget
@@ -48,23 +46,6 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 NEVER = -1
-
-
-class GuardParams(Section):
-    """How the live guard acts.
-
-    ``max_rewinds`` bounds the rewinds of one row; ``resume`` compresses a restored row again once it has been
-    calm.
-    """
-
-    max_rewinds: Natural = 2
-    resume: bool = False
-
-    def __init__(self, **settings: Any) -> None:  # the one section that users of the library make themselves
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise KvguardError(first_mistake(error, GuardParams, "guard")) from None
 
 
 class Action(StrEnum):

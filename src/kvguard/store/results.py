@@ -36,6 +36,11 @@ class Results:
         """Add metrics given as values over resamples, the sample's first. {metric: [R]}"""
         self.add(table, subject, {metric: interval(found) for metric, found in values.items()})
 
+    def add_frame(self, frame: pd.DataFrame) -> None:
+        """Add the rows of a ``results`` table."""
+        names = ["table", "subject", "metric", "value", "low", "high"]
+        self._rows += frame[names].itertuples(index=False, name=None)
+
     @property
     def frame(self) -> pd.DataFrame:
         """The ``results`` table so far."""

@@ -33,8 +33,11 @@ _STAGE = {
     "features": "featurize",
     "split": "train",
     "split_v1": "train",
+    "hazards": "train",
     "pareto": "evaluate",
-    "controlled": "evaluate",
+    "curve": "score",
+    "controlled": "score",
+    "results": "",  # of several
     "live": "live-validate",
     "live_parts": "live-validate",
 }
@@ -192,6 +195,17 @@ TABLES: dict[str, Table] = {
         },
         ("stage", "model", "protocol", "table", "subject", "metric"),
     ),
+    # What a hazard model forecasts for tokens that it was not fitted on.
+    "hazards": Table({**_TOKEN_KEY, "hazard": _PROBABILITY}, ("trace_id", "t")),
+    # What each threshold of the hazard flags of the pre-onset tokens, thresholds falling from infinity.
+    "curve": Table(
+        {
+            "threshold": Column(_F64),
+            **dict.fromkeys(("recall", "fpr", "precision"), _RATE),
+            **dict.fromkeys(("n_positive", "n_negative"), _INDEX),
+        },
+        ("threshold",),
+    ),
     # The trials of the threshold search.
     "pareto": Table(
         {
@@ -261,7 +275,8 @@ def arrow_schema(kind: str, names: Iterable[str]) -> arrow.Schema:
 
 def mend(kind: str) -> str:
     """Return the half sentence that tells how to make a table of ``kind`` again."""
-    return f"make it again with `dvc repro {_STAGE.get(kind, 'generate')}`"
+    command = f"dvc repro {_STAGE.get(kind, 'generate')}".rstrip()
+    return f"make it again with `{command}`"
 
 
 def check_table(kind: str, frame: pd.DataFrame, path: Path, first_row: int = 0) -> None:

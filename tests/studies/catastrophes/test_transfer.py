@@ -3,12 +3,12 @@ import pytest
 import synthetic
 from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams
-from kvguard.studies.catastrophes.params import AblateParams, EvaluateParams
+from kvguard.studies.catastrophes.params import EvaluateParams
 from kvguard.studies.catastrophes.train.fit import train
 from kvguard.studies.catastrophes.transfer import Side, transfer
 
 POINT = ControllerParams(tau_low=0.1, tau_high=0.3, k_escalate=2, j_deescalate=8)
-GRID = AblateParams(thresholds=(0.1, 0.3, 0.5))
+GRID = (0.1, 0.3, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def sides(tmp_path_factory):
     for seed, model in enumerate(("a", "b")):
         folder = tmp_path_factory.mktemp(model)
         traces = synthetic.build(folder, n_prompts=60, seed=seed)
-        trained = train(folder / "features.parquet", traces, synthetic.TRAIN, seed=seed, n_resamples=100)
+        trained = train(folder / "features.parquet", traces, synthetic.TRAIN, seed=seed)
         made[model] = Side(model, folder / "features.parquet", traces, trained.split, trained.model)
     return made
 

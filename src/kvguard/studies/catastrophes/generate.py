@@ -27,7 +27,7 @@ def plan_sweep(params: Params, model: str, prompts: pd.DataFrame, preset: Preset
         spec=params.spec(model),
         task=params.task(model),
         prompts=prompts,
-        conditions=conditions(preset or params.presets[params.generate.preset]),
+        conditions=conditions(preset or params.preset),
         compressors=params.compressors,
         settings=params.generate,
         catastrophes=params.catastrophes,

@@ -40,6 +40,16 @@ def evaluated(model: str, protocol: str) -> Path:
     return DATA / "evaluate" / f"{model}-{protocol}"
 
 
+def scored(model: str, protocol: str) -> Path:
+    """Return the folder of ``score``."""
+    return DATA / "score" / f"{model}-{protocol}"
+
+
+def facts(stage: str, model: str, protocol: str) -> Path:
+    """Return what ``train`` or ``evaluate`` itself says, without intervals, as a results table."""
+    return DATA / stage / f"{model}-{protocol}" / "facts.parquet"
+
+
 def exported(model: str) -> Path:
     """Return the folder of ``export``, which a live guard is loaded from."""
     return MODELS / model
@@ -51,8 +61,10 @@ def live(model: str) -> Path:
 
 
 def results(stage: str, model: str, protocol: str | None = None) -> Path:
-    """Return the results table of a stage."""
-    return DATA / stage / _joined(model, protocol) / "results.parquet"
+    """Return the results table of a stage; those of ``train`` and ``evaluate`` are made by ``score``."""
+    if protocol is not None:
+        return scored(model, protocol) / f"{stage}.parquet"
+    return DATA / stage / model / "results.parquet"
 
 
 def metrics(stage: str, model: str, protocol: str | None = None) -> Path:

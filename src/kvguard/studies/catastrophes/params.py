@@ -1,15 +1,15 @@
-"""The params of the catastrophe study: params.yaml as one frozen, typed object."""
+"""The params of the catastrophe study: what may stand in its params.yaml."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from kvguard.config import Count, Natural, Positive, Section, Share, Text, check_known, first_mistake
+from kvguard.config import Count, Key, Natural, Positive, Section, Settings, Share, Text, check_known
 from kvguard.engine.presses import NONE
 from kvguard.errors import KvguardError
-from kvguard.guard.actions import GuardParams
+from kvguard.guard.settings import GuardParams
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.spec import ModelSpec
 from kvguard.sweep.settings import CompressorSpec, GenerateParams, Preset, parse_entry
@@ -158,102 +158,109 @@ class ReportParams(Section):
     models: tuple[Text, ...] = ()
 
 
-class Params(Section):
-    """All of params.yaml. The key ``validate`` is the attribute ``validation``."""
+class Params(Settings):
+    """The settings of params.yaml; what a stage reads of them is listed as its params in dvc.yaml."""
 
-    model: Text
-    transfer_to: Text
-    seed: Natural
-    n_resamples: Annotated[int, Field(strict=True, ge=100)] = 1000
-    protocols: tuple[Protocol, ...] = Field(min_length=1)
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    models: dict[str, ModelSpec]
-    tasks: dict[str, SerializeAsAny[Task]]
-    sample: SampleParams
-    presets: dict[str, Preset]
-    compressors: dict[str, CompressorSpec]
-    generate: GenerateParams
-    catastrophes: CatastropheParams
-    featurize: FeaturizeParams
-    validation: ValidateParams = Field(alias="validate")
-    train: TrainParams
-    evaluate: EvaluateParams
-    guard: GuardParams = GuardParams()
-    live_validate: LiveValidateParams
-    ablate: AblateParams
-    report: ReportParams
+    model: Key[str] = Key(Text)
+    transfer_to: Key[str] = Key(Text)
+    seed: Key[int] = Key(Natural)
+    n_resamples: Key[int] = Key(Annotated[int, Field(strict=True, ge=100)])
+    protocols: Key[tuple[Protocol, ...]] = Key(Annotated[tuple[Protocol, ...], Field(min_length=1)])
+    device: Key[str] = Key(Literal["auto", "cuda", "mps", "cpu"])
+    models: Key[dict[str, ModelSpec]] = Key(dict[str, ModelSpec])
+    tasks: Key[dict[str, Any]] = Key(dict[str, dict[str, Any] | None])
+    sample: Key[SampleParams] = Key(SampleParams)
+    presets: Key[dict[str, Preset]] = Key(dict[str, Preset])
+    compressors: Key[dict[str, CompressorSpec]] = Key(dict[str, CompressorSpec])
+    generate: Key[GenerateParams] = Key(GenerateParams)
+    catastrophes: Key[CatastropheParams] = Key(CatastropheParams)
+    featurize: Key[FeaturizeParams] = Key(FeaturizeParams)
+    validation: Key[ValidateParams] = Key(ValidateParams, "validate")
+    train: Key[TrainParams] = Key(TrainParams)
+    evaluate: Key[EvaluateParams] = Key(EvaluateParams)
+    guard: Key[GuardParams] = Key(GuardParams)
+    live_validate: Key[LiveValidateParams] = Key(LiveValidateParams)
+    ablate: Key[AblateParams] = Key(AblateParams)
+    report: Key[ReportParams] = Key(ReportParams)
+    # Parts of sections, for stages that read no more.
+    preset_name: Key[str] = Key(Text, "generate.preset")
+    thresholds: Key[tuple[float, ...]] = Key(tuple[Share, ...], "ablate.thresholds")
 
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _tasks_are_made(cls, settings: dict[str, dict[str, Any] | None]) -> dict[str, Task]:
-        return {name: make_task(name, **(own or {})) for name, own in settings.items()}
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two models of the pipeline, the main one first."""
+        return self.model, self.transfer_to
 
-    @model_validator(mode="after")
-    def _names_resolve(self) -> "Params":
-        check_known("model", self.model, self.models)
-        check_known("transfer_to", self.transfer_to, self.models)
-        check_known("generate.preset", self.generate.preset, self.presets)
-        if self.model == self.transfer_to:
-            raise KvguardError(f"transfer_to: {self.transfer_to!r} is also the model: name another of models")
-        if len(set(self.protocols)) < len(self.protocols):
-            raise KvguardError(f"protocols: {list(self.protocols)} names one twice: keep each once")
-        for name, spec in self.models.items():
-            check_known(f"models.{name}.task", spec.task, self.tasks)
-        if NONE in self.compressors:
-            raise KvguardError(f"compressors.{NONE}: the name of the baseline is taken: rename it")
-        for name in self.report.models:
-            check_known("report.models", name, self.models)
-        for name, preset in self.presets.items():
-            for compressor, _ in preset.pairs()[1:]:
-                check_known(f"presets.{name}.compressors", compressor, self.compressors)
-        for pair in self.live_validate.pairs:
-            if pair is not None:
-                check_known("live_validate.conditions", pair[0], self.compressors)
-        return self
-
-    def on(self, device: str | None) -> "Params":
-        """Return these settings on another device, if one is named."""
-        return self.model_copy(update={"device": device}) if device else self
+    @property
+    def preset(self) -> Preset:
+        """The preset of the sweep."""
+        return cast(Preset, self.read(f"presets.{self.preset_name}", Preset))
 
     def spec(self, model: str) -> ModelSpec:
         """Return the spec of the model called ``model``."""
-        check_known("model", model, self.models)
-        return self.models[model]
+        check_known("model", model, self.value("models") if self.has("models") else ())
+        return cast(ModelSpec, self.read(f"models.{model}", ModelSpec))
+
+    def on(self, device: str | None) -> "Params":
+        """Return these settings on another device, if one is named."""
+        return self.with_value("device", device) if device else self
+
+    def check_names(self) -> None:
+        """Check that every name is known where it is looked up, and taken once."""
+
+        def there(*names: str) -> list[Any] | None:
+            return [self.value(name) for name in names] if all(map(self.has, names)) else None
+
+        for key, names in (("model", "models"), ("transfer_to", "models"), ("generate.preset", "presets")):
+            if found := there(key, names):
+                check_known(key, *found)
+        if (pair := there("model", "transfer_to")) and pair[0] == pair[1]:
+            raise KvguardError(f"transfer_to: {pair[1]!r} is also the model: name another of models")
+        if (found := there("protocols")) and len(set(found[0])) < len(found[0]):
+            raise KvguardError(f"protocols: {found[0]} names one twice: keep each once")
+        if found := there("report.models", "models"):
+            for name in found[0]:
+                check_known("report.models", name, found[1])
+        for name, own in (self.value("tasks") if self.has("tasks") else {}).items():
+            make_task(name, **(own or {}))
+        if found := there("models", "tasks"):
+            for name, spec in found[0].items():
+                check_known(f"models.{name}.task", spec["task"], found[1])
+        if found := there("compressors"):
+            self._check_compressors(found[0])
+
+    def _check_compressors(self, known: Mapping[str, Any]) -> None:
+        """Check that ``known`` are good names, and that presets and live conditions name no other."""
+        if NONE in known:
+            raise KvguardError(f"compressors.{NONE}: the name of the baseline is taken: rename it")
+        for name, preset in (self.value("presets") if self.has("presets") else {}).items():
+            for compressor, _ in Preset.model_validate(preset).pairs()[1:]:
+                check_known(f"presets.{name}.compressors", compressor, known)
+        for entry in self.value("live_validate.conditions") if self.has("live_validate.conditions") else ():
+            if entry != WORST:
+                check_known("live_validate.conditions", parse_entry(entry)[0], known)
 
     def task(self, model: str) -> Task:
         """Return the task that the model called ``model`` is asked."""
-        return self.tasks[self.spec(model).task]
+        name = self.spec(model).task
+        check_known(f"models.{model}.task", name, self.value("tasks") if self.has("tasks") else ())
+        return make_task(name, **(self.value(f"tasks.{name}") or {}))
 
     def asking(self, model: str, task: str | None) -> "Params":
         """Return these settings with another task for ``model``, if one is named."""
         if task is None:
             return self
         check_known("--task", task, self.tasks)
-        spec = self.spec(model).model_copy(update={"task": task})
-        return self.model_copy(update={"models": {**self.models, model: spec}})
+        models = self.value("models")
+        return self.with_value("models", {**models, model: {**models[model], "task": task}})
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read ``path`` and check every key, value and name in it.
+    """Open the settings and check every key, value and name in them.
 
     Raises
     ------
     KvguardError
-        One line: the file, the key, the value, and what would mend it.
+        One line: the file, the key, the value, and how to fix it.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise KvguardError(f"{path}: no such file: run in the repository, or pass --params") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise KvguardError(f"{path}: cannot be read ({error}): restore it with git") from None
-    except yaml.YAMLError as error:
-        raise KvguardError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise KvguardError(f"{path}: holds no settings: restore it with `git checkout {path}`")
-    try:
-        return Params.model_validate(data)
-    except ValidationError as error:
-        raise KvguardError(f"{path}: {first_mistake(error, Params)}") from None
-    except KvguardError as error:
-        raise KvguardError(f"{path}: {error}") from None
+    return Params.load(path)

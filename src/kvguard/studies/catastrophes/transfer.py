@@ -5,6 +5,7 @@ model is fitted anew here, on its train and tune prompts less those that test th
 both sides.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from kvguard.store.results import Results
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
 from kvguard.studies.catastrophes.forecasts import Values, choose_threshold, control_values, minus
-from kvguard.studies.catastrophes.params import AblateParams, EvaluateParams, TrainParams
+from kvguard.studies.catastrophes.params import EvaluateParams, TrainParams
 from kvguard.studies.catastrophes.train.fit import fit_hazard
 from kvguard.studies.catastrophes.train.metrics import Measured, pre_onset_ranking
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
@@ -71,7 +72,7 @@ def transfer(
     point: ControllerParams,
     train: TrainParams,
     evaluate: EvaluateParams,
-    grid: AblateParams,
+    grid: Sequence[float],
     *,
     seed: int,
     n_resamples: int,
@@ -82,6 +83,8 @@ def transfer(
     ----------
     point
         Gives the hysteresis; each model's threshold is chosen on its own tune prompts.
+    grid
+        The thresholds to choose from.
 
     Raises
     ------
@@ -109,7 +112,7 @@ def transfer(
         known = recorded(tune, PROTOCOLS["v2"])
         seen = load_rows(side.features_path, columns, known["trace_id"].to_numpy())
         replay = Replay.of(known, seen, model.predict(seen.features)).compressed
-        setting = choose_threshold(replay, grid.thresholds, point, evaluate)
+        setting = choose_threshold(replay, grid, point, evaluate)
         scores = model.predict(rows.features)
         outcome = Replay.of(recorded(test, PROTOCOLS["v2"]), rows, scores).compressed.run(setting)
         return {**pre_onset_ranking(weights, tested, scores), **control_values(weights, outcome)}

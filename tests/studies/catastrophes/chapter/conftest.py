@@ -3,7 +3,8 @@
 import made_up
 import pytest
 
-from kvguard.studies.catastrophes.chapter import page
+from kvguard.report import page
+from kvguard.studies.catastrophes.chapter import sections
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 
 
@@ -20,5 +21,6 @@ def page_path(tmp_path_factory, explorers):
     pipeline = made_up.pipeline()
     folder = tmp_path_factory.mktemp("reports")
     path = folder / "report.html"
-    path.write_text(page.render(pipeline, tables(pipeline), explorers, [], folder), encoding="utf-8")
+    chapter = sections.chapter(pipeline, tables(pipeline), explorers, [])
+    path.write_text(page.render([chapter]), encoding="utf-8")
     return path

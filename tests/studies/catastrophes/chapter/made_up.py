@@ -10,7 +10,7 @@ from kvguard.stats.bootstrap import Interval
 from kvguard.store.results import Results
 from kvguard.store.tables import read_table, read_tokens
 from kvguard.studies.catastrophes.chapter import explorer
-from kvguard.studies.catastrophes.chapter.numbers import Numbers, Pipeline
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline, numbers_of
 from kvguard.studies.catastrophes.evaluate.operating_points import POINTS
 from kvguard.studies.catastrophes.params import load_params
 
@@ -166,7 +166,7 @@ def stages(model: str) -> list[pd.DataFrame]:
 def pipeline(*frames: pd.DataFrame) -> Pipeline:
     """A pipeline with these results, all of both models by default."""
     chosen = frames or [*stages(PARAMS.model), *stages(PARAMS.transfer_to)]
-    return Pipeline(PARAMS, Numbers(pd.concat(chosen, ignore_index=True)))
+    return Pipeline(PARAMS, numbers_of(pd.concat(chosen, ignore_index=True)))
 
 
 def pareto() -> pd.DataFrame:

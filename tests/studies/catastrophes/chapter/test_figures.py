@@ -7,6 +7,7 @@ import pytest
 
 from kvguard.guard.controller import ControllerParams
 from kvguard.studies.catastrophes.chapter import figures
+from kvguard.studies.catastrophes.train.metrics import Curve
 
 POINT = ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=3, j_deescalate=8)
 TITLE = figures.model_title("toy", is_reference=True)
@@ -15,8 +16,11 @@ TITLE = figures.model_title("toy", is_reference=True)
 def draw_training(folder, label_share=0.2):
     rng = np.random.default_rng(0)
     label = rng.random(400) < label_share
+    curve = Curve.of(rng.random(400), label)
+    columns = {name: getattr(curve, name) for name in ("threshold", "recall", "fpr", "precision")}
+    counts = {"n_positive": label.sum(), "n_negative": (~label).sum()}
     results = made_up.results("train", "reference", "v2")
-    return figures.training_figures(results, rng.random(400), label, TITLE, folder)
+    return figures.training_figures(results, pd.DataFrame(columns | counts), TITLE, folder)
 
 
 def draw_evaluation(folder, fails=True):

@@ -7,7 +7,7 @@ import pytest
 from kvguard.stats.bootstrap import UNDEFINED, Interval
 from kvguard.studies.catastrophes.chapter.findings import sentences
 from kvguard.studies.catastrophes.chapter.live_findings import live_headline, live_sentences, verdict
-from kvguard.studies.catastrophes.chapter.numbers import Numbers
+from kvguard.studies.catastrophes.chapter.pipeline import numbers_of
 
 MODEL = "reference"
 ESTIMATE = "is met by the estimate, not by its whole interval"
@@ -32,7 +32,7 @@ def numbers(**changed):
         )
         assert chosen.any(), name
         frame.loc[chosen, ["value", "low", "high"]] = [found.value, found.low, found.high]
-    return Numbers(frame)
+    return numbers_of(frame)
 
 
 def told(found):
@@ -126,7 +126,7 @@ def test_the_switch_curve_is_told_at_its_ends_and_at_the_onset():
     recovered = frame["table"].eq("switch") & frame["metric"].eq("recovered")
     for offset, value in (("128", 0.91), ("0", 0.42), ("-8", 0.11)):
         frame.loc[recovered & frame["subject"].eq(offset), ["value", "low", "high"]] = value
-    said = " ".join(live_sentences(Numbers(frame), MODEL)["forecast, moment and time"])
+    said = " ".join(live_sentences(numbers_of(frame), MODEL)["forecast, moment and time"])
     assert "91.0 % [91.0, 91.0] of them 128 tokens before the onset" in said
     assert "42.0 % [42.0, 42.0] of them at the onset" in said
     assert "11.0 % [11.0, 11.0] of them 8 tokens after the onset" in said
@@ -143,14 +143,14 @@ def test_prompts_that_broke_are_counted():
     for used, said in ((398, ["2 of 400 prompts are left out"]), (400, [])):
         for name, value in (("n_prompts", 400), ("n_used", used)):
             frame.loc[frame["metric"].eq(name), "value"] = value
-        lines = live_sentences(Numbers(frame), MODEL)["forecast, moment and time"]
+        lines = live_sentences(numbers_of(frame), MODEL)["forecast, moment and time"]
         assert [line.partition(" of all this")[0] for line in lines if "left out" in line] == said
 
 
 def test_undefined_numbers_are_not_spoken_of():
     frame = made_up.results("live-validate", MODEL, "v2")
     frame[["value", "low", "high"]] = [UNDEFINED.value, UNDEFINED.low, UNDEFINED.high]
-    assert live_sentences(Numbers(frame), MODEL) == {}
+    assert live_sentences(numbers_of(frame), MODEL) == {}
 
 
 def test_without_live_results_the_forecast_says_which_command_measures_them():

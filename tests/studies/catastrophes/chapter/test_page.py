@@ -5,12 +5,13 @@ import re
 import made_up
 import pytest
 
-from kvguard.studies.catastrophes.chapter import page
+from kvguard.report import page
+from kvguard.studies.catastrophes.chapter import sections
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 
 
-def render(pipeline, folder, explorers=(), unexplored=()):
-    return page.render(pipeline, tables(pipeline), list(explorers), list(unexplored), folder)
+def render(pipeline, explorers=(), unexplored=()):
+    return page.render([sections.chapter(pipeline, tables(pipeline), list(explorers), list(unexplored))])
 
 
 def without_scripts(text):
@@ -44,15 +45,13 @@ def test_planted_scripts_stay_text(page_path):
 def test_labels_are_escaped(tmp_path):
     frame = made_up.results("measure", "reference")
     frame["subject"] = frame["subject"].replace("snapkv@0.5", "<b>snapkv@0.5")
-    text = render(made_up.pipeline(frame), tmp_path)
+    text = render(made_up.pipeline(frame))
     assert "&lt;b&gt;snapkv@0.5" in text
     assert "<b>snapkv" not in text
 
 
 def test_the_page_of_a_pipeline_that_never_ran_names_the_commands(tmp_path):
-    text = render(
-        made_up.pipeline(made_up.results("measure", "none of ours")), tmp_path, [], [("m", "dvc repro x")]
-    )
+    text = render(made_up.pipeline(made_up.results("measure", "none of ours")), [], [("m", "dvc repro x")])
     assert "Nothing is measured yet" in text
     for command in ("dvc repro ablate", "dvc repro x", "dvc exp run -S model=qwen3b"):
         assert f"<code>{command}</code>" in text
@@ -82,9 +81,22 @@ def test_figures_that_were_drawn_are_embedded_and_others_left_out(tmp_path, monk
     from kvguard.studies.catastrophes.chapter import figures
 
     figures.state_machine(layout.plots("train", "reference", name) / "horizons.png")
-    text = render(made_up.pipeline(), tmp_path)
+    text = render(made_up.pipeline())
     assert text.count('src="data:image/png;base64,') == (1 if name == "v2" else 0)
 
 
 def test_the_same_results_make_the_same_page(tmp_path, explorers):
-    assert render(made_up.pipeline(), tmp_path, explorers) == render(made_up.pipeline(), tmp_path, explorers)
+    assert render(made_up.pipeline(), explorers) == render(made_up.pipeline(), explorers)
+
+
+def test_a_chapter_of_another_study_stands_beside_it_under_links_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ours = sections.chapter(made_up.pipeline(), tables(made_up.pipeline()), [], [])
+    found = page.Findings("a model", ["It forgets nothing."])
+    other = page.Chapter("memory", "What is forgotten", "One model.", [found], ours.sections[:2])
+    text = page.render([ours, other])
+    ids = re.findall(r' id="([\w-]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert {"catastrophes-outcomes", "memory-outcomes", "memory-table-experiment-001"} <= set(ids)
+    assert {f"{anchor}" for anchor in re.findall(r'<a href="#([\w-]+)"', text)} <= set(ids)
+    assert "It forgets nothing." in text

@@ -6,11 +6,11 @@ import made_up
 import numpy as np
 import pytest
 
+from kvguard.report.markup import as_latex, as_markdown, escape_latex
+from kvguard.report.numbers import Cell, Group, Kind, Table
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 from kvguard.studies.catastrophes.chapter.findings import sentences, tiles
-from kvguard.studies.catastrophes.chapter.markup import as_latex, as_markdown, escape_latex
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Group, Kind, Table
 
 
 def number(pipeline, *key):

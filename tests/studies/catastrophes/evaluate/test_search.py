@@ -27,19 +27,17 @@ def uninterrupted():
 
 @pytest.fixture
 def count(monkeypatch):
-    """Count the simulations; the one numbered ``count.fatal`` is killed."""
-    objectives = module._objectives
+    """Count the trials; the one numbered ``count.fatal`` is killed."""
+    suggest = module._suggest
 
-    def counted(tune, params):
-        if params in module._PROBES:  # of the fingerprint, no trial
-            return objectives(tune, params)
+    def counted(*arguments):
         count.n += 1
         if count.n == count.fatal:
             raise KeyboardInterrupt
-        return objectives(tune, params)
+        return suggest(*arguments)
 
     count = type("Count", (), {"n": 0, "fatal": 0})()
-    monkeypatch.setattr(module, "_objectives", counted)
+    monkeypatch.setattr(module, "_suggest", counted)
     return count
 
 
@@ -89,6 +87,18 @@ def test_a_finished_search_repeats_nothing_and_more_trials_continue_it(tmp_path,
     assert count.n == N_TRIALS
     pd.testing.assert_frame_equal(search(TUNE, SPLIT, V2, 12, 17, journal), short)
     assert count.n == N_TRIALS
+
+
+def test_a_study_of_another_simulation_is_replaced_and_moving_the_code_keeps_it(tmp_path, count, monkeypatch):
+    journal = tmp_path / "study.journal"
+    search(TUNE, SPLIT, V2, 3, 17, journal)
+    monkeypatch.setattr(module, "__file__", "/elsewhere/search.py")
+    search(TUNE, SPLIT, V2, 3, 17, journal)
+    assert count.n == 3
+    run = Replay.run
+    monkeypatch.setattr(Replay, "run", lambda self, params: run(self, params).assign(kv_saved_controlled=0.0))
+    search(TUNE, SPLIT, V2, 3, 17, journal)
+    assert count.n == 6
 
 
 def test_a_study_of_other_inputs_is_replaced(tmp_path, uninterrupted, count):

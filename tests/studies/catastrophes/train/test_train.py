@@ -13,14 +13,18 @@ from kvguard import tracking
 from kvguard.errors import KvguardError
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.store.files import write_json
+from kvguard.store.results import Results
 from kvguard.store.schemas import TABLES, conform
 from kvguard.store.tables import write_table
 from kvguard.studies.catastrophes.export import save_hazard
+from kvguard.studies.catastrophes.score.hazards import add_forecasts
 from kvguard.studies.catastrophes.train.fit import Parts, fit_hazard, load_parts, selected_features, train
+from kvguard.studies.catastrophes.train.hazards import of_horizon, read_all_hazards, write_hazards
 from kvguard.studies.catastrophes.train.splits import part_of_traces, refuse_leaks
 
 FOLDS = {"snapkv", "knorm"}
-run = partial(train, seed=17, n_resamples=100)
+run = partial(train, seed=17)
+MAIN = of_horizon(32)
 QUICK = synthetic.TRAIN.model_copy(update={"horizons": (32,)})
 
 
@@ -36,8 +40,22 @@ def training(dataset):
 
 
 @pytest.fixture(scope="module")
-def found(training):
-    return training.results.metrics("predictor", "horizons", "cross_validation", "importance", "model")
+def found(dataset, training):
+    return scored(training, dataset[1]).metrics(
+        "predictor", "horizons", "cross_validation", "importance", "model"
+    )
+
+
+def scored(training, traces):
+    """What the score stage says of a training."""
+    results = Results("train", "", "v2")
+    results.add_frame(training.facts.frame)
+    add_forecasts(results, training.hazards, traces, training.model.threshold, 32, 100, 17)
+    return results
+
+
+def hazard_of(training):
+    return training.hazards[MAIN]["hazard"].to_numpy()
 
 
 def saved(model, folder):
@@ -91,7 +109,7 @@ def test_a_known_hazard_gives_the_numbers_computed_by_hand(tmp_path):
     training = run(tmp_path / "features.parquet", traces, QUICK)
     found = {
         name: value["value"]
-        for name, value in training.results.metrics("predictor")["predictor"]["pre_onset"].items()
+        for name, value in scored(training, traces).metrics("predictor")["predictor"]["pre_onset"].items()
     }
     hits, alarms = 20 / 32, 5 / 78  # shares of the positives and of the negatives at entropy 1
     assert found["auroc"] == pytest.approx((1 + hits - alarms) / 2)
@@ -101,8 +119,8 @@ def test_a_known_hazard_gives_the_numbers_computed_by_hand(tmp_path):
     assert (found["trace_detection_rate"], found["lead_time_median"]) == (1, 20)
     early = training.test.pre_onset
     high = training.test.features[:, training.test.columns.index("entropy")] == 1
-    assert training.test_hazard[early & high] == pytest.approx(20 / 25)
-    assert training.test_hazard[early & ~high] == pytest.approx(12 / 85)
+    assert hazard_of(training)[early & high] == pytest.approx(20 / 25)
+    assert hazard_of(training)[early & ~high] == pytest.approx(12 / 85)
     assert found["brier"] == pytest.approx((25 * 0.8 * 0.2 + 85 * 12 / 85 * 73 / 85) / 110)
 
 
@@ -131,7 +149,7 @@ def test_what_becomes_of_test_prompts_changes_the_model_in_protocol_v1_alone(
         return frame.assign(entropy=frame["entropy"].where(~inside, 3 - frame["entropy"]))
 
     after = run(edited(path, tmp_path, plant), traces, params, protocol=protocol)
-    assert (after.test_hazard != before.test_hazard).any()
+    assert (hazard_of(after) != hazard_of(before)).any()
     assert (saved(before.model, tmp_path / "a") == saved(after.model, tmp_path / "b")) == same
 
 
@@ -139,16 +157,19 @@ def test_the_same_seed_gives_the_same_model_and_metrics(dataset, training, tmp_p
     again = run(*dataset, synthetic.TRAIN)
     assert saved(again.model, tmp_path / "a") == saved(training.model, tmp_path / "b")
     for name, made in (("a", again), ("b", training)):
-        write_json(
-            tmp_path / f"{name}.json", made.results.metrics("predictor", "horizons", "cross_validation")
-        )
-        made.results.write(tmp_path / f"{name}.parquet")
+        results = scored(made, dataset[1])
+        write_json(tmp_path / f"{name}.json", results.metrics("predictor", "horizons", "cross_validation"))
+        results.write(tmp_path / f"{name}.parquet")
+        write_hazards(made.hazards, tmp_path / name)
+    assert len(training.hazards) == 6
+    for name, table in read_all_hazards(tmp_path / "a").items():
+        pd.testing.assert_frame_equal(table, training.hazards[name])
     for kind in ("json", "parquet"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
-def test_every_table_has_its_subjects_and_metrics(training):
-    frame = training.results.frame
+def test_every_table_has_its_subjects_and_metrics(dataset, training):
+    frame = scored(training, dataset[1]).frame
     assert set(frame["stage"]) == {"train"}
     assert set(frame["protocol"]) == {"v2"}
     ranking = {"auroc", "auprc", "recall_at_5pct_fpr"}
@@ -186,14 +207,13 @@ def test_what_has_one_class_only_is_undefined_and_said(dataset, caplog):
     path, traces = dataset
     lone = traces[traces["compressor"].isin(["none", "snapkv"])].reset_index(drop=True)
     with caplog.at_level(logging.WARNING):
-        found = run(path, lone, QUICK).results.metrics("cross_validation", "horizons")
+        training = run(path, lone, QUICK)
+    found = scored(training, lone).metrics("cross_validation", "horizons")
     assert set(found["cross_validation"]) == {"snapkv"}
     assert np.isnan(found["cross_validation"]["snapkv"]["auroc"]["value"])
     assert found["cross_validation"]["snapkv"]["n_positive"]["value"] > 0
     assert not np.isnan(found["horizons"]["32"]["auroc"]["value"])
-    assert [
-        line for line in caplog.messages if "cross_validation, snapkv: undefined: train: the labels" in line
-    ]
+    assert [line for line in caplog.messages if "without-snapkv: undefined: train: the labels" in line]
 
 
 def test_a_saved_model_predicts_the_same(training, tmp_path):
@@ -201,8 +221,8 @@ def test_a_saved_model_predicts_the_same(training, tmp_path):
     loaded = HazardModel.load(tmp_path / "model")
     assert loaded.features == training.model.features
     assert loaded.threshold == training.model.threshold
-    assert (loaded.predict(training.test.features) == training.test_hazard).all()
-    assert (loaded.predict(training.test.features[:64]) == training.test_hazard[:64]).all()
+    assert (loaded.predict(training.test.features) == hazard_of(training)).all()
+    assert (loaded.predict(training.test.features[:64]) == hazard_of(training)[:64]).all()
 
 
 def test_what_mlflow_keeps_loads_back_to_the_same_predictions(training, folder, tmp_path):
@@ -217,7 +237,7 @@ def test_what_mlflow_keeps_loads_back_to_the_same_predictions(training, folder, 
     registered = mlflow.xgboost.load_model("models:/hazard-m-v2/1")
     assert (registered.inplace_predict(rows) == model.booster.inplace_predict(rows)).all()
     kept = HazardModel.load(Path(mlflow.artifacts.download_artifacts(run_id=run.id, artifact_path="hazard")))
-    assert (kept.predict(rows) == training.test_hazard).all()
+    assert (kept.predict(rows) == hazard_of(training)).all()
 
 
 @pytest.mark.parametrize("broken", ["booster.json", "hazard.json"])
@@ -266,7 +286,7 @@ def test_protocol_v1_trains_on_its_own_columns_and_its_first_50_prompts(dataset)
     training = run(path, traces, params, protocol="v1")
     assert training.model.features[-1] == "rank_of_chosen"
     assert "token_position_v1" in training.model.features
-    found = training.results.metrics("model")["model"]["hazard"]
+    found = training.facts.metrics("model")["model"]["hazard"]
     assert found["n_features"]["value"] == 40
     assert found["n_train_prompts"]["value"] + found["n_test_prompts"]["value"] > 24  # they leak
 

@@ -1,4 +1,4 @@
-"""What the ``report`` stage writes: the page, its tables as files, the figures that no other stage draws."""
+"""What the ``report`` stage writes: the page, its tables as files, and every figure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from kvguard.models.load import load_tokenizer
+from kvguard.report import markup, page
 from kvguard.store.files import write_text
 from kvguard.store.results import read_results
 from kvguard.studies.catastrophes import layout
-from kvguard.studies.catastrophes.chapter import explorer, figures, markup, page
+from kvguard.studies.catastrophes.chapter import explorer, sections
 from kvguard.studies.catastrophes.chapter.catalogue import tables
-from kvguard.studies.catastrophes.chapter.numbers import Numbers, Pipeline
+from kvguard.studies.catastrophes.chapter.drawn import draw
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline, numbers_of
 from kvguard.studies.catastrophes.params import Params
 
 _log = logging.getLogger(__name__)
 
 REPORTS = Path("reports")
-PAGE, TABLES, FIGURES = REPORTS / "report.html", REPORTS / "tables", layout.PLOTS / "report"
+PAGE, TABLES = REPORTS / "report.html", REPORTS / "tables"
 STAGES = ("measure", "ablate", "transfer", "live-validate")  # those without a protocol of their own
 LIMIT = 10_000_000  # bytes of a page that still opens at once
 
@@ -46,7 +48,7 @@ def load_pipeline(params: Params) -> Pipeline:
             for protocol in params.protocols
         ),
     ]
-    return Pipeline(params, Numbers(read_results(path for path in paths if path.is_file())))
+    return Pipeline(params, numbers_of(read_results(path for path in paths if path.is_file())))
 
 
 def build(params: Params) -> Built:
@@ -54,13 +56,13 @@ def build(params: Params) -> Built:
     pipeline = load_pipeline(params)
     found = tables(pipeline)
     markup.write(found.values(), TABLES)
-    figures.state_machine(FIGURES / "state-machine.png")
+    draw(pipeline)
     ready = [model for model in pipeline.models if explorer.is_ready(model)]
     explorers = [_explored(pipeline, model) for model in ready]
     unexplored = [
         (pipeline.title(model), "dvc repro evaluate") for model in pipeline.models if model not in ready
     ]
-    text = page.render(pipeline, found, explorers, unexplored, FIGURES)
+    text = page.render([sections.chapter(pipeline, found, explorers, unexplored)])
     write_text(PAGE, text)
     n_bytes = PAGE.stat().st_size
     if n_bytes > LIMIT:
@@ -72,5 +74,5 @@ def build(params: Params) -> Built:
 
 def _explored(pipeline: Pipeline, model: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(model, pipeline.params.spec(model))
-    shown = pipeline.params.report.traces_per_condition
-    return {"title": pipeline.title(model), **explorer.explore(model, tokenizer.batch_decode, shown)}
+    shown, horizon = pipeline.params.report.traces_per_condition, pipeline.params.featurize.horizon
+    return {"title": pipeline.title(model), **explorer.explore(model, tokenizer.batch_decode, shown, horizon)}

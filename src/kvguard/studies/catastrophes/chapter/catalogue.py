@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvguard.report.numbers import Cell, Kind, Table
 from kvguard.studies.catastrophes.chapter.live_tables import live_tables
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Column, Kind, Pipeline, Table, groups_of
+from kvguard.studies.catastrophes.chapter.pipeline import Column, Pipeline, groups_of
 from kvguard.studies.catastrophes.evaluate.operating_points import POINTS
 
 _RATES: tuple[Column, ...] = (

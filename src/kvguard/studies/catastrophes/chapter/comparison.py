@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kvguard.report.numbers import Cell, Kind
 from kvguard.report.terminal import table
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter.catalogue import COMPARED
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Kind
 
-STAGES = ("train", "evaluate")
+STAGE = "score"
 _NOTE = """\
 [95 % interval over prompts]. Controller at its balanced operating point. A failure is in v1 a catastrophe or
 a wrong answer (CFR), in v2 a catastrophe (CBR): looping or non-termination. From the last finished runs."""
@@ -31,7 +31,7 @@ def comparison_text(
     for model in models:
         columns = []
         for protocol in protocols:
-            found = {key: value for stage in STAGES for key, value in find(stage, model, protocol).items()}
+            found = find(STAGE, model, protocol)
             columns.append([_cell(found, ".".join(names), kind) for _, _, *names, kind in COMPARED])
         labels = [label for label, *_ in COMPARED]
         tables.append(table([model, *protocols], list(zip(labels, *columns, strict=True))))

@@ -18,13 +18,12 @@ import pandas as pd
 from kvguard.engine.presses import NONE
 from kvguard.guard.bundle import load_operating_point
 from kvguard.guard.controller import ControllerParams, State, states_of
-from kvguard.guard.hazard_model import HazardModel
 from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.judging.judge import read_judged
 from kvguard.store.tables import read_table, read_tokens
 from kvguard.studies.catastrophes import layout
+from kvguard.studies.catastrophes.train.hazards import of_horizon, read_hazards
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
-from kvguard.studies.catastrophes.train.rows import load_rows
 from kvguard.studies.catastrophes.train.splits import part_of_traces, read_split
 
 PROTOCOL: Literal["v2"] = "v2"
@@ -38,7 +37,7 @@ def is_ready(model: str) -> bool:
     return layout.traces(model).is_file() and all(folder.is_dir() for folder in folders)
 
 
-def explore(model: str, decode: Decode, per_condition: int) -> dict[str, Any]:
+def explore(model: str, decode: Decode, per_condition: int, horizon: int) -> dict[str, Any]:
     """Return what the explorer shows of a model; see :func:`packed`.
 
     Parameters
@@ -47,18 +46,16 @@ def explore(model: str, decode: Decode, per_condition: int) -> dict[str, Any]:
         Token ids of several sequences -> their texts.
     per_condition
         At most this many traces of test prompts for each condition, failures first.
+    horizon
+        The H of the hazard model.
     """
     trained = layout.trained(model, PROTOCOL)
-    hazard_model = HazardModel.load(trained)
     point = load_operating_point(layout.evaluated(model, PROTOCOL), POINT)
     traces = read_judged(layout.traces(model))
     parts = part_of_traces(traces, read_split(PROTOCOLS[PROTOCOL], trained))
     tested = traces[parts == "test"]
     chosen = sample(tested, per_condition)
-    rows = load_rows(layout.features(model), hazard_model.features, chosen["trace_id"].to_numpy())
-    hazards = pd.DataFrame(
-        {"trace_id": rows.trace_id, "t": rows.t, "hazard": hazard_model.predict(rows.features)}
-    )
+    hazards = read_hazards(trained, of_horizon(horizon))
     signals = _signals(layout.generated(model), chosen["trace_id"])
     tokens = signals.merge(hazards, on=["trace_id", "t"], how="left", validate="one_to_one")
     return packed(tested, chosen, tokens, read_table("prompts", layout.prompts(model)), point, decode)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kvguard.engine.presses import NONE
+from kvguard.report.numbers import Cell, Kind, Numbers, fraction, known, percent, points
+from kvguard.report.page import Tile
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter.live_findings import live_headline, live_tiles
 from kvguard.studies.catastrophes.chapter.live_tables import STAGE
-from kvguard.studies.catastrophes.chapter.numbers import (
-    Cell,
-    Kind,
-    Numbers,
-    Pipeline,
-    fraction,
-    known,
-    percent,
-    points,
-)
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
 
 OVERALL = "overall"
 BALANCED = "controller-balanced"
@@ -29,15 +21,6 @@ CAVEAT = (
     "The reference models are small models of our own that ship with kvguard and solve made-up arithmetic: "
     "their numbers show how the tool works, and say nothing about language models at large."
 )
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One headline number."""
-
-    label: str
-    number: Cell
-    unit: str
 
 
 def tiles(pipeline: Pipeline, model: str) -> list[Tile]:

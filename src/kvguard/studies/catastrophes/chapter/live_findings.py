@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvguard.report.numbers import Cell, Kind, Numbers, known, percent, points
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter.figures.live import ACTIONS, POLICIES, REGIMES, policies_table
 from kvguard.studies.catastrophes.chapter.live_tables import BASELINES, SPELLED, STAGE
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Kind, Numbers, known, percent, points
 
 GUARD, RESTART = "rollback", "restart"
 RESIDUAL, FALSE_ALARMS, HEALTHY_SAVING, OVERHEAD = 0.10, 0.05, 0.95, 0.05  # what the guard is to reach

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvguard.report.numbers import Cell, Kind, Numbers, Table
 from kvguard.studies.catastrophes.chapter.figures.live import ACTIONS, POLICIES, REGIMES, policies_table
-from kvguard.studies.catastrophes.chapter.numbers import (
-    Cell,
-    Column,
-    Kind,
-    Numbers,
-    Pipeline,
-    Table,
-    groups_of,
-)
+from kvguard.studies.catastrophes.chapter.pipeline import Column, Pipeline, groups_of
 
 STAGE = "live-validate"
 COMPUTED = {  # from the outcomes of others

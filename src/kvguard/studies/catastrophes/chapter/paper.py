@@ -13,16 +13,17 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import DETECTORS
+from kvguard.report import markup
+from kvguard.report.numbers import Cell, Kind, Table
 from kvguard.stats.bootstrap import LEVEL, Interval
 from kvguard.store.files import write_text
-from kvguard.studies.catastrophes.chapter import figures, markup
+from kvguard.studies.catastrophes.chapter import figures
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 from kvguard.studies.catastrophes.chapter.live_findings import compared
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Kind, Pipeline, Table
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
 from kvguard.studies.catastrophes.train.protocols import feature_columns
 
 TEXT = "paper.tex"
@@ -101,17 +102,16 @@ def _resolved(pipeline: Pipeline, name: str) -> str:
 
 
 def _setting(pipeline: Pipeline, name: str) -> str:
-    value: Any = pipeline.params.model_dump(by_alias=True)
-    for part in _resolved(pipeline, name).split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise KvguardError(f"paper: params.yaml has no setting {name}: mend the text")
-        value = value[part]
+    key = _resolved(pipeline, name)
+    if not pipeline.params.has(key):
+        raise KvguardError(f"paper: params.yaml has no setting {name}: fix the text")
+    value = pipeline.params.value(key)
     return markup.escape_latex(f"{value:g}" if isinstance(value, int | float) else str(value))
 
 
 def _fact(pipeline: Pipeline, name: str) -> str:
     params = pipeline.params
-    pairs = params.presets[params.generate.preset].pairs()[1:]
+    pairs = params.preset.pairs()[1:]
     compressors, ratios = (list(dict.fromkeys(values)) for values in zip(*pairs, strict=True))
     facts = {
         "level": f"{LEVEL * 100:g}",

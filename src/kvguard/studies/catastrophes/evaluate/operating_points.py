@@ -28,6 +28,7 @@ from kvguard.studies.catastrophes.params import EvaluateParams
 
 _log = logging.getLogger(__name__)
 
+POINTS_TABLE = "operating_points"  # among the results
 POINTS = ("conservative", "balanced", "aggressive")
 OBJECTIVES = ("reduction", "false_positive_rate", "kv_saved")
 _FILE = "operating_points.json"

@@ -8,7 +8,8 @@ exist.
 The study is kept in Optuna's journal file, trial by trial: adding one there takes a fifth of what it takes in
 a database. Only finished trials are in it, and each draws from a seed of its own, so a search that was killed
 goes on to the very trials that it would have come to. A study belongs to its inputs, named by a fingerprint
-of the traces, their hazards, the seed and the code; one of other inputs is replaced.
+of the traces, their hazards, the seed and what the simulation makes of them; one of other inputs is
+replaced.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 _DIRECTIONS: tuple[Literal["minimize", "maximize"], ...] = ("maximize", "minimize", "maximize")
 _STUDY, _INPUTS = "thresholds", "inputs"
 _LONGEST_K, _LONGEST_J = 16, 64
+_VERSION = 1  # of what a trial draws and how its numbers are read
+# What these settings come to stands for the code of the simulation: no trial is kept from before it changed.
+_PROBES = (
+    ControllerParams(tau_low=0.1, tau_high=0.3, k_escalate=1, j_deescalate=4),
+    ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=4, j_deescalate=16),
+)
 
 
 def search(
@@ -139,19 +146,13 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
     return {"trial": trial.number, **_params(trial.params).model_dump(), **objectives}
 
 
-_PROBES = tuple(
-    ControllerParams(tau_low=low, tau_high=high, k_escalate=k, j_deescalate=j)
-    for low, high, k, j in ((0.02, 0.1, 1, 8), (0.1, 0.3, 2, 4), (0.3, 0.6, 4, 2), (0.5, 0.9, 8, 1))
-)
-
-
 def _fingerprint(tune: Replay, seed: int) -> str:
     import optuna
 
     total = hashlib.sha256(np.ascontiguousarray(tune.hazard).tobytes())
     total.update(pd.util.hash_pandas_object(tune.traces, index=False).to_numpy().tobytes())
-    weighed = [_objectives(tune, params) for params in _PROBES]  # so that a changed simulation begins anew
-    total.update(f"{weighed} {seed} {optuna.__version__}".encode())
+    probed = [_objectives(tune, setting) for setting in _PROBES]
+    total.update(f"{_VERSION} {probed} {seed} {optuna.__version__}".encode())
     return total.hexdigest()
 
 

@@ -15,8 +15,6 @@ from kvguard.models.load import LoadedModel
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table, write_table
-from kvguard.studies.catastrophes import layout
-from kvguard.studies.catastrophes.evaluate.simulate import OVERALL
 from kvguard.studies.catastrophes.live.block import make_live_parts
 from kvguard.studies.catastrophes.live.gap import add_gap, simulate_live
 from kvguard.studies.catastrophes.live.latency import measure_latency
@@ -134,14 +132,3 @@ def headline(results: Results) -> dict[str, Any]:
         table: {subject: numbers for subject, numbers in subjects.items() if "/" not in subject}
         for table, subjects in found.items()
     }
-
-
-def offline(model: str) -> dict[str, Any]:
-    """Return what ``evaluate`` foretold on its own test prompts, to be tracked beside the live numbers."""
-    path = layout.results("evaluate", model, PROTOCOL)
-    frame = read_table("results", path)
-    chosen = frame[(frame["subject"] == OVERALL) & frame["table"].str.startswith("controller-")]
-    found: dict[str, Any] = {}
-    for table, metric, value in chosen[["table", "metric", "value"]].itertuples(index=False, name=None):
-        found.setdefault(table, {})[metric] = value
-    return {"offline": found}

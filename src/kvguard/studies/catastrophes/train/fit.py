@@ -19,20 +19,12 @@ from kvguard.engine.presses import NONE
 from kvguard.errors import KvguardError
 from kvguard.guard.calibration import fit_calibration
 from kvguard.guard.hazard_model import N_JOBS, HazardModel, margin_of
-from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
-from kvguard.store.schemas import PARTS
+from kvguard.store.schemas import PARTS, TABLES, conform
 from kvguard.studies.catastrophes.params import FeaturizeParams, TrainParams
+from kvguard.studies.catastrophes.train.hazards import of_horizon, without
 from kvguard.studies.catastrophes.train.labels import Bools, all_token_target
-from kvguard.studies.catastrophes.train.metrics import (
-    RANKING,
-    Measured,
-    all_token_metrics,
-    best_f1_threshold,
-    pre_onset_metrics,
-    pre_onset_ranking,
-    reliability,
-)
+from kvguard.studies.catastrophes.train.metrics import best_f1_threshold
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS, feature_columns
 from kvguard.studies.catastrophes.train.rows import Rows, StoredRows, load_rows, rows_to_fit
 from kvguard.studies.catastrophes.train.splits import make_split, part_of_traces
@@ -51,17 +43,20 @@ class Training:
     ----------
     split
         A ``split`` or ``split_v1`` table.
-    results
-        Tables predictor, horizons, cross_validation, importance, reliability; and model, the facts of it.
-    test, test_hazard
-        The rows of the test traces and their hazards, for figures. [N]
+    facts
+        Tables model, the facts of it, and importance.
+    test
+        The rows of the test traces.
+    hazards
+        What the model, and those that it is compared with, forecast for them; see
+        :mod:`kvguard.studies.catastrophes.train.hazards`.
     """
 
     model: HazardModel
     split: pd.DataFrame
-    results: Results
+    facts: Results
     test: Rows
-    test_hazard: NDArray[np.float32]
+    hazards: dict[str, pd.DataFrame]
 
 
 def selected_features(protocol: Literal["v1", "v2"], exclude: Sequence[str]) -> list[str]:
@@ -93,9 +88,8 @@ def train(
     *,
     model: str = "",
     horizon: int = FeaturizeParams().horizon,
-    n_resamples: int = 1000,
 ) -> Training:
-    """Split, train on the train part, choose on the protocol's tune part, measure on the test part.
+    """Split, train on the train part, choose on the protocol's tune part, forecast the test part.
 
     Parameters
     ----------
@@ -112,39 +106,40 @@ def train(
     split = make_split(traces, rules, params.split, seed)
     part = part_of_traces(traces, split)
     parts = load_parts(features_path, traces, part, columns, params.max_tokens, rules.tune_part)
-    horizons = sorted({*params.horizons, horizon})
+    horizons = sorted({*params.horizons} - {horizon})
     folds = [name for name in traces["compressor"][part == "test"].unique() if name != NONE]
-    results = Results("train", model, protocol)
+    hazard_model = fit_hazard(parts.fitting, parts.tuning, params, seed)
+    hazards = {of_horizon(horizon): _forecast(hazard_model, parts.test)}
 
-    def rank(table: str, subject: str, parts: Parts, hazard: NDArray[np.float32] | None = None) -> None:
-        """Add the ranking metrics of ``hazard``, or of a model fitted and chosen on these ``parts``."""
+    def forecast(name: str, parts: Parts) -> None:
+        """Store what a model fitted and chosen on these ``parts`` forecasts."""
         try:
-            if hazard is None:
-                fitted = fit_hazard(parts.fitting, parts.tuning, params, seed)
-                hazard = fitted.predict(parts.test.features)
+            fitted = fit_hazard(parts.fitting, parts.tuning, params, seed)
         except KvguardError as error:  # the other compressors never fail, say
-            _log.warning("%s, %s: undefined: %s", table, subject, error)
-            results.add(table, subject, dict.fromkeys(RANKING))
+            _log.warning("%s: undefined: %s", name, error)
+            hazards[name] = conform("hazards", pd.DataFrame(columns=list(TABLES["hazards"].columns)))
             return
-        tested = Measured.of(traces, parts.test)
-        weights = resample_weights(tested.n_prompts, n_resamples, seed)
-        results.add_resampled(table, subject, pre_onset_ranking(weights, tested, hazard))
+        hazards[name] = _forecast(fitted, parts.test)
 
     with tqdm(total=len(horizons) + len(folds), desc=f"hazard {model} {protocol}", unit="fit") as bar:
-        hazard_model = fit_hazard(parts.fitting, parts.tuning, params, seed)
-        hazard = hazard_model.predict(parts.test.features)
-        results.add("model", "hazard", _facts(hazard_model, traces, part, parts))
-        _measure(results, hazard_model, Measured.of(traces, parts.test), hazard, n_resamples, seed)
         for this in horizons:
-            known = hazard if this == horizon else None
-            rank("horizons", str(this), parts.relabelled(traces, this), known)
+            forecast(of_horizon(this), parts.relabelled(traces, this))
             bar.update()
         for name in folds:
-            fold = parts.leaving_out(traces["trace_id"][traces["compressor"] == name].to_numpy())
-            rank("cross_validation", name, fold)
-            results.add("cross_validation", name, _counts(fold.test.label[fold.test.pre_onset]))
+            ids = traces["trace_id"][traces["compressor"] == name].to_numpy()
+            forecast(without(name), parts.leaving_out(ids))
             bar.update()
-    return Training(hazard_model, split, results, parts.test, hazard)
+    facts = Results("train", model, protocol)
+    facts.add("model", "hazard", _facts(hazard_model, traces, part, parts))
+    for feature, shares in importance(hazard_model, parts.test.features).items():
+        facts.add("importance", feature, shares)
+    return Training(hazard_model, split, facts, parts.test, hazards)
+
+
+def _forecast(model: HazardModel, rows: Rows) -> pd.DataFrame:
+    """Return the ``hazards`` table of some tokens."""
+    hazard = model.predict(rows.features)
+    return conform("hazards", pd.DataFrame({"trace_id": rows.trace_id, "t": rows.t, "hazard": hazard}))
 
 
 @dataclass(frozen=True)
@@ -306,35 +301,6 @@ def _matrix(
     if isinstance(rows, StoredRows) and n_bytes > _BINS_SHARE * psutil.virtual_memory().available:
         return xgb.ExtMemQuantileDMatrix(_Blocks(rows, target, cache), **shape)
     return xgb.QuantileDMatrix(_Blocks(rows, target, None), **shape)
-
-
-def _measure(
-    results: Results,
-    model: HazardModel,
-    tested: Measured,
-    hazard: NDArray[np.float32],
-    n_resamples: int,
-    seed: int,
-) -> None:
-    """Add the tables predictor, reliability and importance."""
-    weights = resample_weights(tested.n_prompts, n_resamples, seed)
-    early = tested.rows.pre_onset
-    target = all_token_target(tested.rows.label, early)
-    for subject, measure, its_target in (
-        ("pre_onset", pre_onset_metrics, target[early]),
-        ("all", all_token_metrics, target),
-    ):
-        results.add_resampled("predictor", subject, measure(weights, tested, hazard, model.threshold))
-        results.add("predictor", subject, _counts(its_target))
-    for number, (means, n_tokens) in enumerate(reliability(weights, tested, hazard)):
-        results.add_resampled("reliability", str(number), means)
-        results.add("reliability", str(number), {"n_tokens": n_tokens})
-    for feature, shares in importance(model, tested.rows.features).items():
-        results.add("importance", feature, shares)
-
-
-def _counts(target: Bools) -> dict[str, float]:
-    return {"n_tokens": len(target), "n_positive": int(target.sum())}
 
 
 def _facts(

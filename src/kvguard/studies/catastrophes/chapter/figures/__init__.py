@@ -1,8 +1,8 @@
 """The figures of the pipeline, a module for each stage that draws: PNG files, see ``drawing``."""
 
 from kvguard.studies.catastrophes.chapter.figures.ablation import ablation_figures, transfer_figures
-from kvguard.studies.catastrophes.chapter.figures.drawing import metric, model_title
 from kvguard.studies.catastrophes.chapter.figures.evaluation import evaluation_figures
+from kvguard.studies.catastrophes.chapter.figures.labels import model_title
 from kvguard.studies.catastrophes.chapter.figures.live import live_figures
 from kvguard.studies.catastrophes.chapter.figures.machine import state_machine
 from kvguard.studies.catastrophes.chapter.figures.training import training_figures
@@ -11,7 +11,6 @@ __all__ = [
     "ablation_figures",
     "evaluation_figures",
     "live_figures",
-    "metric",
     "model_title",
     "state_machine",
     "training_figures",

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from kvguard.studies.catastrophes.chapter.figures.drawing import (
+from kvguard.report.drawing import (
     BLUE,
     GREEN,
-    LABELS,
     VERMILION,
     bars,
     canvas,
@@ -16,6 +15,7 @@ from kvguard.studies.catastrophes.chapter.figures.drawing import (
     metric,
     titled,
 )
+from kvguard.studies.catastrophes.chapter.figures.labels import LABELS, labelled
 
 
 def ablation_figures(results: pd.DataFrame, title: str, folder: Path) -> list[Path]:
@@ -24,7 +24,7 @@ def ablation_figures(results: pd.DataFrame, title: str, folder: Path) -> list[Pa
         bars(
             results,
             "features",
-            ("auroc", "auprc", "reduction", "false_positive_rate"),
+            labelled("auroc", "auprc", "reduction", "false_positive_rate"),
             titled(results, "Hazard models with fewer features", title),
             folder / "features.png",
             dark=["full"],
@@ -32,7 +32,7 @@ def ablation_figures(results: pd.DataFrame, title: str, folder: Path) -> list[Pa
         bars(
             results,
             "controllers",
-            ("reduction", "false_positive_rate", "kv_saved"),
+            labelled("reduction", "false_positive_rate", "kv_saved"),
             titled(results, "Ways to decide when to switch", title),
             folder / "controllers.png",
             dark=["hazard"],
@@ -43,7 +43,7 @@ def ablation_figures(results: pd.DataFrame, title: str, folder: Path) -> list[Pa
 
 def transfer_figures(results: pd.DataFrame, title: str, folder: Path) -> list[Path]:
     """Draw what the ``transfer`` stage found: each way beside the target's own hazard model."""
-    metrics = ("auroc", "auprc", "reduction", "false_positive_rate")
+    metrics = labelled("auroc", "auprc", "reduction", "false_positive_rate")
     at_home = [subject for subject in results["subject"].unique() if len(set(subject.split("->"))) == 1]
     heading = f"Trained on one model, tested on another (dark: on the same)\n{title}"
     return [bars(results, "transfer", metrics, heading, folder / "transfer.png", dark=at_home)]

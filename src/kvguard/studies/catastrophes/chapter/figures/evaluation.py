@@ -8,12 +8,11 @@ from matplotlib.ticker import PercentFormatter
 
 from kvguard.engine.presses import NONE, Condition
 from kvguard.guard.controller import ControllerParams, State, states_of
-from kvguard.studies.catastrophes.chapter.figures.drawing import (
+from kvguard.report.drawing import (
     BLUE,
     GREEN,
     GREY,
     INK,
-    LABELS,
     ORANGE,
     PALE,
     PINK,
@@ -24,6 +23,7 @@ from kvguard.studies.catastrophes.chapter.figures.drawing import (
     metric,
     titled,
 )
+from kvguard.studies.catastrophes.chapter.figures.labels import LABELS
 from kvguard.studies.catastrophes.evaluate.simulate import NEVER
 from kvguard.studies.catastrophes.measure.comparisons import RANDOM
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from kvguard.studies.catastrophes.chapter.figures.drawing import (
+from kvguard.report.drawing import (
     BLUE,
     GREEN,
     GREY,

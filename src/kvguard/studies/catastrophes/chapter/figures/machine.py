@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from kvguard.guard.controller import State
-from kvguard.studies.catastrophes.chapter.figures.drawing import GREY, INK, canvas
+from kvguard.report.drawing import GREY, INK, canvas
 
 
 def state_machine(path: Path) -> Path:

@@ -1,18 +1,14 @@
 """The figures of the ``train`` stage."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from kvguard.studies.catastrophes.chapter.figures.drawing import (
+from kvguard.report.drawing import (
     BLUE,
     GREEN,
     GREY,
-    LABELS,
     PALE,
     SKY,
     VERMILION,
@@ -22,25 +18,21 @@ from kvguard.studies.catastrophes.chapter.figures.drawing import (
     titled,
     whiskers,
 )
-
-Scores = NDArray[np.floating[Any]]
-Bools = NDArray[np.bool_]
+from kvguard.studies.catastrophes.chapter.figures.labels import LABELS, labelled
 
 
-def training_figures(
-    results: pd.DataFrame, hazard: Scores, label: Bools, title: str, folder: Path
-) -> list[Path]:
+def training_figures(results: pd.DataFrame, curve: pd.DataFrame, title: str, folder: Path) -> list[Path]:
     """Draw what the ``train`` stage found.
 
     Parameters
     ----------
     results
         Its ``results`` table.
-    hazard, label
-        Of the pre-onset tokens of the test prompts. [N]
+    curve
+        The ``curve`` table of the pre-onset tokens of the test prompts.
     """
     return [
-        _ranking(results, hazard, label, title, folder / "pre-onset.png"),
+        _ranking(results, curve, title, folder / "pre-onset.png"),
         _reliability(results, title, folder / "reliability.png"),
         _importance(results, title, folder / "importance.png"),
         _horizons(results, title, folder / "horizons.png"),
@@ -48,19 +40,19 @@ def training_figures(
     ]
 
 
-def _ranking(results: pd.DataFrame, hazard: Scores, label: Bools, title: str, path: Path) -> Path:
+def _ranking(results: pd.DataFrame, curve: pd.DataFrame, title: str, path: Path) -> Path:
     heading = titled(results, "Forecasting catastrophes before their onset", title)
+    positive, negative = (int(curve[f"n_{kind}"].iloc[0]) for kind in ("positive", "negative"))
+    chance = positive / max(positive + negative, 1)
     with canvas(path, heading, (1, 2)) as ((roc, pr),):
         roc.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="chance")
         roc.axvline(0.05, color=PALE, linewidth=1.2, label="5 % false positives")
-        pr.axhline(
-            label.mean() if len(label) else 0, color=GREY, linestyle=":", linewidth=1.2, label="chance"
-        )
-        if 0 < label.sum() < len(label):
-            fpr, recall, _ = roc_curve(label, hazard)
-            roc.plot(fpr, recall, color=BLUE, label=f"hazard: AUROC {_spelled(results, 'auroc')}")
-            precision, reached, _ = precision_recall_curve(label, hazard)
-            pr.step(reached, precision, color=BLUE, label=f"hazard: AUPRC {_spelled(results, 'auprc')}")
+        pr.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label="chance")
+        if positive and negative:
+            recall = curve["recall"]
+            roc.plot(curve["fpr"], recall, color=BLUE, label=f"hazard: AUROC {_spelled(results, 'auroc')}")
+            label = f"hazard: AUPRC {_spelled(results, 'auprc')}"
+            pr.step(recall, curve["precision"], color=BLUE, label=label)
         roc.set(xlabel="false-positive rate (of tokens)", ylabel="recall (of tokens)")
         pr.set(xlabel="recall (of tokens)", ylabel="precision (of tokens)", ylim=(-0.03, 1.03))
         roc.legend(loc="lower right")
@@ -138,4 +130,5 @@ def _horizons(results: pd.DataFrame, title: str, path: Path) -> Path:
 
 def _left_out(results: pd.DataFrame, title: str, path: Path) -> Path:
     heading = titled(results, "On a compressor never trained on", title)
-    return bars(results, "cross_validation", ("auroc", "auprc", "recall_at_5pct_fpr"), heading, path)
+    names = labelled("auroc", "auprc", "recall_at_5pct_fpr")
+    return bars(results, "cross_validation", names, heading, path)

@@ -1,43 +1,30 @@
-"""The HTML report: one file that opens from disk and asks the network for nothing."""
+"""The study's chapter of the report: its sections, their tables, figures and findings."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from PIL import Image
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from kvguard.report.numbers import Numbers, Table
+from kvguard.report.page import Appendix, Chapter, Findings, Picture, Section
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.chapter.findings import CAVEAT, HEADLINE, sentences, tiles
 from kvguard.studies.catastrophes.chapter.live_findings import live_sentences
-from kvguard.studies.catastrophes.chapter.numbers import Numbers, Pipeline, Table
+from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
+
+TITLE = "What KV cache compression breaks, and what a guard saves"
+_LOADER = PackageLoader("kvguard.studies.catastrophes.chapter")
+_TEMPLATES = Environment(loader=_LOADER, autoescape=True)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure in the page: base64 of a PNG, its caption, what it is of, its size in pixels."""
-
-    data: str
-    caption: str
-    of: str
-    width: int
-    height: int
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether it takes a row of its own."""
-        return self.width > 2.2 * self.height
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """A section of the page: its tables by name, its figures as (stage, file, caption), and its sentences.
+class _Plan:
+    """A section: its tables by name, its figures as (stage, file, caption), and its sentences.
 
     Attributes
     ----------
@@ -53,8 +40,8 @@ class Chapter:
     sentences: Callable[[Numbers, str], dict[str, list[str]]] | None = None
 
 
-CHAPTERS = (
-    Chapter(
+PLANS = (
+    _Plan(
         "outcomes",
         "What compression does",
         "How the traces of each condition end. The figures are of test prompts only, where the guard is "
@@ -62,21 +49,21 @@ CHAPTERS = (
         ("experiment-001",),
         (("evaluate", "outcome-by-ratio.png", "CBR and accuracy against the ratio, without and with guard"),),
     ),
-    Chapter(
+    _Plan(
         "significance",
         "Is it more than chance?",
         "Every compressor and ratio against the uncompressed model, and against evicting at random, on the "
         "same prompts.",
         ("against-none", "against-random"),
     ),
-    Chapter(
+    _Plan(
         "signals",
         "Signals and failure",
         "What the logits show, by condition and before an onset, whichever sign comes out.",
         ("signals", "onset-entropy"),
         (("evaluate", "entropy-by-condition.png", "Mean entropy of traces with and without a failure"),),
     ),
-    Chapter(
+    _Plan(
         "hazard",
         "The hazard model",
         "A forecast, token by token, of a catastrophe within the next H tokens, from signals of the logits.",
@@ -89,7 +76,7 @@ CHAPTERS = (
             ("train", "cross-validation.png", "Each compressor left out of the training"),
         ),
     ),
-    Chapter(
+    _Plan(
         "controller",
         "The controller",
         "It watches the hazard and acts in SAFE. What it would have changed is simulated on recorded traces; "
@@ -102,7 +89,7 @@ CHAPTERS = (
             ("evaluate", "hazard-example.png", "An example: the trace of median lead time"),
         ),
     ),
-    Chapter(
+    _Plan(
         "live",
         "Live guard",
         "The same controller, acting while the model writes, on fresh prompts; the offline simulation of "
@@ -126,13 +113,13 @@ CHAPTERS = (
         ),
         live_sentences,
     ),
-    Chapter(
+    _Plan(
         "protocols",
         "v1 beside v2",
         "The mistakes of earlier work, switched on, on the same traces.",
         ("protocols",),
     ),
-    Chapter(
+    _Plan(
         "ablation",
         "Ablations",
         "What is left when features, or parts of the controller, are taken away.",
@@ -143,7 +130,7 @@ CHAPTERS = (
             ("ablate", "settings.png", "Hysteresis and threshold"),
         ),
     ),
-    Chapter(
+    _Plan(
         "transfer",
         "Transfer",
         "A hazard model trained on one model's traces, at work on the other's.",
@@ -153,14 +140,13 @@ CHAPTERS = (
 )
 
 
-def render(
+def chapter(
     pipeline: Pipeline,
     tables: Mapping[str, Table],
     explorers: Sequence[Mapping[str, Any]],
     unexplored: Sequence[tuple[str, str]],
-    figures: Path,
-) -> str:
-    """Return the page.
+) -> Chapter:
+    """Return the chapter.
 
     Parameters
     ----------
@@ -169,86 +155,80 @@ def render(
         :func:`kvguard.studies.catastrophes.chapter.explorer.packed` returns.
     unexplored
         Title and command of each model that it cannot show yet.
-    figures
-        The folder of the report's own figures.
     """
-    loader = PackageLoader("kvguard.studies.catastrophes.chapter")
-    environment = Environment(loader=loader, autoescape=True)
-    css, explorer = (loader.get_source(environment, name)[0] for name in ("report.css", "explorer.js"))
-    scripts = [get_plotlyjs(), explorer]
     params = pipeline.params
-    return environment.get_template("report.html.j2").render(
-        css=css,
-        scripts=scripts,
-        script_hashes=[_csp_hash(script) for script in scripts],
-        scope=_scope(pipeline),
+    return Chapter(
+        name="catastrophes",
+        title=TITLE,
+        lead=_scope(pipeline),
         caveat=CAVEAT if any(params.spec(model).is_reference for model in pipeline.models) else "",
-        n_resamples=params.n_resamples,
         summaries=[
-            {
-                "title": pipeline.title(model),
-                "tiles": tiles(pipeline, model),
-                "sentences": sentences(pipeline, model),
-            }
+            Findings(pipeline.title(model), sentences(pipeline, model), tiles(pipeline, model))
             for model in pipeline.models
         ],
+        note=f"Brackets are 95 % intervals from a bootstrap over prompts ({params.n_resamples} resamples).",
         sections=[
-            {
-                "anchor": chapter.anchor,
-                "title": chapter.title,
-                "text": chapter.text,
-                "findings": _findings(pipeline, chapter),
-                "tables": [tables[name] for name in chapter.tables],
-                "pictures": list(_pictures(pipeline, chapter, figures)),
-            }
-            for chapter in CHAPTERS
+            Section(
+                plan.anchor,
+                plan.title,
+                plan.text,
+                _findings(pipeline, plan),
+                _pictures(pipeline, plan),
+                [tables[name] for name in plan.tables],
+            )
+            for plan in PLANS
         ],
-        explorers=explorers,
-        unexplored=unexplored,
-        per_condition=params.report.traces_per_condition,
+        appendices=[_explorer(explorers, unexplored, params.report.traces_per_condition)],
+        words=Markup(_source("words.html")),
     )
 
 
-def _findings(pipeline: Pipeline, chapter: Chapter) -> list[dict[str, Any]]:
-    """Return what a chapter says of each model that it has something to say of."""
-    if chapter.sentences is None:
+def _explorer(
+    explorers: Sequence[Mapping[str, Any]], unexplored: Sequence[tuple[str, str]], per_condition: int
+) -> Appendix:
+    html = _TEMPLATES.get_template("explorer.html.j2").render(
+        explorers=explorers, unexplored=unexplored, per_condition=per_condition
+    )
+    parts = ("explorer", "Trace explorer", Markup(html))
+    if not explorers:
+        return Appendix(*parts)
+    return Appendix(*parts, [get_plotlyjs(), _source("explorer.js")], {"traces": explorers})
+
+
+def _source(name: str) -> str:
+    """Return a template as it stands."""
+    return _LOADER.get_source(_TEMPLATES, name)[0]
+
+
+def _findings(pipeline: Pipeline, plan: _Plan) -> list[Findings]:
+    """Return what a section says of each model that it has something to say of."""
+    if plan.sentences is None:
         return []
     return [
-        {"title": f"{pipeline.title(model)}, {heading}", "sentences": lines}
+        Findings(f"{pipeline.title(model)}, {heading}", lines)
         for model in pipeline.models
-        for heading, lines in chapter.sentences(pipeline.numbers, model).items()
+        for heading, lines in plan.sentences(pipeline.numbers, model).items()
     ]
 
 
 def _scope(pipeline: Pipeline) -> str:
     params = pipeline.params
-    conditions = len(params.presets[params.generate.preset].pairs())
+    conditions = len(params.preset.pairs())
     return (
         f"{' and '.join(map(pipeline.title, pipeline.models))}: {params.sample.n} prompts each under "
-        f"{conditions} conditions (preset {params.generate.preset}), seed {params.seed}."
+        f"{conditions} conditions (preset {params.preset_name}), seed {params.seed}."
     )
 
 
-def _pictures(pipeline: Pipeline, chapter: Chapter, own: Path) -> list[Picture]:
-    """Read the figures of a chapter that were drawn, model by model."""
+def _pictures(pipeline: Pipeline, plan: _Plan) -> list[Picture]:
+    """Read the figures of a section that were drawn, model by model."""
     found = []
-    for stage, name, caption in chapter.figures:
+    for stage, name, caption in plan.figures:
         protocol = HEADLINE if stage in ("train", "evaluate") else None
         places = {
             pipeline.title(model): layout.plots(stage, model, protocol) / name for model in pipeline.models
         }
         if stage == "report":
-            places = {"the pipeline": own / name}
-        found += [_picture(path, caption, of) for of, path in places.items() if path.is_file()]
+            places = {"the pipeline": layout.PLOTS / "report" / name}
+        found += [Picture.read(path, caption, of) for of, path in places.items() if path.is_file()]
     return found
-
-
-def _picture(path: Path, caption: str, of: str) -> Picture:
-    with Image.open(path) as image:
-        width, height = image.size
-    return Picture(base64.b64encode(path.read_bytes()).decode(), caption, of, width, height)
-
-
-def _csp_hash(script: str) -> str:
-    """Return what allows this script, and no other, to run under a content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

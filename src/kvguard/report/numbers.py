@@ -6,7 +6,7 @@ rows and with the command that would fill it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 
 from kvguard.stats.bootstrap import UNDEFINED, Interval
-from kvguard.studies.catastrophes.chapter.figures import model_title
-from kvguard.studies.catastrophes.params import Params
 
 
 class Kind(Enum):
@@ -91,21 +89,29 @@ class Table:
 
 
 class Numbers:
-    """Looks numbers up by what they are called."""
+    """Looks numbers up by what they are called.
 
-    def __init__(self, results: pd.DataFrame) -> None:
+    Parameters
+    ----------
+    results
+        A ``results`` table of several stages.
+    by_protocol
+        The stages whose numbers are told apart by their protocol.
+    """
+
+    def __init__(self, results: pd.DataFrame, by_protocol: Collection[str]) -> None:
         self.frame = results
         self._found: dict[tuple[str, ...], Interval] = {}
         self._subjects: dict[tuple[str, ...], dict[str, None]] = {}
         for stage, model, protocol, table, subject, metric, value, low, high in results.itertuples(
             index=False
         ):
-            key = (stage, model, protocol if stage in ("train", "evaluate") else "", table)
+            key = (stage, model, protocol if stage in by_protocol else "", table)
             self._found[(*key, subject, metric)] = Interval(value, low, high)
             self._subjects.setdefault(key, {})[subject] = None
 
     def get(self, stage: str, model: str, protocol: str, table: str, subject: str, metric: str) -> Interval:
-        """Return a number; one that was not measured is all NaN. Only train and evaluate have a protocol."""
+        """Return a number; one that was not measured is all NaN."""
         return self._found.get((stage, model, protocol, table, subject, metric), UNDEFINED)
 
     def names(self) -> list[tuple[str, ...]]:
@@ -115,46 +121,6 @@ class Numbers:
     def subjects(self, stage: str, model: str, protocol: str, table: str) -> list[str]:
         """Return the subjects of a table in its order; none where the stage was not run."""
         return list(self._subjects.get((stage, model, protocol, table), ()))
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """What the report is about: its settings and the numbers of its stages."""
-
-    params: Params
-    numbers: Numbers
-
-    @property
-    def models(self) -> list[str]:
-        """The models of this pipeline, the main one first."""
-        return [self.params.model, self.params.transfer_to]
-
-    @property
-    def absent(self) -> list[str]:
-        """The models that a reader expects and that are not part of it."""
-        return [name for name in self.params.report.models if name not in self.models]
-
-    def title(self, model: str) -> str:
-        """Return how a model is called in headings."""
-        return model_title(model, self.params.spec(model).is_reference)
-
-
-Column = tuple[str, str, Kind]  # head, metric, how it is written
-
-
-def groups_of(
-    pipeline: Pipeline,
-    stages: str,
-    rows: Callable[[str], list[tuple[str | Cell, ...]]],
-    everywhere: bool = False,
-) -> tuple[Group, ...]:
-    """Return a group for each model of the pipeline and, where ``everywhere``, for each absent one."""
-    made = []
-    for model in pipeline.models:
-        found = tuple(rows(model))
-        made.append(Group(pipeline.title(model), found, "" if found else f"dvc repro {stages}"))
-    absent = pipeline.absent if everywhere else []
-    return (*made, *(Group(name, command=f"dvc exp run -S model={name}") for name in absent))
 
 
 def known(*found: Interval) -> bool:

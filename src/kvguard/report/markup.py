@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from kvguard.report.numbers import Cell, Table
 from kvguard.store.files import write_text
-from kvguard.studies.catastrophes.chapter.numbers import Cell, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -1,4 +1,4 @@
-"""What the shell commands and the stage scripts share: options, and errors of one line."""
+"""What the stage scripts and the shell commands share: options, and errors of one line."""
 
 import errno
 import functools

@@ -5,7 +5,7 @@ intervals found there. Colours are those of Okabe and Ito, told apart under ever
 and what differs in colour differs in its marker, its line or its label too.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -43,20 +43,6 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "savefig.dpi": 120,
 }
-LABELS = {
-    "auroc": "AUROC, pre-onset",
-    "auprc": "AUPRC, pre-onset",
-    "recall_at_5pct_fpr": "recall at 5 % FPR",
-    "reduction": "reduction of CBR (share of traces)",
-    "false_positive_rate": "false positives (share of traces)",
-    "kv_saved": "KV memory saved",
-    "kv_saved_controlled": "KV memory saved",
-}
-
-
-def model_title(model: str, is_reference: bool) -> str:
-    """Return how figures and tables name a model."""
-    return f"{model} (reference model)" if is_reference else model
 
 
 def metric(results: pd.DataFrame, table: str, name: str) -> pd.DataFrame:
@@ -108,16 +94,24 @@ def line_with_band(axis: Axes, x: Sequence[float], found: pd.DataFrame, colour: 
 def bars(
     results: pd.DataFrame,
     table: str,
-    names: Sequence[str],
+    names: Mapping[str, str],
     title: str,
     path: Path,
     dark: Collection[str] = (),
 ) -> Path:
-    """Draw a panel of horizontal bars for each metric, a bar for each subject of the table."""
+    """Draw a panel of horizontal bars for each metric, a bar for each subject of the table.
+
+    Parameters
+    ----------
+    names
+        Metric -> what its axis is called.
+    dark
+        Subjects that stand out.
+    """
     subjects = list(results.loc[results["table"] == table, "subject"].drop_duplicates())
     size = (3.3 + 0.9 / len(names), 1.6 + 0.32 * len(subjects))
     with canvas(path, title, (1, len(names)), size, sharey=True) as (axes,):
-        for axis, name in zip(axes, names, strict=True):
+        for axis, (name, label) in zip(axes, names.items(), strict=True):
             found = metric(results, table, name).reindex(subjects)
             start = 0.5 if name == "auroc" else 0.0  # chance
             colours = [BLUE if subject in dark else SKY for subject in subjects]
@@ -132,7 +126,7 @@ def bars(
                 capsize=2.5,
                 linewidth=1,
             )
-            axis.set_xlabel(LABELS[name])
+            axis.set_xlabel(label)
             axis.set_xlim(*_range(found, start))
             axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axis.grid(visible=False, axis="y")

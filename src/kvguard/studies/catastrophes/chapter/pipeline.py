@@ -1,0 +1,57 @@
+"""What the chapter is about: the study's settings, and the numbers of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from kvguard.report.numbers import Cell, Group, Kind, Numbers
+from kvguard.studies.catastrophes.chapter.figures import model_title
+from kvguard.studies.catastrophes.params import Params
+
+
+def numbers_of(results: pd.DataFrame) -> Numbers:
+    """Return the numbers of a ``results`` table; only train and evaluate have a protocol."""
+    return Numbers(results, by_protocol=("train", "evaluate"))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the report is about: its settings and the numbers of its stages."""
+
+    params: Params
+    numbers: Numbers
+
+    @property
+    def models(self) -> list[str]:
+        """The models of this pipeline, the main one first."""
+        return [self.params.model, self.params.transfer_to]
+
+    @property
+    def absent(self) -> list[str]:
+        """The models that a reader expects and that are not part of it."""
+        return [name for name in self.params.report.models if name not in self.models]
+
+    def title(self, model: str) -> str:
+        """Return how a model is called in headings."""
+        return model_title(model, self.params.spec(model).is_reference)
+
+
+Column = tuple[str, str, Kind]  # head, metric, how it is written
+
+
+def groups_of(
+    pipeline: Pipeline,
+    stages: str,
+    rows: Callable[[str], list[tuple[str | Cell, ...]]],
+    everywhere: bool = False,
+) -> tuple[Group, ...]:
+    """Return a group for each model of the pipeline and, where ``everywhere``, for each absent one."""
+    made = []
+    for model in pipeline.models:
+        found = tuple(rows(model))
+        made.append(Group(pipeline.title(model), found, "" if found else f"dvc repro {stages}"))
+    absent = pipeline.absent if everywhere else []
+    return (*made, *(Group(name, command=f"dvc exp run -S model={name}") for name in absent))
