@@ -244,7 +244,7 @@ class Params(Settings):
         """Return the task that the model called ``model`` is asked."""
         name = self.spec(model).task
         check_known(f"models.{model}.task", name, self.value("tasks") if self.has("tasks") else ())
-        return make_task(name, **(self.value(f"tasks.{name}") or {}))
+        return make_task(name, **(self.read(f"tasks.{name}", dict[str, Any] | None) or {}))
 
     def asking(self, model: str, task: str | None) -> "Params":
         """Return these settings with another task for ``model``, if one is named."""
