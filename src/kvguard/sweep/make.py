@@ -10,11 +10,12 @@ import pandas as pd
 import pyarrow
 import torch
 
-from kvguard.engine.batch import Generated, Row, decode
 from kvguard.engine.columns import SIGNALS
+from kvguard.engine.loop import Generated, decode
 from kvguard.engine.memory import release_unused, within_memory
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, attention_for
+from kvguard.engine.requests import Decoding, Finished, Row
 from kvguard.judging.catastrophes import NO_ONSET, TraceTokens, onsets
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
@@ -56,7 +57,7 @@ def generate_parts(
                     loaded.decode(generated.token_ids[r, :n].tolist())
                     for r, n in enumerate(generated.lengths)
                 ],
-                "stop_reason": np.select([~generated.valid, generated.stopped], ["invalid", "eos"], "length"),
+                "stop_reason": generated.stop_reasons,
             }
         )
         tokens = _tokens_frame(raw["trace_id"].to_numpy(), generated)
@@ -90,32 +91,26 @@ def _decode(
     loaded: LoadedModel,
     rows: Sequence[Row],
     batch_size: int,
-    on_finish: Callable[[int, np.ndarray, bool], None],
+    on_finish: Callable[[Finished], None],
 ) -> Generated:
+    how = Decoding(sweep.spec.max_new_tokens, loaded.eos_ids)
     return within_memory(
         loaded.name,
         loaded.model.device,
         batch_size,
-        lambda size: decode(
-            loaded.model,
-            rows,
-            batch_size=size,
-            max_new_tokens=sweep.spec.max_new_tokens,
-            eos_ids=loaded.eos_ids,
-            on_finish=on_finish,
-        ),
+        lambda size: decode(loaded.model, rows, how, batch_size=size, on_finish=on_finish),
     )
 
 
 def _judge_rows(
     sweep: Sweep, loaded: LoadedModel, answers: Sequence[str], report: Report
-) -> Callable[[int, np.ndarray, bool], None]:
+) -> Callable[[Finished], None]:
     reported: set[int] = set()
 
-    def on_finish(row: int, token_ids: np.ndarray, stopped: bool) -> None:
-        if row not in reported:  # else it was decoded again with half the batch
-            reported.add(row)
-            report(tally(sweep, loaded, answers[row], token_ids, stopped))
+    def on_finish(done: Finished) -> None:
+        if done.row not in reported:  # else it was decoded again with half the batch
+            reported.add(done.row)
+            report(tally(sweep, loaded, answers[done.row], done.token_ids, done.ended))
 
     return on_finish
 

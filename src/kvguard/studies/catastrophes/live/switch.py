@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kvguard.engine.batch import Batch, Generated, Row, decode_steps
+from kvguard.engine.batch import Batch
+from kvguard.engine.loop import Generated, finished
 from kvguard.engine.memory import within_memory
-from kvguard.engine.prefill import prefill
-from kvguard.engine.presses import NONE, Condition
+from kvguard.engine.requests import Decoding
 from kvguard.guard import VERSION
 from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.models.load import LoadedModel
@@ -31,8 +31,6 @@ from kvguard.studies.catastrophes.live.block import error_of
 from kvguard.studies.catastrophes.live.plan import SWITCH, SweepJob
 from kvguard.sweep.make import tally
 from kvguard.sweep.workers import Report
-
-_FULL = Condition(NONE, 0.0)
 
 
 @dataclass(frozen=True)
@@ -144,11 +142,9 @@ def make_switch_parts(
         kept = cases["onset"].to_numpy(dtype=np.int64) - part.offset
         begun = [ids[:n] for ids, n in zip(cases["token_ids"], kept, strict=True)]
         prompts = [loaded.encode(asked.loc[name, "prompt"]) for name in cases["prompt_id"]]
-        rows = [_restored(loaded, [*prompt, *ids]) for prompt, ids in zip(prompts, begun, strict=True)]
         answers = asked.loc[cases["prompt_id"], "answer"].tolist()
-        made = _continue(switch, loaded, rows, kept, batch_size)
-        tokens = [np.concatenate([a, b]) for a, b in zip(begun, _tokens(made), strict=True)]
-        stop = np.select([~made.valid, made.stopped], ["invalid", "eos"], "length")
+        made = _continue(switch, loaded, prompts, begun, batch_size)
+        tokens, stop = _tokens(made), made.stop_reasons
         for ids, answer, stopped in zip(tokens, answers, made.stopped, strict=True):
             report(tally(switch.sweep, loaded, answer, ids, bool(stopped)))
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
@@ -176,24 +172,21 @@ def make_switch_parts(
         part.write("live_parts", conform("live_parts", frame), out)
 
 
-def _restored(loaded: LoadedModel, ids: Sequence[int]) -> Row:
-    """Prefill prompt and kept tokens together, uncompressed."""
-    prompt = torch.tensor([int(token) for token in ids], device=loaded.model.device)
-    done = prefill(loaded.model, prompt, {_FULL: None}, "sdpa")
-    return Row(prompt, done.logits, done.kept[_FULL])
-
-
 def _continue(
-    switch: Switch, loaded: LoadedModel, rows: Sequence[Row], kept: np.ndarray, batch_size: int
+    switch: Switch,
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    begun: Sequence[np.ndarray],
+    batch_size: int,
 ) -> Generated:
-    """Decode each row to the end of its own token budget, of which ``kept`` tokens are spent. [R]"""
-    left = switch.spec.max_new_tokens - kept
+    """Go on from each prompt and the tokens kept of its trace, to the end of the token budget. [R]"""
+    how = Decoding(switch.spec.max_new_tokens, loaded.eos_ids)
 
     def run(size: int) -> Generated:
-        batch = Batch(loaded.model, rows, size, int(left.max()), loaded.eos_ids)
-        for _ in decode_steps(batch):
-            batch.ended[: batch.n] |= batch.t[: batch.n] >= left[batch.row[: batch.n]]
-        return batch.generated()
+        batch = Batch(loaded.model, size)
+        for prompt, prefix in zip(prompts, begun, strict=True):
+            batch.add(how.resume(torch.tensor(prompt, device=loaded.model.device), prefix.tolist()))
+        return Generated.of(list(finished(batch)))
 
     return within_memory(loaded.name, loaded.model.device, batch_size, run)
 
