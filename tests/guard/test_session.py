@@ -22,9 +22,11 @@ from kvpress import (
 
 import bundles
 from kvguard import Guard
-from kvguard.engine.batch import Batch, Row, decode
+from kvguard.engine.batch import Batch
+from kvguard.engine.loop import decode
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition
+from kvguard.engine.requests import Row
 from kvguard.engine.sampling import Nucleus
 from kvguard.errors import KvguardError
 from kvguard.guard import job as job_module

@@ -160,6 +160,7 @@ class Budget(Follower):
         self._size = min(interval, _BUFFER)
         self._hooks: list[RemovableHandle] = []
         self._batch: Batch | None = None
+        self._hidden: Tensor | None = None
         self._ratio, self._kind, self._windowed = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool)
         self._last, self._known = np.zeros(0, np.int64), np.zeros(0, np.int64)  # by seat, as those above
         self._positions: Tensor | None = None
@@ -222,7 +223,8 @@ class Budget(Follower):
     def attach(self, batch: Batch) -> None:
         """Follow the rows of a batch."""
         if batch is not self._batch:
-            self._batch, self._hidden, self._positions = batch, None, None
+            self._batch = batch
+            self._hidden = self._positions = None
             batch.follow(self)
 
     def open(self, seat: int, row: int, request: Request) -> None:
@@ -276,7 +278,7 @@ class Budget(Follower):
             position = _seen(batch, np.arange(batch.n))
             self._where = torch.from_numpy(np.stack([batch.seat, position % self._size])).to(hidden.device)
         assert self._hidden is not None
-        self._hidden[module.layer_idx, self._where[0], self._where[1]] = hidden[:, 0]  # type: ignore[index]
+        self._hidden[module.layer_idx, self._where[0], self._where[1]] = hidden[:, 0]
 
     def _ring(self, like: Tensor) -> None:
         """Make room for the newest hidden states of every seat. [L, seats, size, D]"""

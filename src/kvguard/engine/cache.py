@@ -112,7 +112,7 @@ class Shelf:
             for stores in (self.keys, self.values, self.dead):
                 old = stores[index]
                 if old is not None and (len(old), old.shape[2]) != (rows, capacity):
-                    n, held = min(self.n, rows), min(old.shape[2], capacity)
+                    n, held = min(self.n, rows, len(old)), min(old.shape[2], capacity)
                     stores[index] = new = old.new_zeros((rows, old.shape[1], capacity, *old.shape[3:]))
                     new[:n, :, :held] = old[:n, :, :held]
 
@@ -177,7 +177,7 @@ class RaggedCache(Cache):
     """Keys and values of rows under way; every (layer, row) has a length of its own.
 
     Rows are numbered by slot, 0 to n - 1. They are added, dropped, loaded and evicted from independently. A
-    step is ``order()`` (the slots as they stand on the shelves), ``begin()``, one model forward, ``advance()``.
+    step is ``order()`` (slots as rows stand on the shelves), ``begin()``, one model forward, ``advance()``.
 
     Parameters
     ----------
@@ -412,7 +412,7 @@ class RaggedCache(Cache):
         if any(shelf.n > rows for shelf, rows in zip(self.shelves, room, strict=True)):
             return False
         lengths = self.lengths.numpy()
-        return bool((lengths.T < layout.widths[self._shelf]).all()) and np.array_equal(
+        return bool((layout.widths[self._shelf] > lengths.T).all()) and np.array_equal(
             lengths, lengths[list(layout.like)]
         )
 

@@ -49,7 +49,7 @@ class KeptCache:
 
     @property
     def positions(self) -> list[Tensor] | None:
-        """Where in the prompt the kept entries stood, best score first, one per layer [H, n]; None if unknown."""
+        """Where in the prompt the kept entries stood, best score first, per layer [H, n]; None if unknown."""
         return self.indices if self.indices is not None else self.ranked
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:

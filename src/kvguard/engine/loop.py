@@ -1,8 +1,8 @@
 """The one decode loop.
 
 It is a generator: after every draw it hands the step to its consumer, which may act on the batch before the
-loop goes on: add rows or cancel them, rewind a row, give it back its full cache, evict from it. :func:`decode`
-is the consumer that does nothing of that; the guard is another.
+loop goes on: add rows or cancel them, rewind a row, give it back its full cache, evict from it.
+:func:`decode` is the consumer that does nothing of that; the guard is another.
 """
 
 from __future__ import annotations
