@@ -7,7 +7,7 @@ loop goes on: add rows or cancel them, rewind a row, give it back its full cache
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ class Generated:
         return [Reason(reason).word for reason in self.reasons]
 
 
-def assemble(model: PreTrainedModel, rows: Sequence[Row], size: int, how: Decoding) -> Batch:
+def assemble(model: PreTrainedModel, rows: Iterable[Row], size: int, how: Decoding) -> Batch:
     """Return a batch that these rows wait in; row r has the number r."""
     batch = Batch(model, size)
     for row in rows:
@@ -80,7 +80,7 @@ def assemble(model: PreTrainedModel, rows: Sequence[Row], size: int, how: Decodi
 
 def decode(
     model: PreTrainedModel,
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     how: Decoding,
     *,
     batch_size: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from kvguard.sweep.plan import Sweep, Tally
 from kvguard.sweep.workers import Report
 from kvguard.tasks.answers import is_correct, parse_answer
 
+Key = tuple[int, Condition]
+
 
 def generate_parts(
     sweep: Sweep,
@@ -42,16 +44,25 @@ def generate_parts(
         release_unused()
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
+        n_prompt, n_kept = [row.n_prompt for row in rows], [row.cache.n_kept for row in rows]
+        del rows  # the batch alone holds a row's cache from here on, until the row starts
         answers = [block["answer"].iloc[index] for index, _ in keys]
-        generated = _decode(sweep, loaded, rows, batch_size, _judge_rows(sweep, loaded, answers, report))
+
+        def prefilled_rows(keys: Sequence[Key] = keys, part: SweepPart = part) -> Iterator[Row]:
+            if keys[0] not in prefilled:  # memory has run out: the rows were let go as they started
+                prefilled.update(prefill_block(sweep, loaded, block, part.conditions))
+            return (prefilled.pop(key) for key in keys)
+
+        on_finish = _judge_rows(sweep, loaded, answers, report)
+        generated = _decode(sweep, loaded, prefilled_rows, batch_size, on_finish)
         raw = pd.DataFrame(
             {
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
                 "prompt_id": [block["prompt_id"].iloc[i] for i, _ in keys],
                 "compressor": part.compressor,
                 "ratio": [c.ratio for _, c in keys],
-                "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
-                "n_kept_tokens": [row.cache.n_kept for row in rows],
+                "n_prompt_tokens": np.array(n_prompt, dtype=np.int32),
+                "n_kept_tokens": n_kept,
                 "token_ids": [generated.token_ids[r, :n] for r, n in enumerate(generated.lengths)],
                 "text": [
                     loaded.decode(generated.token_ids[r, :n].tolist())
@@ -68,7 +79,7 @@ def generate_parts(
 
 def prefill_block(
     sweep: Sweep, loaded: LoadedModel, block: pd.DataFrame, conditions: Sequence[Condition]
-) -> dict[tuple[int, Condition], Row]:
+) -> dict[Key, Row]:
     """Prefill each prompt once: the row of every (position in the block, condition).
 
     Parameters
@@ -78,7 +89,7 @@ def prefill_block(
     """
     presses = {condition: sweep.press(condition) for condition in conditions}
     implementation = attention_for(presses[conditions[0]])
-    rows: dict[tuple[int, Condition], Row] = {}
+    rows: dict[Key, Row] = {}
     for index, prompt in enumerate(block["prompt"]):
         ids = torch.tensor(loaded.encode(prompt), device=loaded.model.device)
         done = prefill(loaded.model, ids, presses, implementation)
@@ -89,7 +100,7 @@ def prefill_block(
 def _decode(
     sweep: Sweep,
     loaded: LoadedModel,
-    rows: Sequence[Row],
+    rows: Callable[[], Iterable[Row]],
     batch_size: int,
     on_finish: Callable[[Finished], None],
 ) -> Generated:
@@ -98,7 +109,7 @@ def _decode(
         loaded.name,
         loaded.model.device,
         batch_size,
-        lambda size: decode(loaded.model, rows, how, batch_size=size, on_finish=on_finish),
+        lambda size: decode(loaded.model, rows(), how, batch_size=size, on_finish=on_finish),
     )
 
 
