@@ -291,7 +291,8 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other(guards, reference
 
     def poisoned(batch):
         feed(batch)
-        batch.logits[: batch.n][(batch.row[: batch.n] == 2) & (batch.t[: batch.n] == 6)] = float("nan")
+        prompt = np.array([batch.requests[row].key for row in batch.row.tolist()])
+        batch.logits[(prompt == 2) & (batch.t == 6)] = float("nan")
 
     monkeypatch.setattr(Batch, "feed", poisoned)
     finished = []

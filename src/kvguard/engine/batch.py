@@ -393,6 +393,7 @@ class Batch:
     def feed(self) -> None:
         """Feed every row its newest token and keep the logits."""
         if self.n == 0:
+            self.logits = self.logits[:0]
             return
         order = self.cache.order()
         if order is not None:

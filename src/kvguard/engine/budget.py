@@ -278,7 +278,7 @@ class Budget(Follower):
             position = _seen(batch, np.arange(batch.n))
             self._where = torch.from_numpy(np.stack([batch.seat, position % self._size])).to(hidden.device)
         assert self._hidden is not None
-        self._hidden[module.layer_idx, self._where[0], self._where[1]] = hidden[:, 0]
+        self._hidden[module.layer_idx, self._where[0], self._where[1]] = hidden[:, 0]  # type: ignore[index]
 
     def _ring(self, like: Tensor) -> None:
         """Make room for the newest hidden states of every seat. [L, seats, size, D]"""

@@ -3,7 +3,7 @@
 A CUDA graph repeats the same kernels on the same memory. So all that changes from step to step lies in
 tensors that stay where they are: the shelves of the cache, the logits, and buffers of tokens, positions and
 lengths. Places and masks are made from these on the device. What cannot change, which rows attend
-together to how many entries, is a :class:`~kvguard.engine.cache.Layout` with room for some tokens; when a
+together to how many entries, is a :class:`~kvguard.engine.shelves.Layout` with room for some tokens; when a
 row outgrows it, or a shelf is allocated anew, the next one is recorded. So there is one graph at a time.
 """
 
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvguard.engine.cache import Layout, RaggedCache
+from kvguard.engine.cache import RaggedCache
+from kvguard.engine.shelves import Layout
 from kvguard.errors import KvguardError
 
 _ROOM = 64  # tokens: more spare recordings, and read more padding

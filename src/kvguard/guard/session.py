@@ -313,7 +313,7 @@ def _pieces(job: Job) -> Iterator[Piece]:
                 for slot, number in enumerate(turn.numbers):
                     text = texts.setdefault(number, Unfolding(job.loaded.tokenizer))
                     yield _piece(turn.step, slot, number, text, job.loaded.eos_ids)
-                for slot in np.flatnonzero(turn.step.left):
+                for slot in np.flatnonzero(turn.step.left).tolist():
                     del texts[turn.numbers[slot]]
             for number, reason in turn.refused.items():
                 yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REFUSED, error=reason)
