@@ -108,14 +108,7 @@ def test_a_sampler_decides_the_tokens(model: PreTrainedModel) -> None:
     prompt = torch.arange(2, 40)
     done = prefill(model, prompt, {none: None}, "sdpa")
     rows = [Row(prompt, done.logits, done.kept[none])]
-    got = decode(
-        model,
-        rows,
-        batch_size=1,
-        max_new_tokens=5,
-        eos_ids=EOS,
-        sampler=lambda x, _: torch.full((len(x),), 9),
-    )
+    got = decode(model, rows, Decoding(5, EOS, sampler=lambda x, _: torch.full((len(x),), 9)), batch_size=1)
     assert got.token_ids[0].tolist() == [9] * 5
     assert got.lengths[0] == 5
     assert not got.stopped[0]
@@ -128,13 +121,6 @@ def test_every_row_that_ends_is_reported_once(model: PreTrainedModel) -> None:
         done = prefill(model, torch.arange(2, 2 + n), {none: None}, "sdpa")
         rows.append(Row(torch.arange(2, 2 + n), done.logits, done.kept[none]))
     seen: list[int] = []
-    got = decode(
-        model,
-        rows,
-        batch_size=2,
-        max_new_tokens=NEW,
-        eos_ids=EOS,
-        on_finish=lambda row, tokens, stopped: seen.append(row),
-    )
+    got = decode(model, rows, Decoding(NEW, EOS), batch_size=2, on_finish=lambda done: seen.append(done.row))
     assert sorted(seen) == [0, 1, 2]
     assert (got.lengths > 0).all()
