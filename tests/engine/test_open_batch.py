@@ -196,7 +196,7 @@ def test_results_leave_with_their_rows_and_room_does_not_grow_with_how_many_ther
     seen = []
     for _ in decode_steps(batch):
         seen += [done.row for done in batch.collect()]
-        assert batch._tokens.shape[0] <= 2
+        assert batch._records.tokens.shape[0] <= 2
     seen += [done.row for done in batch.collect()]
     assert sorted(seen) == list(range(16))
     assert batch.cache.nbytes == 0

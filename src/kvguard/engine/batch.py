@@ -21,14 +21,13 @@ from kvguard.engine.cache import RaggedCache
 from kvguard.engine.graphs import RECORDERS, RecordedStep
 from kvguard.engine.kept import KeptCache
 from kvguard.engine.prefill import full_cache, full_pass, sliding_windows
+from kvguard.engine.records import Records
 from kvguard.engine.requests import Finished, Follower, Reason, Request, StopTest
 from kvguard.engine.sampling import Draw, Sampler
 from kvguard.engine.signals import N_SIGNALS, signals
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-
-_TOKENS = 32  # of every row: room for results at first, doubled when it is full
 
 _STATE = np.dtype(
     [
@@ -109,8 +108,7 @@ class Batch:
         self._tests: dict[int, StopTest] = {}  # of the rows under way that have one
         self.pending = torch.zeros(0, dtype=torch.long, device=device)
         self.logits = torch.zeros(0, vocabulary, device=device)
-        self._tokens = torch.zeros(0, _TOKENS, dtype=torch.int32, device=device)  # by seat
-        self._signals = torch.zeros(0, _TOKENS, N_SIGNALS, device=device)
+        self._records = Records(device)
         self._recorded: RecordedStep | None = None
 
     @property
@@ -188,7 +186,7 @@ class Batch:
 
     def token_ids(self, slot: int) -> Tensor:
         """Return the tokens that a row under way has. [t] int32"""
-        return self._tokens[int(self.seat[slot]), : int(self.t[slot])]
+        return self._records.tokens[int(self.seat[slot]), : int(self.t[slot])]
 
     def kv_tokens(self) -> NDArray[np.float64]:
         """Return the live cache entries of each row, a mean over layers and heads. [n]"""
@@ -270,7 +268,7 @@ class Batch:
         self.logits = torch.cat([self.logits[: self.n].to(logits[0].dtype), torch.stack(logits)])
         self.pending = torch.cat([self.pending, self.pending.new_zeros(len(rows))])
         seats = np.setdiff1d(np.arange(self.size + len(rows)), self.seat)[: len(rows)].tolist()
-        self._room(max(seats) + 1, max(len(request.prefix) for request in requests))
+        self._records.room(max(seats) + 1, max(len(request.prefix) for request in requests))
         for row, seat, request in zip(rows, seats, requests, strict=True):
             self._open(row, seat, request)
 
@@ -294,9 +292,7 @@ class Batch:
         for name, number in numbers.items():
             state[name] = number
         self._state = np.concatenate([self._state, state])
-        if n:
-            self._tokens[seat, :n] = torch.tensor(request.prefix, dtype=torch.int32)
-            self._signals[seat, :n] = float("nan")
+        self._records.begin(seat, request.prefix)
         if request.stop is not None:
             self._tests[row] = request.stop
             for token in request.prefix:
@@ -313,28 +309,15 @@ class Batch:
         self._samplers[free : free + 1] = [sampler]
         return int(free)
 
-    def _room(self, seats: int, n_tokens: int) -> None:
-        """Make room for the results of so many seats, and for one more token than ``n_tokens``."""
-        n, capacity = self._tokens.shape
-        while capacity <= n_tokens:
-            capacity *= 2
-        if seats > n or capacity > self._tokens.shape[1]:
-            shape = max(seats, n), capacity
-            tokens, read = self._tokens.new_zeros(shape), self._signals.new_zeros(*shape, N_SIGNALS)
-            tokens[:n, : self._tokens.shape[1]] = self._tokens
-            read[:n, : self._tokens.shape[1]] = self._signals
-            self._tokens, self._signals = tokens, read
-
     def draw(self) -> Step:
         """Draw and record one token per row."""
         n, state = self.n, self._state
         row, seat, t = self.row.copy(), self.seat.copy(), self.t.copy()
-        self._room(0, int(t.max()))
+        self._records.room(0, int(t.max()))
         tokens = self._sample()
         read = signals(self.logits[:n], tokens)
         where = torch.from_numpy(np.stack([seat, t, state["eos"]])).to(tokens.device)
-        self._tokens[where[0], where[1]] = tokens.to(torch.int32)
-        self._signals[where[0], where[1]] = read
+        self._records.write(where[0], where[1], tokens, read)
         self.pending = tokens
         flags = torch.stack([self._is_eos[where[2], tokens], read[:, 0].isfinite()]).cpu().numpy()
         valid = flags[1]
@@ -375,9 +358,7 @@ class Batch:
             return
         for slot in leaving.tolist():
             seat, reason = int(self.seat[slot]), Reason(self._state["reason"][slot])
-            read = self._signals[seat, : int(self.t[slot])].cpu().numpy().copy()
-            ids = self.token_ids(slot).cpu().numpy().copy()
-            done = Finished(int(self.row[slot]), ids, read, reason)
+            done = Finished(int(self.row[slot]), *self._records.read(seat, int(self.t[slot])), reason)
             for follower in self._followers:
                 follower.close(seat, done)
             self._finished.append(done)

@@ -32,6 +32,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from kvguard.engine.cache import RaggedCache
+from kvguard.engine.eviction import best, flags_of, window_of
 from kvguard.engine.prefill import attention_modules, sliding_windows
 from kvguard.engine.presses import attention_for, only_scores
 from kvguard.engine.requests import Follower, Request
@@ -46,7 +47,6 @@ Ints = NDArray[np.int64]
 
 _BUFFER = 257  # hidden states: kvpress trims to 256 after a token, and compresses before it trims
 _NEW = -1
-_FAR = 1 << 32  # beyond any position
 
 # Presses held against kvpress in tests/generation/test_budget.py. Others run too if `scorer_for` lets them.
 _READS_ENTRIES = frozenset({"KeyDiffPress", "KnormPress", "LagKVPress", "RandomPress", "StreamingLLMPress"})
@@ -216,7 +216,9 @@ class Budget(Follower):
         kinds = np.where(self._windowed[seats], self._kind[seats], 0)  # all other scorers go together
         for kind in np.unique(kinds[over]):
             slots = due[over & (kinds == kind)]
-            flags = _flags([exempt.get(slot) for slot in slots.tolist()], int(seen.max()), batch.cache.device)
+            flags = flags_of(
+                [exempt.get(slot) for slot in slots.tolist()], int(seen.max()), batch.cache.device
+            )
             self._evict(batch, slots, flags)
         self._last[seats] = seen
 
@@ -312,12 +314,12 @@ class Budget(Follower):
                 positions = torch.where(fresh, tail, known)  # [R, H, W]
                 if window is not None:
                     ends = torch.from_numpy(np.stack([lengths, targets])).to(cache.device)
-                    keep = _window(positions[:, 0], ends, window, flags)[:, None]
+                    keep = window_of(positions[:, 0], ends, window, flags)[:, None]
                 for call in calls:
                     scores = call.scores(index, self._modules[index], cache, self._hidden)
                     told = None if flags is None else flags[call.members]
                     at = positions[call.members, :, : scores.shape[-1]]
-                    keep[call.members, :, : call.n_kept] = _best(scores, call.n_kept, at, told)
+                    keep[call.members, :, : call.n_kept] = best(scores, call.n_kept, at, told)
                 stored[index, place, heads, : keep.shape[2]] = positions.gather(2, keep).int()
             cache.evict(slots, index, keep, targets)
         self._known[seats] = targets
@@ -414,56 +416,3 @@ def _forwarded(module: Any, like: Tensor, newest: Tensor) -> dict[str, Any]:
     """What kvpress's hook passes on to a press: about the newest token alone, at its position [g, 1]."""
     cos_sin = module.rotary_emb(like, newest)
     return {"position_ids": newest, "cache_position": newest[:1, 0], "position_embeddings": cos_sin}
-
-
-def _flags(exempt: Sequence[Ints | None], n_positions: int, device: torch.device) -> Tensor | None:
-    """Mark exempt positions. [g, n_positions] bool, or None if there are none"""
-    if all(positions is None or not len(positions) for positions in exempt):
-        return None
-    flags = np.zeros((len(exempt), n_positions), dtype=bool)
-    for flag, positions in zip(flags, exempt, strict=True):
-        if positions is not None:
-            flag[positions[positions < n_positions]] = True
-    return torch.from_numpy(flags).to(device)
-
-
-def _best(scores: Tensor, n: int, positions: Tensor, flags: Tensor | None) -> Tensor:
-    """Pick the n best entries, exempt ones first, the most recent of those first. [g, H, L] -> [g, H, n]"""
-    best = scores.topk(n, dim=-1).indices
-    if flags is None:
-        return best
-    exempt = flags[:, None].expand(-1, positions.shape[1], -1).gather(2, positions)
-    ranks = scores.argsort(dim=-1).argsort(dim=-1)
-    displaced = torch.where(exempt, positions + ranks.shape[-1], ranks).topk(n, dim=-1).indices
-    return torch.where(
-        exempt.flatten(1).any(dim=1)[:, None, None], displaced, best
-    )  # a row alone, not its group
-
-
-def _window(positions: Tensor, ends: Tensor, n_sink: int, flags: Tensor | None) -> Tensor:
-    """Pick exempt entries, then sinks, then the most recent ones, in order of position.
-
-    Parameters
-    ----------
-    positions : Tensor
-        [g, W], of each row's entries, ascending.
-    ends : Tensor
-        [2, g]: how many entries a row has, and how many it keeps.
-
-    Returns
-    -------
-    Tensor
-        [g, m], m the most that any row keeps; what stands beyond a row's own number does not count.
-    """
-    columns = torch.arange(positions.shape[1], device=positions.device)
-    worth = torch.where(positions < n_sink, 2 * _FAR - positions, positions)
-    if flags is not None:
-        worth = torch.where(
-            flags.gather(1, positions.clamp(max=flags.shape[1] - 1)), 2 * _FAR + positions, worth
-        )
-    worth = torch.where(columns < ends[0, :, None], worth, -1)
-    keep = worth.topk(int(ends[1].max()), dim=-1).indices
-    keep = torch.where(
-        columns[: keep.shape[1]] < ends[1, :, None], keep, len(columns)
-    )  # those sort to the end
-    return keep.sort(dim=-1).values.clamp(max=len(columns) - 1)

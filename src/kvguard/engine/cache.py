@@ -8,56 +8,17 @@ once (restored, evicted from) moves to another shelf.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from kvguard.engine.kept import KeptCache
-from kvguard.engine.shelves import LEAST, Layout, Segment, Shelf, apart
+from kvguard.engine.shelves import LEAST, Layout, RaggedLayer, Shelf, apart
 
 Ints = NDArray[np.int64]
-
-
-class RaggedLayer(CacheLayerMixin):
-    """One layer of a :class:`RaggedCache` as the model sees it during a step."""
-
-    is_compileable = False
-
-    def __init__(self, window: int | None) -> None:
-        super().__init__()
-        self.is_initialized = True
-        self.window = window  # tokens that a sliding-window layer attends to, the newest included
-        self.segments: list[Segment] = []  # of the step under way
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the shelves are allocated as rows come."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, cache_kwargs: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        """Append one token per row: key and value [n, H, 1, D]; the attention reads the segments."""
-        dim = key_states.shape[3]
-        for first, last, _, _, places, keys, values in self.segments:
-            keys.view(-1, dim).index_copy_(0, places, key_states[first:last].reshape(-1, dim))
-            values.view(-1, dim).index_copy_(0, places, value_states[first:last].reshape(-1, dim))
-        return key_states, value_states
-
-    def get_mask_sizes(self, cache_position: Tensor) -> tuple[int, int]:
-        """Width and offset of the keys attended to (unused: the masks come from the cache)."""
-        return self.get_seq_length(), 0
-
-    def get_seq_length(self) -> int:
-        """Longest row of the step under way."""
-        return max((segment.width for segment in self.segments), default=0)
-
-    def get_max_cache_shape(self) -> int:
-        """No bound."""
-        return -1
 
 
 class RaggedCache(Cache):
@@ -82,7 +43,7 @@ class RaggedCache(Cache):
     layers: list[RaggedLayer]  # type: ignore[assignment]
 
     def __init__(self, like: Sequence[Tensor], windows: Sequence[int | None] | None = None) -> None:
-        super().__init__(layers=[RaggedLayer(window) for window in windows or [None] * len(like)])
+        super().__init__(layers=[RaggedLayer(w, like[0].dtype) for w in windows or [None] * len(like)])
         self._like = [keys[:, :0].clone() for keys in like]
         self.device, self.n_heads = like[0].device, like[0].shape[0]
         self._most = np.array([[(layer.window or 1 << 62) - 1] for layer in self.layers])  # attended to
@@ -315,37 +276,14 @@ class RaggedCache(Cache):
         shared: dict[int, tuple[Tensor, Tensor]] = {}
         for index, (layer, like) in enumerate(zip(self.layers, layout.like, strict=True)):
             if like == index:
-                shared[index] = self._plan(layer.window, layout, index, lengths[index])
-            mask, places = shared[like]
+                places = (layout.begins[index] + lengths[index][:, None]).flatten()
+                shared[index] = layer.mask(lengths[index], int(layout.widths[:, index].max())), places
             layer.segments = [
-                self._segment(layout, number, index, mask, places, lengths[index])
-                for number in range(len(self.shelves))
-                if layout.first[number] < layout.first[number + 1]
+                shelf.segment(index, layout.first[number : number + 2], width, *shared[like], lengths[index])
+                for number, (shelf, width) in enumerate(
+                    zip(self.shelves, layout.widths[:, index], strict=True)
+                )
             ]
-
-    def _plan(self, window: int | None, layout: Layout, index: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mask [rows, 1, 1, W] and places [rows * H] of rows of these lengths in a layer."""
-        places = (layout.begins[index] + lengths[:, None]).flatten()
-        entry = torch.arange(int(layout.widths[:, index].max()), device=self.device)
-        beyond = entry > lengths[:, None]
-        if window is not None:
-            beyond |= entry <= lengths[:, None] - window
-        mask = torch.zeros(beyond.shape, dtype=self._like[0].dtype, device=self.device)
-        return mask.masked_fill_(beyond, float("-inf"))[:, None, None], places
-
-    def _segment(
-        self, layout: Layout, number: int, index: int, mask: Tensor, places: Tensor, lengths: Tensor
-    ) -> Segment:
-        shelf, (first, last) = self.shelves[number], layout.first[number : number + 2]
-        width = int(layout.widths[number, index])
-        mask, dead = mask[first:last, :, :, :width], shelf.dead[index]
-        if dead is not None:
-            # The entry being written is nobody's yet: what a left row had there masks nothing.
-            old = torch.arange(width, device=self.device) < lengths[first:last, None]
-            hidden = dead[: last - first, :, None, :width] & old[:, None, None]
-            mask = mask.expand(hidden.shape).masked_fill(hidden, float("-inf"))
-        written = places[first * self.n_heads : last * self.n_heads]
-        return Segment(first, last, width, mask, written, shelf.keys[index], shelf.values[index])
 
     def advance(self) -> None:
         """Count the token that the step appended to each row."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
 
 Ints = NDArray[np.int64]
 
@@ -125,6 +126,72 @@ class Shelf:
             store[place] = False
             if dead is not None:
                 store[place, :, : dead.shape[1]] = dead
+
+    def segment(
+        self,
+        index: int,
+        rows: tuple[int, ...],
+        width: int,
+        mask: Tensor,
+        places: Tensor,
+        lengths: Tensor,
+    ) -> Segment:
+        """Return the segment of a layer, from the mask, places and lengths of the rows of all shelves."""
+        (first, last), n_heads, width = rows, self.keys[index].shape[1], int(width)
+        mask, dead = mask[first:last, :, :, :width], self.dead[index]
+        if dead is not None:
+            # The entry being written is nobody's yet: what a left row had there masks nothing.
+            old = torch.arange(width, device=dead.device) < lengths[first:last, None]
+            hidden = dead[: last - first, :, None, :width] & old[:, None, None]
+            mask = mask.expand(hidden.shape).masked_fill(hidden, float("-inf"))
+        written = places[first * n_heads : last * n_heads]
+        return Segment(first, last, width, mask, written, self.keys[index], self.values[index])
+
+
+class RaggedLayer(CacheLayerMixin):
+    """One layer of a :class:`RaggedCache` as the model sees it during a step."""
+
+    is_compileable = False
+
+    def __init__(self, window: int | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.is_initialized, self.dtype = True, dtype
+        self.window = window  # tokens that a sliding-window layer attends to, the newest included
+        self.segments: list[Segment] = []  # of the step under way
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the shelves are allocated as rows come."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, cache_kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append one token per row: key and value [n, H, 1, D]; the attention reads the segments."""
+        dim = key_states.shape[3]
+        for first, last, _, _, places, keys, values in self.segments:
+            keys.view(-1, dim).index_copy_(0, places, key_states[first:last].reshape(-1, dim))
+            values.view(-1, dim).index_copy_(0, places, value_states[first:last].reshape(-1, dim))
+        return key_states, value_states
+
+    def get_mask_sizes(self, cache_position: Tensor) -> tuple[int, int]:
+        """Width and offset of the keys attended to (unused: the masks come from the cache)."""
+        return self.get_seq_length(), 0
+
+    def get_seq_length(self) -> int:
+        """Longest row of the step under way."""
+        return max((segment.width for segment in self.segments), default=0)
+
+    def get_max_cache_shape(self) -> int:
+        """No bound."""
+        return -1
+
+    def mask(self, lengths: Tensor, width: int) -> Tensor:
+        """Return the additive mask of rows that write one entry more, [rows, 1, 1, width]."""
+        entry = torch.arange(width, device=lengths.device)
+        beyond = entry > lengths[:, None]
+        if self.window is not None:
+            beyond |= entry <= lengths[:, None] - self.window
+        mask = torch.zeros(beyond.shape, dtype=self.dtype, device=lengths.device)
+        return mask.masked_fill_(beyond, float("-inf"))[:, None, None]
 
 
 def apart(longest: Ints) -> Ints:
