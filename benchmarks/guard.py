@@ -20,9 +20,10 @@ import torch
 from tqdm import tqdm
 
 from kvguard.engine import batch as decode
-from kvguard.engine.batch import Batch, Row, decode_steps
+from kvguard.engine.loop import assemble, decode_steps
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, attention_for, build_press
+from kvguard.engine.requests import Decoding, Row
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Action, GuardedRun, GuardParams
@@ -106,8 +107,9 @@ def main(model: str, batch: int, tokens: int, threads: int, device: str, hazard:
     press = build_press(params.compressors[CONDITION.compressor], CONDITION.ratio)
     rows = make_rows(loaded, list(prompts["prompt"]), press)
     mask = thinking_mask(loaded.tokenizer, params.featurize.thinking_words)
-    watch = Watch(HazardTrigger(hazard_model, np.full(batch, CONDITION.ratio), mask, tokens), POINT)
-    batches = [Batch(loaded.model, rows, batch, tokens, []) for _ in range(2)]
+    watch = Watch(HazardTrigger(hazard_model, mask), POINT)
+    batches = [assemble(loaded.model, rows, batch, Decoding(tokens, [])) for _ in range(2)]
+    ratios = [CONDITION.ratio] * batch
     no_signals = torch.zeros(batch, N_SIGNALS, device=loaded.model.device)
 
     stopwatch = Stopwatch(np.zeros((batch, len(hazard_model.features)), dtype=np.float32))
@@ -117,7 +119,7 @@ def main(model: str, batch: int, tokens: int, threads: int, device: str, hazard:
     plain: list[float] = []
     guarded: list[float] = []
     unwatched = decode_steps(batches[0])
-    watched = GuardedRun(batches[1], watch, Action.NONE, GuardParams()).steps()
+    watched = GuardedRun(batches[1], watch, Action.NONE, GuardParams(), ratios).steps()
     with ExitStack() as patches:
         for name, (owner, function) in PARTS.items():
             patches.enter_context(patch.object(owner, function, timed[name]))

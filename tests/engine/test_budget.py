@@ -22,11 +22,12 @@ from kvpress import (
 )
 from transformers import DynamicCache, PreTrainedModel
 
-from kvguard.engine.batch import Batch, Row, decode_steps
 from kvguard.engine.budget import Budget
+from kvguard.engine.loop import Generated, assemble, decode_steps
 from kvguard.engine.oracle import kvpress_generate
 from kvguard.engine.prefill import full_cache, prefill
 from kvguard.engine.presses import Condition
+from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
 from kvguard.models.load import load_model
 from kvguard.models.reference import REFERENCE_PATHS
@@ -111,20 +112,20 @@ class Run:
     """Decode given tokens under a budget, with what a test does between two of them."""
 
     def __init__(  # type: ignore[no-untyped-def]
-        self, model, prompts, presses, forced, interval=INTERVAL, size=None, rows=None, restorable=False
+        self, model, prompts, presses, forced, interval=INTERVAL, size=None, rows=None
     ):
         rows = rows if rows is not None else rows_of(model, prompts, presses)
         n_new = forced.shape[1] + 1
-        self.batch = Batch(model, rows, size or len(rows), n_new, [1], restorable=restorable)
+        self.batch = assemble(model, rows, size or len(rows), Decoding(n_new, [1], sampler=self.next_token))
         self.budget = Budget(model, presses, interval)
         self.forced = torch.cat([forced, forced[:, :1]], dim=1)
 
-    def steps(self, hold=(), protected=None):  # type: ignore[no-untyped-def]
-        def sampler(logits, draw):  # type: ignore[no-untyped-def]
-            return self.forced[torch.from_numpy(draw.row), torch.from_numpy(draw.t)]
+    def next_token(self, logits, draw):  # type: ignore[no-untyped-def]
+        return self.forced[torch.from_numpy(draw.row), torch.from_numpy(draw.t)]
 
+    def steps(self, hold=(), protected=None):  # type: ignore[no-untyped-def]
         with self.budget:
-            for step in decode_steps(self.batch, sampler):
+            for step in decode_steps(self.batch):
                 slots = np.flatnonzero(~np.isin(step.row, hold))
                 exempt = None if protected is None else [protected[row] for row in step.row[slots]]
                 self.budget.enforce(self.batch, slots, exempt)
@@ -132,7 +133,7 @@ class Run:
 
     def entries(self, slot: int) -> list[torch.Tensor]:
         cache = self.batch.cache
-        return [layer.keys[slot, :, : cache.lengths[i, slot]].clone() for i, layer in enumerate(cache.layers)]
+        return [cache.read(index, slot)[0].clone() for index in range(len(cache.layers))]
 
 
 def final_entries(run: Run, **options) -> dict[int, list[torch.Tensor]]:  # type: ignore[no-untyped-def]
@@ -169,7 +170,7 @@ def test_every_entry_kept_is_kvpress_s_own_in_its_own_order(
 
 def positions(run: Run, row: int, slot: int, n_fed: int) -> list[list[int]]:
     """Which positions the heads of layer 0 hold: there a key depends on its token and position alone."""
-    ids = torch.cat([run.batch.rows[row].prompt_ids, run.forced[row, :n_fed]])
+    ids = torch.cat([run.batch.requests[row].prompt_ids, run.forced[row, :n_fed]])
     full = full_cache(run.batch.model, ids).keys[0]
     distance = torch.cdist(run.entries(slot)[0], full)
     assert distance.min(dim=-1).values.max() < 0.1
@@ -246,13 +247,12 @@ def test_a_held_row_keeps_everything_and_is_due_when_named_again(model: PreTrain
 def test_a_restored_row_starts_anew_from_its_full_cache(model: PreTrainedModel, name: str) -> None:
     press = StreamingLLMPress(0.75) if name == "streaming_llm" else PRESSES[name](0.75)
     prompts, forced = distinct_tokens(60, 55, new=40)
-    run = Run(model, prompts, [press] * 2, forced, restorable=True)
+    run = Run(model, prompts, [press] * 2, forced)
     rewound, entries = False, {}
     for step in run.steps():
         if step.t[0] == 20 and not rewound:
             rewound = True
             run.batch.restore([1], [16])  # fifteen of its tokens are in its cache again, the sixteenth waits
-            run.budget.forget(1)
         for slot in np.flatnonzero(step.t == 39):
             entries[int(step.row[slot])] = run.entries(slot)
     assert_same(entries[0], kvpress_cache(model, prompts[0], forced[0, :39], press, INTERVAL))
@@ -316,11 +316,11 @@ def test_a_reference_model_generates_what_it_does_under_kvpress(name: str) -> No
     made = [StreamingLLMPress(0.75), *(make(0.5) for make in PRESSES.values())]
     presses = [press for press in made for _ in asked]
     rows = rows_of(loaded.model, prompts, presses)
-    batch = Batch(loaded.model, rows, len(rows), 48, loaded.eos_ids)
+    batch = assemble(loaded.model, rows, len(rows), Decoding(48, loaded.eos_ids))
     with Budget(loaded.model, presses, INTERVAL) as budget:
         for step in decode_steps(batch):
             budget.enforce(batch, np.flatnonzero(step.valid))
-    got = batch.generated()
+    got = Generated.of(batch.collect())
     for row, (prompt, press) in enumerate(zip(prompts, presses, strict=True)):
         reference = kvpress_generate(loaded.model, prompt, kvpress_of(press, INTERVAL), 48, loaded.eos_ids)
         assert reference.agrees(got.token_ids[row, : got.lengths[row]].tolist()), f"{press}"

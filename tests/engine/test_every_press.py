@@ -10,10 +10,11 @@ from kvpress import BasePress
 from transformers import DynamicCache, PreTrainedModel
 
 from kvguard.engine.attention import attention
-from kvguard.engine.batch import Row, decode
+from kvguard.engine.loop import decode
 from kvguard.engine.oracle import Reference, kvpress_generate
 from kvguard.engine.prefill import clear_head_masks, prefill
 from kvguard.engine.presses import Condition, attention_for, build_press
+from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.models.reference import REFERENCE_PATHS
@@ -154,7 +155,7 @@ def test_a_press_generates_what_kvpress_generates(
     kept = done.kept[condition]
     assert (kept.n_kept < len(prompt)) == (name not in KEEPS_EVERY_ENTRY)
     row = Row(prompt, done.logits, kept)
-    got = decode(loaded.model, [row], batch_size=1, max_new_tokens=NEW, eos_ids=loaded.eos_ids)
+    got = decode(loaded.model, [row], Decoding(NEW, loaded.eos_ids), batch_size=1)
     tokens = got.token_ids[0, : got.lengths[0]].tolist()
     torch.manual_seed(0)
     reference = oracle(loaded, prompt, make(name, RUNS[name]))

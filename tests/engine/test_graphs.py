@@ -21,12 +21,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import Gemma3ForConditionalGeneration, PreTrainedModel
 
 from kvguard.engine import graphs as recorded
-from kvguard.engine.batch import Batch, Generated, Row, decode_steps
+from kvguard.engine.batch import Batch
 from kvguard.engine.budget import Budget
-from kvguard.engine.cache import KeptCache
 from kvguard.engine.graphs import RECORDERS, Unrecordable
+from kvguard.engine.kept import KeptCache
+from kvguard.engine.loop import Generated, assemble, decode_steps
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, build_press
+from kvguard.engine.requests import Decoding, Row
 from kvguard.sweep.settings import CompressorSpec
 from tiny import build
 
@@ -106,11 +108,11 @@ def run(
     eos: list[int] = EOS,
     restorable: bool = False,
 ) -> Generated:
-    batch = Batch(model, rows, size, NEW, eos, restorable=restorable)
+    batch = assemble(model, rows, size, Decoding(NEW, eos, keep_cache=restorable))
     for step in decode_steps(batch):
         act(batch, step)
     assert batch.logits.isfinite().all(), "an idle row must stay harmless"
-    return batch.generated()
+    return Generated.of(batch.collect())
 
 
 def nothing(batch: Batch, step: Any) -> None:
@@ -218,23 +220,24 @@ def test_a_model_whose_step_reads_values_on_the_host_runs_as_it_is(
 
 
 def test_a_repeated_step_reads_nothing_that_the_host_keeps(model: PreTrainedModel, tapes: list[Tape]) -> None:
-    batch = Batch(model, rows_of(model, "per layer"), 4, NEW, EOS)
+    batch = assemble(model, rows_of(model, "per layer"), 4, Decoding(NEW, EOS))
     for _ in decode_steps(batch):
         pass
+    assert batch._recorded is not None
     read = {
         tensor.untyped_storage().data_ptr()
         for tape in tapes
         for tensor in tree_leaves([operation[1:3] for operation in tape.operations])
         if isinstance(tensor, torch.Tensor)
     }
-    assert batch.pending.untyped_storage().data_ptr() in read
+    assert batch._recorded._tokens.untyped_storage().data_ptr() in read
     assert batch.cache.lengths.untyped_storage().data_ptr() not in read
 
 
 def test_a_hook_sees_every_step(tapes: list[Tape]) -> None:
     model, seen, n_steps = build("qwen2"), [], 0
     hook = model.lm_head.register_forward_hook(lambda *_: seen.append(1))
-    batch = Batch(model, rows_of(model, "knorm"), 2, NEW, EOS)
+    batch = assemble(model, rows_of(model, "knorm"), 2, Decoding(NEW, EOS))
     seen.clear()
     for _ in decode_steps(batch):
         n_steps += 1
@@ -256,7 +259,7 @@ def test_a_batch_that_is_done_with_leaves_no_cycle_that_keeps_its_cache(
     import gc
     import weakref
 
-    batch = Batch(model, rows_of(model, "knorm"), 2, NEW, EOS)
+    batch = assemble(model, rows_of(model, "knorm"), 2, Decoding(NEW, EOS))
     for _ in decode_steps(batch):
         pass
     cache = weakref.ref(batch.cache)
@@ -270,54 +273,57 @@ def test_a_batch_that_is_done_with_leaves_no_cycle_that_keeps_its_cache(
 
 def test_a_layout_serves_until_a_row_outgrows_it() -> None:
     cache = cache_of(kept(3, 5), kept(7, 2))
-    layout = cache.layout(2, room=3)
+    layout = cache.layout(room=3)
     for _ in range(3):
-        assert cache.fits(layout, 2)
-        cache.advance(2)
-    assert not cache.fits(layout, 2)
-    cache.truncate(1, 1)
-    assert not cache.fits(layout, 2)
-    cache.truncate(0, 1)
-    assert cache.fits(layout, 2)
+        assert cache.fits(layout)
+        cache.advance()
+    assert not cache.fits(layout)
 
 
 def test_a_layout_serves_fewer_rows_but_no_more() -> None:
-    cache = cache_of(kept(3, 5), kept(7, 2), kept(1, 1))
-    layout = cache.layout(2, room=3)
-    assert cache.fits(layout, 1)
-    assert not cache.fits(layout, 3)
+    cache = cache_of(kept(3, 5), kept(7, 2), kept(1, 1), kept(2, 2), kept(2, 2))
+    layout = cache.layout(room=3)
+    cache.drop([1])
+    cache.order()
+    assert cache.fits(layout)
+    assert sorted(cache.rows_of(layout)) == [0, 1, 2, 3]
+    cache.add([kept(4, 4)])
+    assert cache.fits(layout)  # in the free place
+    cache.add([kept(4, 4)])
+    assert not cache.fits(layout)
 
 
 def test_layers_that_share_a_mask_must_stay_alike() -> None:
     cache = cache_of(kept(5, 5), kept(4, 4))
-    layout = cache.layout(2, room=3)
+    layout = cache.layout(room=3)
     assert layout.like == (0, 0)
     cache.evict(np.array([0]), 1, torch.tensor([[[0, 2, 4]]]), np.array([3]))
-    assert not cache.fits(layout, 2)
-    assert cache.layout(2).like == (0, 1)
+    assert not cache.fits(layout)
+    assert cache.layout().like == (0, 1)
 
 
 def test_a_layout_ends_when_heads_become_masked() -> None:
     cache = cache_of(kept(5, 5), kept(4, 4))
-    layout = cache.layout(2, room=3)
+    layout = cache.layout(room=3)
     row = kept(4, 4)
     cache.load(1, KeptCache(row.keys, row.values, dead=[torch.ones(2, 4, dtype=torch.bool), None]))
-    assert not cache.fits(layout, 2)
+    assert not cache.fits(layout)
 
 
 def test_an_idle_row_attends_to_the_entry_it_writes_whatever_was_masked_there() -> None:
     row = kept(4, 4)
     masked = KeptCache(row.keys, row.values, dead=[torch.ones(2, 4, dtype=torch.bool), None])
     cache = cache_of(kept(5, 5), masked)
-    cache.lay_out(cache.layout(2), torch.tensor([[5, 0], [5, 0]]))
+    cache.lay_out(cache.layout(), torch.tensor([[5, 0], [5, 0]]))
     (segment,) = cache.layers[0].segments
     assert (segment.mask[1] == 0).nonzero().tolist() == [[0, 0, 0], [1, 0, 0]]
 
 
-def test_a_layout_leaves_no_room_beyond_the_capacity() -> None:
-    cache = cache_of(kept(3, 5), kept(7, 2), capacity=9)
-    layout = cache.layout(2, room=64)
-    assert [width for parts in layout.parts.values() for *_, width in parts] == [9, 9]
+def test_a_layout_ends_when_its_shelf_is_allocated_anew() -> None:
+    cache = cache_of(kept(3, 5), kept(7, 2))
+    layout = cache.layout(room=3)
+    cache.reserve(500)
+    assert not cache.fits(layout)
 
 
 @pytest.mark.gpu

@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from kvguard.engine.batch import Batch, Row, decode, decode_steps
 from kvguard.engine.budget import Budget
+from kvguard.engine.loop import Generated, assemble, decode, decode_steps
 from kvguard.engine.oracle import kvpress_generate
 from kvguard.engine.prefill import full_cache, prefill
 from kvguard.engine.presses import Condition, build_press, only_scores
+from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
 from kvguard.sweep.settings import CompressorSpec
 
@@ -61,7 +62,7 @@ def rows(gemma: Gemma3ForConditionalGeneration, name: str) -> list[Row]:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_batched_decoding_agrees_with_kvpress(gemma: Gemma3ForConditionalGeneration, name: str) -> None:
-    got = decode(gemma, rows(gemma, name), batch_size=3, max_new_tokens=NEW, eos_ids=EOS)
+    got = decode(gemma, rows(gemma, name), Decoding(NEW, EOS), batch_size=3)
     for r, ids in enumerate(prompts()):
         spec = SPECS[name]
         reference = kvpress_generate(gemma, ids, spec and build_press(spec, 0.5), NEW, EOS)
@@ -81,8 +82,8 @@ def test_only_layers_with_full_attention_are_compressed(gemma: Gemma3ForConditio
 def test_a_restored_and_compressed_row_goes_on_as_if_nothing_had_happened(
     gemma: Gemma3ForConditionalGeneration,
 ) -> None:
-    plain = decode(gemma, rows(gemma, "none"), batch_size=3, max_new_tokens=NEW, eos_ids=EOS)
-    batch = Batch(gemma, rows(gemma, "none"), 3, NEW, EOS, restorable=True)
+    plain = decode(gemma, rows(gemma, "none"), Decoding(NEW, EOS), batch_size=3)
+    batch = assemble(gemma, rows(gemma, "none"), 3, Decoding(NEW, EOS, keep_cache=True))
     for step in decode_steps(batch):
         if int(step.t[0]) == 30:
             batch.restore(range(batch.n))
@@ -90,7 +91,7 @@ def test_a_restored_and_compressed_row_goes_on_as_if_nothing_had_happened(
             held = [min(n, WINDOW - 1) for n in batch.cache.lengths[0, : batch.n].tolist()]
             full = batch.cache.lengths[1, : batch.n].tolist()
             assert batch.kv_tokens().tolist() == [(a + b) / 2 for a, b in zip(held, full, strict=True)]
-    assert (batch.generated().token_ids == plain.token_ids).all()
+    assert (Generated.of(batch.collect()).token_ids == plain.token_ids).all()
 
 
 def test_the_full_cache_of_a_long_text_holds_one_window_less_the_token_to_come(

@@ -5,10 +5,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from kvguard.engine.batch import Batch, Row, decode, decode_steps
+from kvguard.engine.batch import Batch
+from kvguard.engine.loop import Generated, assemble, decode, decode_steps
 from kvguard.engine.oracle import TIE, kvpress_generate
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, build_press
+from kvguard.engine.requests import Decoding, Row
 from kvguard.engine.sampling import Draw, Nucleus, greedy
 from kvguard.sweep.settings import CompressorSpec
 
@@ -40,10 +42,10 @@ def test_a_restored_row_goes_on_as_the_uncompressed_model_would(
     model: PreTrainedModel, spec: CompressorSpec, at: int
 ) -> None:
     rows = rows_of(model, spec)
-    batch = Batch(model, rows, 2, NEW, EOS, restorable=True)
+    batch = assemble(model, rows, 2, Decoding(NEW, EOS, keep_cache=True))
     for step in decode_steps(batch):
         batch.restore(np.flatnonzero((step.t == at) & ~step.ended))
-    got = batch.generated()
+    got = Generated.of(batch.collect())
     for r, row in enumerate(rows):
         mine = got.token_ids[r, : got.lengths[r]].tolist()
         if len(mine) > at + 1:
@@ -55,12 +57,12 @@ def test_a_restored_row_goes_on_as_the_uncompressed_model_would(
 @pytest.mark.parametrize("keep", [0, 3])
 def test_a_rewound_row_generates_the_rest_anew_from_its_full_cache(model: PreTrainedModel, keep: int) -> None:
     rows = rows_of(model)
-    before = decode(model, rows, batch_size=3, max_new_tokens=NEW, eos_ids=EOS)
-    batch = Batch(model, rows, 3, NEW, EOS, restorable=True)
+    before = decode(model, rows, Decoding(NEW, EOS), batch_size=3)
+    batch = assemble(model, rows, 3, Decoding(NEW, EOS, keep_cache=True))
     for step in decode_steps(batch):
         slots = np.flatnonzero((step.t == 8) & (batch.attempt[: batch.n] == 0))
         batch.restore(slots, [keep] * len(slots))
-    got = batch.generated()
+    got = Generated.of(batch.collect())
     for r, row in enumerate(rows):
         kept = before.token_ids[r, :keep].tolist()
         mine = got.token_ids[r, : got.lengths[r]].tolist()
@@ -74,25 +76,25 @@ def test_a_rewound_row_generates_the_rest_anew_from_its_full_cache(model: PreTra
 
 def test_a_rewound_row_takes_back_its_end(model: PreTrainedModel) -> None:
     rows = rows_of(model)
-    batch = Batch(model, rows, 3, NEW, EOS, restorable=True)
+    batch = assemble(model, rows, 3, Decoding(NEW, EOS, keep_cache=True))
     rewound = set()
     for step in decode_steps(batch):
         slots = [s for s in np.flatnonzero(step.ended) if step.row[s] not in rewound]
         rewound.update(int(step.row[s]) for s in slots)
         batch.restore(slots, [2] * len(slots))
     assert rewound == {0, 1, 2}
-    ended_by_length = batch.generated().lengths == NEW
-    assert (ended_by_length | batch.generated().stopped).all()
+    got = Generated.of(batch.collect())
+    assert ((got.lengths == NEW) | got.stopped).all()
 
 
 def test_rows_that_act_do_not_change_the_others(model: PreTrainedModel) -> None:
     rows = rows_of(model, n=4)
-    before = decode(model, rows, batch_size=4, max_new_tokens=NEW, eos_ids=EOS)
-    batch = Batch(model, rows, 4, NEW, EOS, restorable=True)
+    before = decode(model, rows, Decoding(NEW, EOS), batch_size=4)
+    batch = assemble(model, rows, 4, Decoding(NEW, EOS, keep_cache=True))
     for step in decode_steps(batch):
         slots = np.flatnonzero((step.row == 1) & (step.t == 4) & (batch.attempt[: batch.n] < 2))
         batch.restore(slots, [1] * len(slots))
-    got = batch.generated()
+    got = Generated.of(batch.collect())
     for r in (0, 2, 3):
         assert got.lengths[r] == before.lengths[r]
         assert (got.token_ids[r, : got.lengths[r]] == before.token_ids[r, : got.lengths[r]]).all()
@@ -103,7 +105,7 @@ def test_a_row_restored_and_compressed_again_holds_what_its_condition_keeps(
     model: PreTrainedModel, spec: CompressorSpec
 ) -> None:
     rows = rows_of(model, spec)
-    batch = Batch(model, rows, 3, NEW, EOS, restorable=True)
+    batch = assemble(model, rows, 3, Decoding(NEW, EOS, keep_cache=True))
     for step in decode_steps(batch):
         kept = np.array([row.cache.n_kept for row in rows])[step.row]
         if (step.t == 6).any():
@@ -114,14 +116,14 @@ def test_a_row_restored_and_compressed_again_holds_what_its_condition_keeps(
             assert batch.kv_tokens()[slots] == pytest.approx((full + step.t)[slots])
             batch.recompress(slots)
             assert batch.kv_tokens() == pytest.approx(kept + step.t)
-    assert (batch.generated().lengths > 6).any()
+    assert (Generated.of(batch.collect()).lengths > 6).any()
 
 
 def test_logits_that_are_no_numbers_end_their_row_and_no_other(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(model, n=4)
-    before = decode(model, rows, batch_size=4, max_new_tokens=NEW, eos_ids=EOS)
+    before = decode(model, rows, Decoding(NEW, EOS), batch_size=4)
     feed = Batch.feed
 
     def poisoned(batch: Batch) -> None:
@@ -129,7 +131,7 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other(
         batch.logits[: batch.n][(batch.row[: batch.n] == 2) & (batch.t[: batch.n] == 5)] = float("nan")
 
     monkeypatch.setattr(Batch, "feed", poisoned)
-    got = decode(model, rows, batch_size=4, max_new_tokens=NEW, eos_ids=EOS)
+    got = decode(model, rows, Decoding(NEW, EOS), batch_size=4)
     assert got.valid.tolist() == [True, True, False, True]
     assert got.lengths[2] == 5
     for r in (0, 1, 3):
@@ -140,18 +142,19 @@ def test_a_cache_that_is_no_numbers_does_not_reach_the_row_that_takes_its_place(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(model, n=4)
-    before = decode(model, rows, batch_size=2, max_new_tokens=NEW, eos_ids=EOS)
+    before = decode(model, rows, Decoding(NEW, EOS), batch_size=2)
     feed = Batch.feed
 
     def poisoned(batch: Batch) -> None:
         feed(batch)
         for slot in np.flatnonzero((batch.row[: batch.n] == 2) & (batch.t[: batch.n] == 5)):
             batch.logits[slot] = float("nan")
-            for layer in batch.cache.layers:
-                layer.keys[slot], layer.values[slot] = float("nan"), float("nan")
+            for index in range(len(batch.cache.layers)):
+                for store in batch.cache.read(index, slot):
+                    store.fill_(float("nan"))
 
     monkeypatch.setattr(Batch, "feed", poisoned)
-    got = decode(model, rows, batch_size=2, max_new_tokens=NEW, eos_ids=EOS)
+    got = decode(model, rows, Decoding(NEW, EOS), batch_size=2)
     assert got.valid.tolist() == [True, True, False, True]
     for r in (0, 1, 3):
         assert (got.token_ids[r] == before.token_ids[r]).all()
@@ -166,13 +169,10 @@ def test_sampled_tokens_do_not_depend_on_the_batch_and_a_rewound_row_draws_anew(
 ) -> None:
     rows, sampler = rows_of(model, n=4), Nucleus(1.0, 0.95, seed=3)
     alone, together = (
-        decode(model, rows, batch_size=size, max_new_tokens=NEW, eos_ids=EOS, sampler=sampler)
-        for size in (1, 4)
+        decode(model, rows, Decoding(NEW, EOS, sampler=sampler), batch_size=size) for size in (1, 4)
     )
     assert (alone.token_ids == together.token_ids).all()
-    assert (
-        alone.token_ids != decode(model, rows, batch_size=4, max_new_tokens=NEW, eos_ids=EOS).token_ids
-    ).any()
+    assert (alone.token_ids != decode(model, rows, Decoding(NEW, EOS), batch_size=4).token_ids).any()
     logits = torch.zeros(64, 258)
     first, again = (sampler(logits, draw_of(64, attempt=attempt)) for attempt in (0, 1))
     assert (first != again).any()

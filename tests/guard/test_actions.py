@@ -7,11 +7,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kvguard.engine.batch import Batch, Generated, Row, decode
+from kvguard.engine.batch import Batch
 from kvguard.engine.budget import Budget
+from kvguard.engine.loop import Generated, assemble, decode
 from kvguard.engine.oracle import TIE, kvpress_generate
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, build_press
+from kvguard.engine.requests import Decoding, Row
 from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun, GuardParams
 from kvguard.guard.controller import ControllerParams, State
 from kvguard.guard.watch import Watch
@@ -21,6 +23,7 @@ from kvguard.sweep.settings import CompressorSpec
 from kvguard.tasks import sample_prompts
 
 NEW, RATIO = 48, 0.75
+RATIOS = [RATIO] * 3
 POINT = ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=2, j_deescalate=4)
 PRESS = CompressorSpec(press="SnapKVPress", params={"window_size": 16})
 CONDITION = Condition("snapkv", RATIO)
@@ -32,26 +35,31 @@ class Scripted:
 
     span = 1
 
-    def __init__(self, script: dict[int, Sequence[float]], n_rows: int) -> None:
-        self.ratios = np.full(n_rows, RATIO, dtype=np.float32)
+    def __init__(self, script: dict[int, Sequence[float]], batch: Batch) -> None:
         self.seen: list[tuple[str, int, float]] = []
-        self._script, self._drawn = script, np.zeros(n_rows, dtype=int)
+        self._script, self._batch, self._drawn = script, batch, dict.fromkeys(range(8), 0)
+
+    def open(self, seat: int, ratio: float, max_new_tokens: int) -> None:
+        assert (ratio, max_new_tokens) == (RATIO, NEW)
+
+    def _row(self, seat: int) -> int:
+        return int(self._batch.row[self._batch.seat == seat][0])
 
     def update(
         self, signals: NDArray[np.float32], token_ids: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         risks = []
-        for row in rows.tolist():
+        for row in map(self._row, rows.tolist()):
             script, i = self._script.get(row, ()), self._drawn[row]
             risks.append(script[i] if i < len(script) else 0.0)
             self._drawn[row] += 1
         return np.array(risks, dtype=np.float32)
 
     def rewind(self, row: int, n_tokens: int) -> None:
-        self.seen.append(("rewind", row, n_tokens))
+        self.seen.append(("rewind", self._row(row), n_tokens))
 
     def set_ratio(self, row: int, ratio: float) -> None:
-        self.seen.append(("ratio", row, ratio))
+        self.seen.append(("ratio", self._row(row), ratio))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,7 @@ def rows(loaded: LoadedModel) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def static(loaded: LoadedModel, rows: list[Row]) -> Generated:
-    return decode(loaded.model, rows, batch_size=3, max_new_tokens=NEW, eos_ids=loaded.eos_ids)
+    return decode(loaded.model, rows, Decoding(NEW, loaded.eos_ids), batch_size=3)
 
 
 def guard(
@@ -81,12 +89,16 @@ def guard(
     action: Action,
     params: GuardParams = KEEP,
 ) -> tuple[list[Guarded], Scripted]:
-    trigger = Scripted(script, len(rows))
-    batch = Batch(loaded.model, rows, 3, NEW, loaded.eos_ids, restorable=True)
-    run = GuardedRun(batch, Watch(trigger, POINT), action, params)
+    batch = assemble(loaded.model, rows, 3, Decoding(NEW, loaded.eos_ids, keep_cache=True))
+    trigger = Scripted(script, batch)
+    run = GuardedRun(batch, Watch(trigger, POINT), action, params, RATIOS)
     for _ in run.steps():
         pass
-    return run.results(), trigger
+    return results(run), trigger
+
+
+def results(run: GuardedRun) -> list[Guarded]:
+    return [found for _, found in sorted(run.collect().items())]
 
 
 def uncompressed(loaded: LoadedModel, row: Row, given: Sequence[int]) -> list[int]:
@@ -187,12 +199,14 @@ def test_a_calm_row_returns_to_compression_only_if_it_may(loaded: LoadedModel, r
 def test_hold_stops_eviction_while_safe_lasts(loaded: LoadedModel, rows: list[Row]) -> None:
     script = {1: [0] * 6 + [0.9] * 12}
     press = build_press(CompressorSpec(press="StreamingLLMPress"), RATIO)
-    batch = Batch(loaded.model, rows, 3, NEW, loaded.eos_ids, restorable=True)
+    batch = assemble(loaded.model, rows, 3, Decoding(NEW, loaded.eos_ids, keep_cache=True))
     with Budget(loaded.model, [press] * 3, 4) as budget:
-        run = GuardedRun(batch, Watch(Scripted(script, 3), POINT), Action.HOLD, KEEP, budget=budget)
+        run = GuardedRun(
+            batch, Watch(Scripted(script, batch), POINT), Action.HOLD, KEEP, RATIOS, budget=budget
+        )
         for _ in run.steps():
             pass
-    held = [row.kv_tokens for row in run.results()]
+    held = [row.kv_tokens for row in results(run)]
     assert (np.diff(held[0])[:30] < 0).any()  # the others are held to the budget
     in_safe = slice(8, 6 + 12)
     assert (np.diff(held[1][in_safe]) == 1).all()
@@ -214,15 +228,16 @@ def test_alert_protects_the_thinking_tokens_of_its_row_alone(
 
     monkeypatch.setattr(Budget, "enforce", spied)
     press = build_press(CompressorSpec(press="StreamingLLMPress"), RATIO)
-    batch = Batch(loaded.model, rows, 3, NEW, loaded.eos_ids)
-    watch = Watch(Scripted({1: [0.4] * 12}, 3), POINT)
+    batch = assemble(loaded.model, rows, 3, Decoding(NEW, loaded.eos_ids))
+    watch = Watch(Scripted({1: [0.4] * 12}, batch), POINT)
     with Budget(loaded.model, [press] * 3, 4) as budget:
-        for _ in GuardedRun(batch, watch, Action.HOLD, KEEP, budget=budget, thinking=thinking).steps():
+        run = GuardedRun(batch, watch, Action.HOLD, KEEP, RATIOS, budget=budget, thinking=thinking)
+        for _ in run.steps():
             pass
     assert set(map(str, asked[0] + asked[2])) == {"None"}
     alert = asked[1][1 : 12 + POINT.j_deescalate - 1]  # from the second risky token to the last but one calm
     assert None not in alert
-    fed = batch.tokens[1].numpy()
+    fed = run.collect()[1].token_ids
     for t, positions in enumerate(alert, start=1):
         assert positions == [rows[1].n_prompt + i for i in range(t) if thinking[fed[i]]]
     assert asked[1][12 + POINT.j_deescalate :][0] is None
@@ -230,15 +245,15 @@ def test_alert_protects_the_thinking_tokens_of_its_row_alone(
 
 def test_the_steps_tell_what_the_results_hold(loaded: LoadedModel, rows: list[Row]) -> None:
     script = {1: [0] * 5 + [0.4, 0.9, 0.9], 2: [0.9] * 3}
-    batch = Batch(loaded.model, rows, 2, NEW, loaded.eos_ids, restorable=True)
-    run = GuardedRun(batch, Watch(Scripted(script, 3), POINT), Action.ROLLBACK, KEEP)
+    batch = assemble(loaded.model, rows, 2, Decoding(NEW, loaded.eos_ids, keep_cache=True))
+    run = GuardedRun(batch, Watch(Scripted(script, batch), POINT), Action.ROLLBACK, KEEP, RATIOS)
     told: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for step in run.steps():
         for row, token in zip(step.row.tolist(), step.token.tolist(), strict=True):
             told[row].append(token)
             if row in step.events:
                 del told[row][step.events[row].kept :]
-    for row, found in enumerate(run.results()):
+    for row, found in enumerate(results(run)):
         assert told[row] == found.token_ids.tolist()
 
 

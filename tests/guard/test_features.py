@@ -108,15 +108,14 @@ def test_a_rewound_row_is_one_that_never_saw_what_it_forgot(excursions, period, 
     assert found.tobytes() == np.ascontiguousarray(bulk[:180]).tobytes()
 
 
-def test_a_row_rewound_to_nothing_serves_another_trace_at_another_ratio():
+def test_a_row_opened_again_serves_another_trace_at_another_ratio():
     tokens, traces = dataset([np.resize([1, 2], 50), np.resize([2, 1], 50)])
     traces["ratio"] = [0.25, 0.75]
     state = FeatureState(np.array([0.25]), MASK, MAX_NEW_TOKENS)
     signals, ids = tokens[list(SIGNALS)].to_numpy(), tokens["token_id"].to_numpy()
     for n in range(50):
         state.update(signals[n : n + 1], ids[n : n + 1])
-    state.rewind(0, 0)
-    state.set_ratio(0, 0.75)
+    state.open(0, 0.75, MAX_NEW_TOKENS)
     found = np.concatenate([state.update(signals[n : n + 1], ids[n : n + 1]) for n in range(50, 100)])
     bulk = featurize_tokens(tokens, traces, PARAMS, MAX_NEW_TOKENS, MASK)[list(FEATURES)].to_numpy()
     assert found.tobytes() == np.ascontiguousarray(bulk[50:]).tobytes()

@@ -22,10 +22,12 @@ from kvpress import (
 
 import bundles
 from kvguard import Guard
-from kvguard.engine.batch import Batch, Row, decode
+from kvguard.engine.batch import Batch
+from kvguard.engine.loop import decode
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition
-from kvguard.engine.sampling import Nucleus
+from kvguard.engine.requests import Decoding, Row
+from kvguard.engine.sampling import Nucleus, greedy
 from kvguard.errors import KvguardError
 from kvguard.guard import job as job_module
 from kvguard.guard.actions import GuardParams
@@ -77,8 +79,8 @@ def static(reference, prompts, press, sampler=None):
         ids = torch.tensor(loaded.encode(prompt) if isinstance(prompt, str) else prompt)
         done = prefill(loaded.model, ids, {Condition("c", 0.5): press}, "sdpa")
         rows.append(Row(ids, done.logits, done.kept[Condition("c", 0.5)]))
-    how = {"sampler": sampler} if sampler else {}
-    found = decode(loaded.model, rows, batch_size=8, max_new_tokens=NEW, eos_ids=loaded.eos_ids, **how)
+    how = Decoding(NEW, loaded.eos_ids, sampler=sampler or greedy)
+    found = decode(loaded.model, rows, how, batch_size=8)
     return [ids[:n].tolist() for ids, n in zip(found.token_ids, found.lengths, strict=True)]
 
 
@@ -289,7 +291,8 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other(guards, reference
 
     def poisoned(batch):
         feed(batch)
-        batch.logits[: batch.n][(batch.row[: batch.n] == 2) & (batch.t[: batch.n] == 6)] = float("nan")
+        prompt = np.array([batch.requests[row].key for row in batch.row.tolist()])
+        batch.logits[(prompt == 2) & (batch.t == 6)] = float("nan")
 
     monkeypatch.setattr(Batch, "feed", poisoned)
     finished = []
@@ -314,8 +317,27 @@ def test_memory_that_runs_out_is_one_line(guards, reference, prompts, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Batch, "feed", full)
-    with pytest.raises(KvguardError, match="smaller batch_size"):
+    with pytest.raises(KvguardError, match="no memory for even one row"):
         guards["calm"].generate(*reference, prompts)
+    with pytest.raises(KvguardError, match="memory ran out: use a smaller batch_size"):
+        list(guards["calm"].stream(*reference, prompts))
+
+
+def test_after_running_out_of_memory_half_the_batch_gives_the_same_texts(
+    guards, reference, prompts, monkeypatch
+):
+    before = guards["late"].generate(*reference, prompts, press=KnormPress(0.5))
+    feed, finished = Batch.feed, []
+
+    def tight(batch):
+        if batch.n > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        feed(batch)
+
+    monkeypatch.setattr(Batch, "feed", tight)
+    after = guards["late"].generate(*reference, prompts, press=KnormPress(0.5), on_finish=finished.append)
+    assert [output.text for output in after] == [output.text for output in before]
+    assert sorted(finished) == [0, 1, 2, 3]
 
 
 def _of_ratio(ratio):

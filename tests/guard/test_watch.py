@@ -48,7 +48,10 @@ class Recorded:
         return self.model.predict(self.rows(ratios)).reshape(len(RATIOS), N_TOKENS)
 
     def trigger(self):
-        return HazardTrigger(self.model, RATIOS, synthetic.MASK, N_TOKENS)
+        return HazardTrigger(self.model, synthetic.MASK)
+
+    def watch(self):
+        return opened(Watch(self.trigger(), PARAMS))
 
     def step(self, watch, rows, t):
         """Feed token ``t[i]`` of each row; return what the watch or the trigger says."""
@@ -59,6 +62,12 @@ class Recorded:
         return [float(self.step(watch, [row], [t])[0][0]) for t in range(start, stop)]
 
 
+def opened(watch):
+    for row, ratio in enumerate(RATIOS):
+        watch.open(row, ratio, N_TOKENS)
+    return watch
+
+
 @pytest.fixture(scope="module")
 def recorded():
     return Recorded()
@@ -66,7 +75,7 @@ def recorded():
 
 def test_live_hazards_and_states_are_those_of_the_stored_traces(recorded):
     """Rows start one after another, so that no two of a step stand at the same token."""
-    watch = Watch(recorded.trigger(), PARAMS)
+    watch = recorded.watch()
     hazard = np.full_like(recorded.hazard, np.nan)
     states = np.zeros(hazard.shape, dtype=np.uint8)
     for now in range(N_TOKENS + 9):
@@ -80,14 +89,14 @@ def test_live_hazards_and_states_are_those_of_the_stored_traces(recorded):
 
 
 def test_a_step_without_rows_is_none(recorded):
-    risk, states = recorded.step(Watch(recorded.trigger(), PARAMS), np.zeros(0, int), np.zeros(0, int))
+    risk, states = recorded.step(recorded.watch(), np.zeros(0, int), np.zeros(0, int))
     assert len(risk) == len(states) == 0
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.integers(0, N_TOKENS - 1), st.integers(0, 40))
 def test_a_rewound_row_forecasts_as_if_it_had_never_seen_what_it_forgot(recorded, row, kept, beyond):
-    watch = Watch(recorded.trigger(), PARAMS)
+    watch = recorded.watch()
     other = (row + 1) % 4
     recorded.feed(watch, row, 0, kept)
     recorded.feed(watch, other, 0, 20)
@@ -99,7 +108,7 @@ def test_a_rewound_row_forecasts_as_if_it_had_never_seen_what_it_forgot(recorded
 
 
 def test_rewinding_ends_the_runs_and_keeps_the_state(recorded):
-    watch = Watch(LoopTrigger(RATIOS, N_TOKENS), PARAMS)
+    watch = opened(Watch(LoopTrigger(), PARAMS))
     states = [recorded.step(watch, [3], [t])[1][0] for t in range(22)]
     assert states == [State.NORMAL] * 21 + [State.SAFE]
     assert watch.escalated(np.arange(4)).tolist() == [False, False, False, True]
@@ -112,8 +121,7 @@ def test_rewinding_ends_the_runs_and_keeps_the_state(recorded):
 
 
 def test_a_ratio_counts_for_its_own_row_from_its_next_token_on(recorded):
-    watch = Watch(recorded.trigger(), PARAMS)
-    assert watch.ratios.tolist() == RATIOS.tolist()
+    watch = recorded.watch()
     rows = np.arange(4)
     recorded.step(watch, rows, [0] * 4)
     watch.set_ratio(3, 0.0)
@@ -128,7 +136,7 @@ def test_a_ratio_counts_for_its_own_row_from_its_next_token_on(recorded):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_signals_that_are_no_numbers_are_a_risk_unknown_for_their_row_alone(recorded, bad):
-    watch = Watch(recorded.trigger(), PARAMS)
+    watch = recorded.watch()
     rows = np.arange(4)
     unknown, states = [], []
     for t in range(N_TOKENS):
@@ -146,19 +154,19 @@ def test_signals_that_are_no_numbers_are_a_risk_unknown_for_their_row_alone(reco
 def test_a_model_of_a_feature_that_only_whole_traces_have_is_refused(recorded):
     model = HazardModel(recorded.model.booster, ("entropy", "token_position_v1"), Platt(1.0, 0.0), 0.5)
     with pytest.raises(KvguardError, match="reads token_position_v1"):
-        HazardTrigger(model, RATIOS, synthetic.MASK, N_TOKENS)
+        HazardTrigger(model, synthetic.MASK)
 
 
 def test_the_entropy_trigger_is_the_share_of_the_largest_entropy():
     signals = np.zeros((4, len(SIGNALS)), dtype=np.float32)
     signals[:, 0] = [0, np.log(512) / 2, np.log(512) + 1e-5, np.nan]
-    found = EntropyTrigger(RATIOS, 512).update(signals, np.zeros(4, dtype=int), np.arange(4))
+    found = EntropyTrigger(512).update(signals, np.zeros(4, dtype=int), np.arange(4))
     np.testing.assert_allclose(found, [0, 0.5, 1, np.nan], rtol=1e-6)
     assert np.nanmax(found) <= 1
 
 
 def test_the_loop_trigger_speaks_once_twenty_tokens_have_stood_before(recorded):
-    trigger = LoopTrigger(RATIOS, N_TOKENS)
+    trigger = opened(LoopTrigger())
     found = np.stack([recorded.step(trigger, range(4), [t] * 4) for t in range(N_TOKENS)], axis=1)
     seen = repeat_counts(recorded.token_ids.ravel(), recorded.lengths, 20).reshape(found.shape) > 0
     assert (found == seen).all()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from kvguard.engine.batch import Row, decode
+from kvguard.engine.loop import decode
 from kvguard.engine.oracle import kvpress_generate
 from kvguard.engine.prefill import full_cache, prefill
+from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
 from kvguard.models import availability
 from kvguard.models.availability import check_available, pick_device, weight_bytes
@@ -169,7 +170,7 @@ def test_a_reference_model_generates_from_four_bits_as_kvpress_does() -> None:
     reference = kvpress_generate(packed.model, ids, None, 16, packed.eos_ids)
     done = prefill(packed.model, ids, {None: None}, "sdpa")  # type: ignore[dict-item]
     row = Row(ids, done.logits, done.kept[None])  # type: ignore[index]
-    got = decode(packed.model, [row], batch_size=1, max_new_tokens=16, eos_ids=packed.eos_ids)
+    got = decode(packed.model, [row], Decoding(16, packed.eos_ids), batch_size=1)
     assert reference.agrees(got.token_ids[0, : got.lengths[0]].tolist())
 
 

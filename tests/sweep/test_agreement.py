@@ -7,10 +7,11 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from kvguard.engine.batch import Row, decode
+from kvguard.engine.loop import decode
 from kvguard.engine.oracle import kvpress_generate
 from kvguard.engine.prefill import attention_modules, prefill
 from kvguard.engine.presses import Condition, attention_for, build_press, only_scores
+from kvguard.engine.requests import Decoding, Row
 from kvguard.models.load import load_model
 from kvguard.models.reference import REFERENCE_PATHS
 from kvguard.models.spec import ModelSpec
@@ -53,7 +54,7 @@ def compare(
             done = prefill(model, prompt, presses, implementation)
             rows += [Row(prompt, done.logits, done.kept[c]) for c in presses]
             keys += [(prompt, c) for c in presses]
-    got = decode(model, rows, batch_size=7, max_new_tokens=new, eos_ids=eos)
+    got = decode(model, rows, Decoding(new, eos), batch_size=7)
     for r, (prompt, condition) in enumerate(keys):
         reference = kvpress_generate(model, prompt, press_of(condition, specs), new, eos)
         tokens = got.token_ids[r, : got.lengths[r]].tolist()
@@ -84,9 +85,7 @@ def test_a_headwise_press_agrees_and_leaves_nothing_behind(model: PreTrainedMode
     before = kvpress_generate(model, prompt, None, NEW, EOS).token_ids
     condition = Condition("ada", 0.75)
     done = prefill(model, prompt, {condition: press_of(condition, specs)}, "sdpa")
-    decode(
-        model, [Row(prompt, done.logits, done.kept[condition])], batch_size=1, max_new_tokens=NEW, eos_ids=EOS
-    )
+    decode(model, [Row(prompt, done.logits, done.kept[condition])], Decoding(NEW, EOS), batch_size=1)
     assert all(getattr(m, "masked_key_indices", None) is None for m in attention_modules(model))
     assert kvpress_generate(model, prompt, None, NEW, EOS).token_ids == before
 
@@ -98,9 +97,7 @@ def test_tokens_do_not_depend_on_the_batch(model: PreTrainedModel) -> None:
     none = Condition("none", 0.0)
     done = [prefill(model, p, {none: None}, "sdpa") for p in prompts]
     rows = [Row(p, d.logits, d.kept[none]) for p, d in zip(prompts, done, strict=True)]
-    alone, together = (
-        decode(model, rows, batch_size=size, max_new_tokens=NEW, eos_ids=EOS) for size in (1, 4)
-    )
+    alone, together = (decode(model, rows, Decoding(NEW, EOS), batch_size=size) for size in (1, 4))
     assert (alone.lengths == together.lengths).all()
     assert (alone.token_ids == together.token_ids).all()
     assert abs(alone.signals - together.signals).max() < 1e-3
@@ -111,14 +108,7 @@ def test_a_sampler_decides_the_tokens(model: PreTrainedModel) -> None:
     prompt = torch.arange(2, 40)
     done = prefill(model, prompt, {none: None}, "sdpa")
     rows = [Row(prompt, done.logits, done.kept[none])]
-    got = decode(
-        model,
-        rows,
-        batch_size=1,
-        max_new_tokens=5,
-        eos_ids=EOS,
-        sampler=lambda x, _: torch.full((len(x),), 9),
-    )
+    got = decode(model, rows, Decoding(5, EOS, sampler=lambda x, _: torch.full((len(x),), 9)), batch_size=1)
     assert got.token_ids[0].tolist() == [9] * 5
     assert got.lengths[0] == 5
     assert not got.stopped[0]
@@ -131,13 +121,6 @@ def test_every_row_that_ends_is_reported_once(model: PreTrainedModel) -> None:
         done = prefill(model, torch.arange(2, 2 + n), {none: None}, "sdpa")
         rows.append(Row(torch.arange(2, 2 + n), done.logits, done.kept[none]))
     seen: list[int] = []
-    got = decode(
-        model,
-        rows,
-        batch_size=2,
-        max_new_tokens=NEW,
-        eos_ids=EOS,
-        on_finish=lambda row, tokens, stopped: seen.append(row),
-    )
+    got = decode(model, rows, Decoding(NEW, EOS), batch_size=2, on_finish=lambda done: seen.append(done.row))
     assert sorted(seen) == [0, 1, 2]
     assert (got.lengths > 0).all()

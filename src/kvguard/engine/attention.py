@@ -37,9 +37,9 @@ def grouped_attention(
     query : Tensor
         [B, Hq, 1, D].
     key, value : Tensor
-        [B, Hkv, S, D], views into the cache.
+        [B, Hkv, 1, D], of the newest token, which the cache has taken.
     ragged : RaggedCache
-        The cache of the step; its layers say which rows attend together, and to how many entries.
+        The cache of the step; its layers say which rows attend together, and to which entries.
 
     Returns
     -------
@@ -51,12 +51,12 @@ def grouped_attention(
     outputs = [
         F.scaled_dot_product_attention(
             grouped[first:last],
-            key[first:last, :, :width],
-            value[first:last, :, :width],
+            keys[: last - first, :, :width],
+            values[: last - first, :, :width],
             attn_mask=mask,
             scale=scaling,
         )
-        for first, last, width, mask in ragged.layers[module.layer_idx].segments  # type: ignore[index]
+        for first, last, width, mask, _, keys, values in ragged.layers[module.layer_idx].segments  # type: ignore[index]
     ]
     return torch.cat(outputs).view(batch, 1, q_heads, dim), None
 

@@ -1,14 +1,14 @@
 """Ragged batched decoding: rows of different lengths and conditions, one token each per step.
 
-The loop is a generator: after every draw it hands the step to its consumer, which may act on the batch
-before the loop goes on: rewind a row, give it back its full cache, evict from it. :func:`decode` is the
-consumer that does nothing of that; the guard is another.
+A batch is an open population: rows are added and cancelled while it runs, and each leaves with its own
+results. It is driven by the loop of :mod:`kvguard.engine.loop`, whose consumer may act on rows between two
+steps: rewind one, give it back its full cache, evict from it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,30 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvguard.engine.attention import NAME, attention
-from kvguard.engine.cache import KeptCache, RaggedCache
+from kvguard.engine.cache import RaggedCache
 from kvguard.engine.graphs import RECORDERS, RecordedStep
-from kvguard.engine.prefill import full_cache, sliding_windows
-from kvguard.engine.sampling import Draw, Sampler, greedy
+from kvguard.engine.kept import KeptCache
+from kvguard.engine.prefill import full_cache, full_pass, sliding_windows
+from kvguard.engine.records import Records
+from kvguard.engine.requests import Finished, Follower, Reason, Request, StopTest
+from kvguard.engine.sampling import Draw, Sampler
 from kvguard.engine.signals import N_SIGNALS, signals
-from kvguard.engine.stops import StopStrings
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-
-@dataclass(frozen=True)
-class Row:
-    """A generation to run: the prompt's token ids [T], its last logits [V], and its kept cache."""
-
-    prompt_ids: Tensor
-    logits: Tensor
-    cache: KeptCache
-
-    @property
-    def n_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.prompt_ids)
+_STATE = np.dtype(
+    [
+        *((name, np.int64) for name in ("row", "seat", "key", "t", "attempt", "n_prompt", "most", "eos")),
+        ("sampler", np.int64),
+        ("reason", np.uint8),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,8 @@ class Step:
 
     Attributes
     ----------
-    row : ndarray
-        [n], the row that a slot holds.
+    row, seat : ndarray
+        [n], the row that a slot holds, and its seat (see :class:`~kvguard.engine.requests.Follower`).
     t : ndarray
         [n], the index in its row of the token just drawn.
     tokens : Tensor
@@ -58,12 +53,13 @@ class Step:
     signals : Tensor
         [n, 26]
     ended : ndarray
-        [n] bool: an end-of-sequence token, or the last one allowed.
+        [n] bool: an end token, a stop, or the last token allowed.
     valid : ndarray
-        [n] bool: False where the logits were no numbers; that token does not count, and the row leaves.
+        [n] bool: False where the logits were NaN; that token does not count, and the row leaves.
     """
 
     row: Ints
+    seat: Ints
     t: Ints
     tokens: Tensor
     signals: Tensor
@@ -71,153 +67,136 @@ class Step:
     valid: Bools
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What rows generated, in the order they were given.
-
-    Parameters
-    ----------
-    token_ids : ndarray
-        [R, max_new_tokens] int32; only the first ``lengths[r]`` of a row count.
-    signals : ndarray
-        [R, max_new_tokens, 26] float32.
-    lengths : ndarray
-        [R], tokens generated, the end-of-sequence token included.
-    stopped : ndarray
-        [R] bool: ended by itself (True) or cut at max_new_tokens.
-    valid : ndarray
-        [R] bool: False for a row that was cut short by logits that are no numbers.
-    """
-
-    token_ids: NDArray[np.int32]
-    signals: NDArray[np.float32]
-    lengths: Ints
-    stopped: Bools
-    valid: Bools
-
-
-def decode(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    eos_ids: Sequence[int],
-    sampler: Sampler = greedy,
-    on_finish: Callable[[int, NDArray[np.int32], bool], None] | None = None,
-    stops: StopStrings | None = None,
-) -> Generated:
-    """Decode all rows, ``batch_size`` at a time; finished rows leave and waiting rows take their places.
-
-    Parameters
-    ----------
-    on_finish : callable, optional
-        Called as ``on_finish(row, token_ids, stopped)`` whenever a row ends.
-    stops : StopStrings, optional
-        What ends a row besides the end tokens.
-    """
-    states = {row: stops.start() for row in range(len(rows))} if stops is not None else {}
-    batch = Batch(model, rows, batch_size, max_new_tokens, eos_ids)
-    for step in decode_steps(batch, sampler):
-        if states:
-            drawn = zip(step.row, step.tokens.tolist(), strict=True)
-            found = [states[row].push(token) for row, token in drawn]
-            batch.stopped[: batch.n] |= np.array(found) & step.valid
-            batch.ended[: batch.n] |= batch.stopped[: batch.n]
-        if on_finish is not None:
-            for slot in np.flatnonzero(batch.ended[: batch.n] | ~step.valid):
-                row = int(step.row[slot])
-                token_ids = batch.tokens[row, : batch.t[slot]].cpu().numpy()
-                on_finish(row, token_ids, bool(batch.stopped[slot]))
-    return batch.generated()
-
-
-@torch.inference_mode()
-def decode_steps(batch: Batch, sampler: Sampler = greedy) -> Iterator[Step]:
-    """Decode all rows of a batch, yielding after every draw.
-
-    When the token with index t of a row is yielded, t generated tokens have been fed: the cache holds what is
-    kept of the prompt, and of those. Then rows that ended leave (unless they were rewound), waiting rows take
-    their places, and every row is fed its newest token.
-    """
-    with attention(batch.model, NAME):
-        while batch.refill():
-            yield batch.draw(sampler)
-            batch.clear()
-            batch.feed()
-
-
 class Batch:
-    """The rows under way, in the first ``n`` slots of the cache, and everything recorded so far.
+    """The rows under way, in slots 0 to n - 1, those that wait, and the results of those that left.
 
-    Rows start in order of kept length, longest first, so that rows of similar length share a step.
+    Waiting rows start in order of kept length, longest first, so that rows of like length share a step.
 
     Parameters
     ----------
     size : int
-        Rows decoded together.
-    restorable : bool
-        Make room for the full cache of every row.
+        Rows decoded together at most; may be changed at any time.
 
     Attributes
     ----------
-    row, t, attempt : ndarray
-        [slots]: which row a slot holds, the tokens it has drawn, how often it was rewound.
-    tokens, signals : Tensor
-        [R, max_new_tokens] int32 and [R, max_new_tokens, 26], by row.
+    n : int
+        Rows under way.
+    cache : RaggedCache
+        Theirs, once there is a row.
+    pending : Tensor
+        [n], drawn and not yet fed.
+    logits : Tensor
+        [n, V], of the newest step.
+    requests : dict
+        By row number, of rows that wait or are under way.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        rows: Sequence[Row],
-        size: int,
-        max_new_tokens: int,
-        eos_ids: Sequence[int],
-        *,
-        restorable: bool = False,
-    ) -> None:
-        vocabulary, device = model.config.get_text_config().vocab_size, model.device
-        self.model, self.rows, self.max_new_tokens = model, rows, max_new_tokens
-        self.waiting = deque(sorted(range(len(rows)), key=lambda r: -max(rows[r].cache.lengths)))
-        longest = [row.n_prompt if restorable else max(row.cache.lengths) for row in rows]
-        keys = rows[0].cache.keys
-        self.n, self.slots = 0, min(size, len(rows))
-        self.cache = RaggedCache(
-            len(keys),
-            self.slots,
-            max(longest) + max_new_tokens,
-            keys[0].shape[0],
-            keys[0].shape[2],
-            keys[0].dtype,
-            device,
-            windows=sliding_windows(model),
-        )
-        self.logits = torch.empty(self.slots, vocabulary, dtype=rows[0].logits.dtype, device=device)
-        self.pending = torch.zeros(self.slots, dtype=torch.long, device=device)  # drawn, not yet fed
-        self.tokens = torch.zeros(len(rows), max_new_tokens, dtype=torch.int32, device=device)
-        self.signals = torch.zeros(len(rows), max_new_tokens, N_SIGNALS, device=device)
-        self.row, self.t, self.attempt = (np.zeros(self.slots, dtype=np.int64) for _ in range(3))
-        self.stopped, self.ended, self.valid = (np.zeros(self.slots, dtype=bool) for _ in range(3))
-        self._is_eos = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-        self._is_eos[list(eos_ids)] = True
-        self._lengths = np.zeros(len(rows), dtype=np.int64)
-        self._stopped, self._valid = np.zeros(len(rows), dtype=bool), np.ones(len(rows), dtype=bool)
-        record = RECORDERS.get(device.type)
-        self._recorded = record and RecordedStep(model, self.cache, record)
+    cache: RaggedCache
 
-    def generated(self) -> Generated:
-        """Return what the rows that left have generated."""
-        recorded = self.tokens.cpu().numpy(), self.signals.cpu().numpy()
-        return Generated(*recorded, self._lengths, self._stopped, self._valid)
+    def __init__(self, model: PreTrainedModel, size: int) -> None:
+        self.model, self.size = model, size
+        self.requests: dict[int, Request] = {}
+        self._waiting: list[tuple[int, int]] = []  # -entries, row
+        self._n_added = 0
+        self._state = np.zeros(0, dtype=_STATE)
+        self._finished: list[Finished] = []
+        self._followers: list[Follower] = []
+        vocabulary, device = model.config.get_text_config().vocab_size, model.device
+        self._eos: dict[tuple[int, ...], int] = {}
+        self._is_eos = torch.zeros(0, vocabulary, dtype=torch.bool, device=device)
+        self._samplers: list[Sampler] = []
+        self._tests: dict[int, StopTest] = {}  # of the rows under way that have one
+        self.pending = torch.zeros(0, dtype=torch.long, device=device)
+        self.logits = torch.zeros(0, vocabulary, device=device)
+        self._records = Records(device)
+        self._recorded: RecordedStep | None = None
+
+    @property
+    def n(self) -> int:
+        """Rows under way."""
+        return len(self._state)
+
+    @property
+    def row(self) -> Ints:
+        """Row in each slot. [n]"""
+        return self._state["row"]
+
+    @property
+    def seat(self) -> Ints:
+        """Seat of the row in each slot. [n]"""
+        return self._state["seat"]
+
+    @property
+    def t(self) -> Ints:
+        """Tokens that the row in each slot has. [n]"""
+        return self._state["t"]
+
+    @property
+    def attempt(self) -> Ints:
+        """How often the row in each slot was rewound. [n]"""
+        return self._state["attempt"]
+
+    @property
+    def n_prompt(self) -> Ints:
+        """Prompt tokens of the row in each slot. [n]"""
+        return self._state["n_prompt"]
+
+    @property
+    def leaving(self) -> Bools:
+        """Whether the row in each slot leaves before the next step, unless it is rewound. [n]"""
+        return self._state["reason"] != Reason.GOING
+
+    @property
+    def n_waiting(self) -> int:
+        """Rows that have not started."""
+        return len(self._waiting)
+
+    def add(self, request: Request) -> int:
+        """Let a row wait for its start; return its number, counted from 0."""
+        row = self._n_added
+        self._n_added += 1
+        self.requests[row] = request
+        insort(self._waiting, (-request.n_entries, row))
+        return row
+
+    def cancel(self, row: int) -> None:
+        """End a row before its next step, or before its start; what it has generated is its result."""
+        if row not in self.requests:
+            return
+        waiting = [place for place, (_, number) in enumerate(self._waiting) if number == row]
+        if waiting:
+            del self._waiting[waiting[0]]
+            prefix = np.array(self.requests.pop(row).prefix, dtype=np.int32)
+            blank = np.full((len(prefix), N_SIGNALS), np.nan, dtype=np.float32)
+            self._finished.append(Finished(row, prefix, blank, Reason.CANCELLED))
+        else:
+            self._state["reason"][self.row == row] = Reason.CANCELLED
+
+    def follow(self, follower: Follower) -> None:
+        """Tell ``follower`` from now on what becomes of the rows; those under way it opens now."""
+        if follower not in self._followers:
+            self._followers.append(follower)
+            for seat, row in zip(self.seat.tolist(), self.row.tolist(), strict=True):
+                follower.open(seat, row, self.requests[row])
+
+    def collect(self) -> list[Finished]:
+        """Return the results of the rows that have left since the last call; they are the caller's now."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def token_ids(self, slot: int) -> Tensor:
+        """Return the tokens that a row under way has. [t] int32"""
+        return self._records.tokens[int(self.seat[slot]), : int(self.t[slot])]
 
     def kv_tokens(self) -> NDArray[np.float64]:
         """Return the live cache entries of each row, a mean over layers and heads. [n]"""
-        return self.cache.live(self.n)
+        return self.cache.live()
 
     @torch.inference_mode()
     def restore(self, slots: Sequence[int], keep: Sequence[int] | None = None) -> None:
         """Give rows the cache that an uncompressed model would have, recomputed from their token ids.
+
+        All that is known of a rewound row goes back with it: its stop test, its followers' state.
 
         Parameters
         ----------
@@ -227,98 +206,195 @@ class Batch:
             the others anew. All by default.
         """
         for slot, kept in zip(slots, self.t[list(slots)] if keep is None else keep, strict=True):
-            row = int(self.row[slot])
-            ids = torch.cat([self.rows[row].prompt_ids, self.tokens[row, :kept].long()])
-            self.cache.load(slot, self._before(row, ids[:-1]))
+            state = self._state[slot]
+            request = self.requests[int(state["row"])]
+            ids = torch.cat([request.prompt_ids, self.token_ids(slot)[:kept].long()])
+            self.cache.load(slot, self._before(ids[:-1]))
             self.pending[slot] = ids[-1]
-            if kept < self.t[slot]:
-                self.t[slot] = kept
-                self.attempt[slot] += 1
-                self.ended[slot] = self.stopped[slot] = False
+            for follower in self._followers:
+                follower.restored(int(state["seat"]))
+            if kept < state["t"]:
+                state["t"] = kept
+                state["attempt"] += 1
+                if state["reason"] != Reason.CANCELLED:
+                    state["reason"] = Reason.GOING
+                if request.stop is not None:
+                    request.stop.rewind(int(kept))
+                for follower in self._followers:
+                    follower.rewind(int(state["seat"]), int(kept))
 
-    def _before(self, row: int, ids: Tensor) -> KeptCache:
+    def _before(self, ids: Tensor) -> KeptCache:
         """Return the full cache of the token ids that precede a row's newest token."""
         if len(ids):
             return full_cache(self.model, ids)
-        kept = self.rows[row].cache  # a prompt of one token, rewound to nothing: no pass can compute that
-        return KeptCache([keys[:, :0] for keys in kept.keys], [values[:, :0] for values in kept.values])
+        none = self.cache.none  # a prompt of one token, rewound to nothing: no pass can compute that
+        return KeptCache(none, none)
 
     @torch.inference_mode()
     def recompress(self, slots: Sequence[int]) -> None:
-        """Compress the prompt of restored rows again, as it was; what they generated stays."""
+        """Compress the prompt of restored rows again, as it was; what they generated stays.
+
+        Raises
+        ------
+        ValueError
+            A row was added without ``keep_cache``.
+        """
         for slot in slots:
-            row = self.rows[self.row[slot]]
-            tail = self.cache.tail(slot, row.n_prompt)
-            self.cache.load(slot, row.cache)
-            self.cache.extend(slot, tail)
+            request = self.requests[int(self.row[slot])]
+            if request.cache is None:
+                raise ValueError(f"row {self.row[slot]} was added without keep_cache")
+            self.cache.load(slot, request.cache, self.cache.tail(slot, request.n_prompt))
 
     def refill(self) -> bool:
-        """Seat waiting rows in the free slots; tell whether any row is under way."""
-        while self.waiting and self.n < self.slots:
-            slot, row = self.n, self.waiting.popleft()
-            self.cache.load(slot, self.rows[row].cache)
-            self.logits[slot] = self.rows[row].logits
-            self.row[slot], self.t[slot], self.attempt[slot] = row, 0, 0
-            self.n += 1
+        """Start waiting rows while there is room; tell whether any row is under way."""
+        while self._waiting and self.n < self.size:
+            free = self.size - self.n
+            rows = [row for _, row in self._waiting[:free]]
+            given = [self.requests[row].cache is not None for row in rows]
+            together = given.index(False) or 1 if False in given else len(rows)  # passes run one by one
+            del self._waiting[:together]
+            self._start(rows[:together])
         return self.n > 0
 
-    def draw(self, sampler: Sampler) -> Step:
+    def _start(self, rows: Sequence[int]) -> None:
+        """Seat rows."""
+        requests = [self.requests[row] for row in rows]
+        logits, caches = zip(*(self._prefilled(request) for request in requests), strict=True)
+        if not hasattr(self, "cache"):
+            self.cache = RaggedCache(caches[0].keys, sliding_windows(self.model))
+            record = RECORDERS.get(self.model.device.type)
+            self._recorded = record and RecordedStep(self.model, self.cache, record)
+        self.cache.add(caches)
+        self.logits = torch.cat([self.logits[: self.n].to(logits[0].dtype), torch.stack(logits)])
+        self.pending = torch.cat([self.pending, self.pending.new_zeros(len(rows))])
+        seats = np.setdiff1d(np.arange(self.size + len(rows)), self.seat)[: len(rows)].tolist()
+        self._records.room(max(seats) + 1, max(len(request.prefix) for request in requests))
+        for row, seat, request in zip(rows, seats, requests, strict=True):
+            self._open(row, seat, request)
+
+    def _prefilled(self, request: Request) -> tuple[Tensor, KeptCache]:
+        if request.cache is not None and request.logits is not None:
+            return request.logits, request.cache
+        prefix = request.prompt_ids.new_tensor(request.prefix)
+        return full_pass(self.model, torch.cat([request.prompt_ids, prefix]))
+
+    def _open(self, row: int, seat: int, request: Request) -> None:
+        state = np.zeros(1, dtype=_STATE)
+        n, key = len(request.prefix), row if request.key is None else request.key
+        if request.eos_ids not in self._eos:
+            self._eos[request.eos_ids] = len(self._eos)
+            table = self._is_eos.new_zeros(1, self._is_eos.shape[1])
+            table[0, list(request.eos_ids)] = True
+            self._is_eos = torch.cat([self._is_eos, table])
+        numbers = {"row": row, "seat": seat, "key": key, "t": n, "n_prompt": request.n_prompt}
+        numbers |= {"most": request.max_new_tokens, "eos": self._eos[request.eos_ids]}
+        numbers |= {"sampler": self._sampler(request.sampler)}
+        for name, number in numbers.items():
+            state[name] = number
+        self._state = np.concatenate([self._state, state])
+        self._records.begin(seat, request.prefix)
+        if request.stop is not None:
+            self._tests[row] = request.stop
+            for token in request.prefix:
+                request.stop.push(token)
+        for follower in self._followers:
+            follower.open(seat, row, request)
+        self.requests[row] = request.started()
+
+    def _sampler(self, sampler: Sampler) -> int:
+        """Return the number of a sampler; those that no row has any longer make place."""
+        if sampler in self._samplers:
+            return self._samplers.index(sampler)
+        free = np.setdiff1d(np.arange(len(self._samplers) + 1), self._state["sampler"])[0]
+        self._samplers[free : free + 1] = [sampler]
+        return int(free)
+
+    def draw(self) -> Step:
         """Draw and record one token per row."""
-        n = self.n
-        row, t = self.row[:n].copy(), self.t[:n].copy()
-        tokens = sampler(self.logits[:n], Draw(row, t, self.attempt[:n].copy()))
+        n, state = self.n, self._state
+        row, seat, t = self.row.copy(), self.seat.copy(), self.t.copy()
+        self._records.room(0, int(t.max()))
+        tokens = self._sample()
         read = signals(self.logits[:n], tokens)
-        where = torch.from_numpy(np.stack([row, t])).to(tokens.device)
-        self.tokens[where[0], where[1]] = tokens.to(torch.int32)
-        self.signals[where[0], where[1]] = read
-        self.pending[:n] = tokens
-        flags = torch.stack([self._is_eos[tokens], read[:, 0].isfinite()]).cpu().numpy()
-        self.valid[:n] = flags[1]
-        self.t[:n] += flags[1]
-        self.stopped[:n] = flags[0] & flags[1]
-        self.ended[:n] = self.stopped[:n] | (self.t[:n] == self.max_new_tokens)
-        return Step(row, t, tokens, read, self.ended[:n].copy(), self.valid[:n].copy())
+        where = torch.from_numpy(np.stack([seat, t, state["eos"]])).to(tokens.device)
+        self._records.write(where[0], where[1], tokens, read)
+        self.pending = tokens
+        flags = torch.stack([self._is_eos[where[2], tokens], read[:, 0].isfinite()]).cpu().numpy()
+        valid = flags[1]
+        state["t"] += valid
+        reasons = [Reason.INVALID, Reason.EOS, Reason.STOP, Reason.LENGTH]
+        ends = [~valid, flags[0], self._stops(tokens, valid), state["t"] >= state["most"]]
+        state["reason"] = np.select(ends, reasons, Reason.GOING)
+        return Step(row, seat, t, tokens, read, self.leaving & valid, valid)
+
+    def _sample(self) -> Tensor:
+        """Draw a token per row, each by its own sampler. [n]"""
+        state = self._state
+        used = np.unique(state["sampler"])
+        draw = Draw(state["key"].copy(), self.t.copy(), self.attempt.copy())
+        if len(used) == 1:
+            return self._samplers[used[0]](self.logits[: self.n], draw)
+        tokens = torch.zeros_like(self.pending)
+        for number in used.tolist():
+            here = np.flatnonzero(state["sampler"] == number)
+            where = torch.from_numpy(here).to(tokens.device)
+            part = Draw(draw.row[here], draw.t[here], draw.attempt[here])
+            tokens[where] = self._samplers[number](self.logits[where], part)
+        return tokens
+
+    def _stops(self, tokens: Tensor, valid: Bools) -> Bools:
+        """Ask the stop tests of the rows that have one. [n]"""
+        found = np.zeros(self.n, dtype=bool)
+        if self._tests:
+            drawn = tokens.tolist()
+            for slot in np.flatnonzero(np.isin(self.row, list(self._tests)) & valid).tolist():
+                found[slot] = self._tests[int(self.row[slot])].push(drawn[slot])
+        return found
 
     def clear(self) -> None:
-        """Let the rows leave that have ended; the last rows move into their slots."""
-        left = self.ended[: self.n] | ~self.valid[: self.n]
-        for slot in np.flatnonzero(left)[::-1]:  # from the right: a slot moved in is never one still to leave
-            row = self.row[slot]
-            self._lengths[row], self._stopped[row] = self.t[slot], self.stopped[slot]
-            self._valid[row] = self.valid[slot]
-            if not self.valid[slot]:
-                self.cache.erase(int(slot))
-            last = self.n = self.n - 1
-            if slot != last:
-                self.cache.move(last, int(slot))
-                self.pending[slot] = self.pending[last]
-                for state in (self.row, self.t, self.attempt):
-                    state[slot] = state[last]
+        """Let the rows leave that have ended, with their results."""
+        leaving = np.flatnonzero(self.leaving)
+        if not len(leaving):
+            return
+        for slot in leaving.tolist():
+            seat, reason = int(self.seat[slot]), Reason(self._state["reason"][slot])
+            done = Finished(int(self.row[slot]), *self._records.read(seat, int(self.t[slot])), reason)
+            for follower in self._followers:
+                follower.close(seat, done)
+            self._finished.append(done)
+            del self.requests[done.row]
+            self._tests.pop(done.row, None)
+        broken = leaving[self._state["reason"][leaving] == Reason.INVALID]
+        self._select(self.cache.drop(leaving.tolist(), erase=broken.tolist()))
+
+    def _select(self, slots: Ints) -> None:
+        self._state = self._state[slots]
+        self.pending = self.pending[torch.from_numpy(slots).to(self.pending.device)]
 
     def feed(self) -> None:
         """Feed every row its newest token and keep the logits."""
-        n = self.n
-        if n == 0:
+        if self.n == 0:
+            self.logits = self.logits[:0]
             return
-        order = self.cache.arrange(n)
+        order = self.cache.order()
         if order is not None:
-            self.pending[:n] = self.pending[:n][torch.from_numpy(order).to(self.pending.device)]
-            for state in (self.row, self.t, self.attempt):
-                state[:n] = state[order]
-        position = np.array([self.rows[row].n_prompt for row in self.row[:n]]) + self.t[:n] - 1
-        if self._recorded is None or not self._recorded(position, self._forward):
-            self.cache.begin(n)
-            self._forward(torch.from_numpy(position).to(self.model.device))
-        self.cache.advance(n)
+            self._select(order)
+        positions = self.n_prompt + self.t - 1
+        logits = self._recorded(self.pending, positions, self._forward) if self._recorded else None
+        if logits is None:
+            self.cache.begin()
+            logits = self._forward(self.pending, torch.from_numpy(positions).to(self.model.device))
+        self.logits = logits
+        self.cache.advance()
 
-    def _forward(self, positions: Tensor) -> None:
-        """Feed the first rows their newest tokens, at ``positions`` [n], which the host does not read."""
-        n = len(positions)
-        self.logits[:n] = self.model(
-            input_ids=self.pending[:n, None],
+    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Feed rows tokens [n] at positions [n], which the host does not read; return logits [n, V]."""
+        logits: Tensor = self.model(
+            input_ids=tokens[:, None],
             position_ids=positions[:, None],
             past_key_values=self.cache,
             cache_position=positions[:1],
             use_cache=True,
             ragged=self.cache,
-        ).logits[:, -1]
+        ).logits
+        return logits[:, -1]

@@ -32,8 +32,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from kvguard.engine.cache import RaggedCache
+from kvguard.engine.eviction import best, flags_of, window_of
 from kvguard.engine.prefill import attention_modules, sliding_windows
 from kvguard.engine.presses import attention_for, only_scores
+from kvguard.engine.requests import Follower, Request
 from kvguard.errors import KvguardError
 
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ Ints = NDArray[np.int64]
 
 _BUFFER = 257  # hidden states: kvpress trims to 256 after a token, and compresses before it trims
 _NEW = -1
-_FAR = 1 << 32  # beyond any position
 
 # Presses held against kvpress in tests/generation/test_budget.py. Others run too if `scorer_for` lets them.
 _READS_ENTRIES = frozenset({"KeyDiffPress", "KnormPress", "LagKVPress", "RandomPress", "StreamingLLMPress"})
@@ -124,7 +125,7 @@ def _fails(scorer: ScorerPress, module: Any, n_hidden: int, n: int) -> str | Non
     return None
 
 
-class Budget:
+class Budget(Follower):
     """Holds rows to the budget of their press while they are decoded.
 
     Used as a context manager around the decoding, since some presses read hidden states, which hooks collect.
@@ -132,9 +133,9 @@ class Budget:
     Parameters
     ----------
     model : PreTrainedModel
-    presses : sequence of press or None
-        One per row; None, or a ratio of 0, leaves the row alone. Rows that share a press object, a length and
-        a budget are scored together.
+    presses : press, or sequence of press or None
+        Of all rows; or one per row, by its number. None, or a ratio of 0, leaves a row alone. Rows that share
+        a press object, a length and a budget are scored together.
     interval : int
         Tokens between two enforcements.
 
@@ -144,21 +145,25 @@ class Budget:
         If a press cannot compress while decoding.
     """
 
-    def __init__(self, model: PreTrainedModel, presses: Sequence[BasePress | None], interval: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, presses: BasePress | Sequence[BasePress | None], interval: int
+    ) -> None:
         self.model, self.interval = model, interval
-        self._ratio = np.array([getattr(press, "compression_ratio", 0.0) for press in presses])
-        self._kind = np.array([id(press) for press in presses])
+        self._presses = list(presses) if isinstance(presses, Sequence) else presses
+        of_rows = self._presses if isinstance(self._presses, list) else [self._presses]
         self._scorers = {
             id(press): scorer_for(model, press, interval)
-            for press in {id(press): press for press in presses}.values()
+            for press in {id(press): press for press in of_rows}.values()
             if press is not None and getattr(press, "compression_ratio", 1.0) > 0
         }
-        self._windowed = np.array([isinstance(press, StreamingLLMPress) for press in presses])
-        self._presses = list(presses)  # kept alive: their ids are keys
         self._modules = attention_modules(model)
         self._size = min(interval, _BUFFER)
         self._hooks: list[RemovableHandle] = []
         self._batch: Batch | None = None
+        self._hidden: Tensor | None = None
+        self._ratio, self._kind, self._windowed = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool)
+        self._last, self._known = np.zeros(0, np.int64), np.zeros(0, np.int64)  # by seat, as those above
+        self._positions: Tensor | None = None
 
     def __enter__(self) -> Self:
         if any(type(press).__name__ not in _READS_ENTRIES for press in self._scorers.values()):
@@ -176,17 +181,17 @@ class Budget:
 
     def due(self, batch: Batch, slots: Ints) -> Ints:
         """Return those of ``slots`` whose budget is to be enforced now."""
-        self._seat(batch)
-        rows, seen = batch.row[slots], _seen(batch, slots)
-        fed = seen - self._last[rows]
-        single = _targets(seen, self._ratio[rows]) == 1
-        return slots[((fed >= self.interval) | ((fed > 0) & single)) & (self._ratio[rows] > 0)]
+        self.attach(batch)
+        seats, seen = batch.seat[slots], _seen(batch, slots)
+        fed = seen - self._last[seats]
+        single = _targets(seen, self._ratio[seats]) == 1
+        return slots[((fed >= self.interval) | ((fed > 0) & single)) & (self._ratio[seats] > 0)]
 
     @torch.inference_mode()
     def enforce(self, batch: Batch, slots: Ints, protected: Sequence[Ints | None] | None = None) -> None:
         """Evict what the rows in ``slots`` hold beyond their budget, where that is due.
 
-        To be called at every yield of :func:`~kvguard.engine.batch.decode_steps`. A row left out is
+        To be called at every yield of :func:`~kvguard.engine.loop.decode_steps`. A row left out is
         held: it keeps everything, and is due as soon as it is named again.
 
         Parameters
@@ -206,133 +211,164 @@ class Budget:
         if not len(due):
             return
         exempt = dict(zip(slots.tolist(), protected, strict=True)) if protected is not None else {}
-        rows, seen = batch.row[due], _seen(batch, due)
-        over = batch.cache.lengths[0].numpy()[due] > _targets(seen, self._ratio[rows])
-        kinds = np.where(self._windowed[rows], self._kind[rows], 0)  # all other scorers go together
+        seats, seen = batch.seat[due], _seen(batch, due)
+        over = batch.cache.lengths[0].numpy()[due] > _targets(seen, self._ratio[seats])
+        kinds = np.where(self._windowed[seats], self._kind[seats], 0)  # all other scorers go together
         for kind in np.unique(kinds[over]):
             slots = due[over & (kinds == kind)]
-            flags = _flags([exempt.get(slot) for slot in slots.tolist()], int(seen.max()), batch.cache.device)
+            flags = flags_of(
+                [exempt.get(slot) for slot in slots.tolist()], int(seen.max()), batch.cache.device
+            )
             self._evict(batch, slots, flags)
-        self._last[rows] = seen
+        self._last[seats] = seen
 
-    def forget(self, row: int) -> None:
-        """Start a row anew after its cache was restored; to be called after :meth:`Batch.restore`.
+    def attach(self, batch: Batch) -> None:
+        """Follow the rows of a batch."""
+        if batch is not self._batch:
+            self._batch = batch
+            self._hidden = self._positions = None
+            batch.follow(self)
+
+    def open(self, seat: int, row: int, request: Request) -> None:
+        """Begin a row."""
+        while len(self._ratio) <= seat:
+            new = max(1, len(self._ratio))
+            self._ratio, self._kind = np.pad(self._ratio, (0, new)), np.pad(self._kind, (0, new))
+            self._windowed = np.pad(self._windowed, (0, new))
+            self._last, self._known = np.pad(self._last, (0, new)), np.pad(self._known, (0, new))
+        press = self._presses[row] if isinstance(self._presses, list) else self._presses
+        self._ratio[seat], self._kind[seat] = getattr(press, "compression_ratio", 0.0), id(press)
+        self._windowed[seat] = isinstance(press, StreamingLLMPress)
+        self._last[seat] = request.n_prompt  # tokens seen when last enforced
+        self._known[seat] = _NEW  # entries, from the left, whose positions are stored
+
+    def restored(self, seat: int) -> None:
+        """Start a row anew whose cache was restored.
 
         The row is due ``interval`` tokens later, as after a prefill. What is scored then is the whole cache
         that it has by then, with the hidden states of the tokens fed since; the restoring pass leaves none.
         """
-        if self._batch is not None and self._place[row] >= 0:
-            slot = np.flatnonzero(self._batch.row[: self._batch.n] == row)
-            self._last[row], self._known[row] = _seen(self._batch, slot)[0], _NEW
+        assert self._batch is not None
+        slot = np.flatnonzero(self._batch.seat == seat)
+        self._last[seat], self._known[seat] = _seen(self._batch, slot)[0], _NEW
 
-    def _seat(self, batch: Batch) -> None:
-        """Give every row of the batch a place for what is known of it, which, unlike a slot, is its own."""
-        if batch is not self._batch:
-            self._batch = batch
-            layer = batch.cache.layers[0].keys
-            self._last = np.array([row.n_prompt for row in batch.rows])  # tokens seen when last enforced
-            self._known = np.full(len(batch.rows), _NEW)  # entries, from the left, whose positions are stored
-            self._place = np.full(len(batch.rows), -1)
-            shape = len(batch.cache.layers), *layer.shape[:3]
-            self._positions = torch.zeros(shape, dtype=torch.int32, device=layer.device)
-            self._hidden: Tensor | None = None
-            if self._hooks:
-                hidden = self.model.config.get_text_config().hidden_size
-                ring = len(batch.cache.layers), batch.slots, self._size, hidden
-                self._hidden = torch.zeros(ring, dtype=layer.dtype, device=layer.device)
-        rows = batch.row[: batch.n]
-        new = rows[self._place[rows] < 0]
-        if len(new):
-            free = np.setdiff1d(np.arange(batch.slots), self._place[rows])
-            self._place[new] = free[: len(new)]
+    def rewind(self, seat: int, n_tokens: int) -> None:
+        """Start a row anew, as :meth:`restored` does, from fewer tokens."""
+        self.restored(seat)
+
+    def _room(self, batch: Batch) -> Tensor:
+        """Return where entries' positions are stored, [L, seats, H, W], with room for all of the batch."""
+        layers, heads = len(batch.cache.layers), batch.cache.n_heads
+        shape = layers, len(self._ratio), heads, int(batch.cache.lengths.max())
+        old = self._positions
+        if old is None or old.shape[1] < shape[1] or old.shape[3] < shape[3]:
+            wider = shape[3] * 9 // 8 + self.interval
+            new = torch.zeros(*shape[:3], wider, dtype=torch.int32, device=batch.cache.device)
+            if old is not None:
+                new[:, : old.shape[1], :, : old.shape[3]] = old[..., :wider]
+            self._positions = old = new
+        return old
 
     def _collect(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: keep the hidden state of the token that each row is fed."""
         batch = self._batch
-        if batch is None or kwargs["past_key_values"] is not batch.cache:
+        if batch is None or kwargs["past_key_values"] is not getattr(batch, "cache", None):
             return  # a prefill that restores a row
-        assert self._hidden is not None
+        hidden = kwargs["hidden_states"]
         if module is self._modules[0]:
-            place, position = self._place[batch.row[: batch.n]], _seen(batch, np.arange(batch.n))
-            self._where = torch.from_numpy(np.stack([place, position % self._size])).to(self._hidden.device)
-        self._hidden[module.layer_idx, self._where[0], self._where[1]] = kwargs["hidden_states"][:, 0]  # type: ignore[index]
+            self._ring(hidden)
+            position = _seen(batch, np.arange(batch.n))
+            self._where = torch.from_numpy(np.stack([batch.seat, position % self._size])).to(hidden.device)
+        assert self._hidden is not None
+        self._hidden[module.layer_idx, self._where[0], self._where[1]] = hidden[:, 0]  # type: ignore[index]
+
+    def _ring(self, like: Tensor) -> None:
+        """Make room for the newest hidden states of every seat. [L, seats, size, D]"""
+        old, seats = self._hidden, len(self._ratio)
+        if old is None or old.shape[1] < seats:
+            shape = len(self._modules), seats, self._size, like.shape[2]
+            self._hidden = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            if old is not None:
+                self._hidden[:, : old.shape[1]] = old
 
     def _evict(self, batch: Batch, slots: Ints, flags: Tensor | None) -> None:
         """Evict from rows down to their budget: from rows of one window press, or of any scorers."""
-        cache, rows, seen = batch.cache, batch.row[slots], _seen(batch, slots)
-        press = self._scorers[self._kind[rows[0]]]
+        cache, seats, seen = batch.cache, batch.seat[slots], _seen(batch, slots)
+        stored = self._room(batch)
+        press = self._scorers[self._kind[seats[0]]]
         window = press.n_sink if isinstance(press, StreamingLLMPress) else None
-        for slot in slots[self._known[rows] == _NEW]:
+        for slot in slots[self._known[seats] == _NEW]:
             self._locate(batch, int(slot), window is not None)
-        lengths, targets = cache.lengths[0].numpy()[slots], _targets(seen, self._ratio[rows])
-        place = torch.from_numpy(self._place[rows]).to(cache.device)
+        lengths, targets = cache.lengths[0].numpy()[slots], _targets(seen, self._ratio[seats])
+        place = torch.from_numpy(seats).to(cache.device)
         columns = torch.arange(int(lengths.max()))
         tail = (columns + torch.from_numpy(seen - lengths)[:, None])[:, None].to(cache.device)  # [R, 1, W]
-        fresh = (columns >= torch.from_numpy(self._known[rows])[:, None])[:, None].to(cache.device)
+        fresh = (columns >= torch.from_numpy(self._known[seats])[:, None])[:, None].to(cache.device)
         heads = slice(None) if window is None else slice(1)  # a window is the same in all layers and heads
         calls = self._calls(batch, slots, lengths, targets) if window is None else []
-        keep = torch.zeros(len(slots), cache.layers[0].keys.shape[1], int(targets.max()), dtype=torch.long)
+        keep = torch.zeros(len(slots), cache.n_heads, int(targets.max()), dtype=torch.long)
         keep = keep.to(cache.device)
         for index in range(len(cache.layers)):
             if index == 0 or window is None:
-                known = self._positions[index, place, heads, : len(columns)]
+                known = stored[index, place, heads, : len(columns)]
                 positions = torch.where(fresh, tail, known)  # [R, H, W]
                 if window is not None:
                     ends = torch.from_numpy(np.stack([lengths, targets])).to(cache.device)
-                    keep = _window(positions[:, 0], ends, window, flags)[:, None]
+                    keep = window_of(positions[:, 0], ends, window, flags)[:, None]
                 for call in calls:
                     scores = call.scores(index, self._modules[index], cache, self._hidden)
                     told = None if flags is None else flags[call.members]
                     at = positions[call.members, :, : scores.shape[-1]]
-                    keep[call.members, :, : call.n_kept] = _best(scores, call.n_kept, at, told)
-                self._positions[index, place, heads, : keep.shape[2]] = positions.gather(2, keep).int()
+                    keep[call.members, :, : call.n_kept] = best(scores, call.n_kept, at, told)
+                stored[index, place, heads, : keep.shape[2]] = positions.gather(2, keep).int()
             cache.evict(slots, index, keep, targets)
-        self._known[rows] = targets
+        self._known[seats] = targets
 
     def _calls(self, batch: Batch, slots: Ints, lengths: Ints, targets: Ints) -> list[_Call]:
         """Part rows into those that one call can score."""
-        rows, seen = batch.row[slots], _seen(batch, slots)
-        fed = np.minimum(seen - self._last[rows], self._size)
-        alone = np.array([type(self._scorers[kind]).__name__ not in _TOGETHER for kind in self._kind[rows]])
-        told_apart = np.stack([self._kind[rows], lengths, targets, fed, np.where(alone, slots, -1)])
+        seats, seen = batch.seat[slots], _seen(batch, slots)
+        fed = np.minimum(seen - self._last[seats], self._size)
+        alone = np.array([type(self._scorers[kind]).__name__ not in _TOGETHER for kind in self._kind[seats]])
+        told_apart = np.stack([self._kind[seats], lengths, targets, fed, np.where(alone, slots, -1)])
         kinds, inverse = np.unique(told_apart, axis=1, return_inverse=True)
         calls = []
         for number, (kind, length, n_kept, n_hidden, _) in enumerate(kinds.T.tolist()):
             members = np.flatnonzero(inverse == number)
-            press, row = self._scorers[kind], int(rows[members[0]])
+            press, row = self._scorers[kind], int(batch.row[slots[members[0]]])
             if isinstance(press, RandomPress) and press.seed is None:
                 seed = np.random.SeedSequence([row, int(seen[members[0]])]).generate_state(1)
                 press = RandomPress(seed=int(seed[0]))
             newest = seen[members, None] - 1
             ring = (newest - np.arange(n_hidden)[::-1]) % self._size
-            at = members, slots[members], self._place[rows[members], None], ring, newest
+            at = members, seats[members, None], ring, newest
             *tensors, position = (torch.from_numpy(part).to(batch.cache.device) for part in at)
-            kwargs = _forwarded(self._modules[0], batch.cache.layers[0].keys, position)
-            calls.append(_Call(press, row, length, n_kept, kwargs, *tensors))
+            kwargs = _forwarded(self._modules[0], batch.cache.none[0], position)
+            calls.append(_Call(press, row, length, n_kept, kwargs, slots[members], *tensors))
         return calls
 
     def _locate(self, batch: Batch, slot: int, in_order: bool) -> None:
         """Note the positions of a row's entries; unless ``in_order``, sort them by score, as kvpress does."""
-        row, cache = batch.row[slot], batch.cache
+        row, seat, cache = int(batch.row[slot]), int(batch.seat[slot]), batch.cache
         length, seen = int(cache.lengths[0, slot]), int(_seen(batch, np.array([slot]))[0])
-        self._known[row] = 0
+        stored = self._room(batch)
+        self._known[seat] = 0
         if length == seen:
             return  # all there: an entry's place is its position
-        kept = batch.rows[row].cache.indices
-        n_prompt = batch.rows[row].n_prompt
+        request = batch.requests[row]
+        kept, n_prompt = request.positions, request.n_prompt
         if kept is None or kept[0].shape[1] != length - (seen - n_prompt):
             raise KvguardError(
                 f"row {row}: which entries its prefill kept is not known; prefill it with its budget's press"
             )
-        self._known[row] = n = kept[0].shape[1]
+        self._known[seat] = n = kept[0].shape[1]
         for index, ranked in enumerate(kept):
             order = (
                 ranked.long().argsort(dim=-1).argsort(dim=-1)
             )  # of an entry, best first, its place by position
             if in_order:
-                self._positions[index, self._place[row], :, :n] = ranked.sort(dim=-1).values
+                stored[index, seat, :, :n] = ranked.sort(dim=-1).values
             else:
-                self._positions[index, self._place[row], :, :n] = ranked
+                stored[index, seat, :, :n] = ranked
                 rest = torch.arange(n, length, device=order.device).expand(len(order), -1)
                 keep = torch.cat([order, rest], dim=1)[None]
                 cache.evict(np.array([slot]), index, keep, np.array([length]))
@@ -347,15 +383,14 @@ class _Call:
     length: int
     n_kept: int
     kwargs: dict[str, Any]
+    slots: Ints  # [g]
     members: Tensor  # [g], among the rows evicted from
-    slots: Tensor  # [g]
     place: Tensor  # [g, 1]
     ring: Tensor  # [g, m], where their hidden states are
 
     def scores(self, index: int, module: nn.Module, cache: RaggedCache, hidden: Tensor | None) -> Tensor:
         """Score the entries of the rows in one layer. [g, H, L]"""
-        layer = cache.layers[index]
-        keys, values = (store[self.slots, :, : self.length] for store in (layer.keys, layer.values))
+        keys, values = cache.gather(index, self.slots, self.length)
         collected = keys[:, 0, :0] if hidden is None else hidden[index, self.place, self.ring]
         self.press.compression_ratio = 1 - self.n_kept / self.length
         try:
@@ -370,8 +405,7 @@ class _Call:
 
 def _seen(batch: Batch, slots: Ints) -> Ints:
     """Tokens that rows have been fed, the prompt's included; also the position of the newest token drawn."""
-    n_prompt = np.array([batch.rows[row].n_prompt for row in batch.row[slots]], dtype=np.int64)
-    return n_prompt + batch.t[slots] - 1
+    return batch.n_prompt[slots] + batch.t[slots] - 1
 
 
 def _targets(seen: Ints, ratio: NDArray[np.float64]) -> Ints:
@@ -382,56 +416,3 @@ def _forwarded(module: Any, like: Tensor, newest: Tensor) -> dict[str, Any]:
     """What kvpress's hook passes on to a press: about the newest token alone, at its position [g, 1]."""
     cos_sin = module.rotary_emb(like, newest)
     return {"position_ids": newest, "cache_position": newest[:1, 0], "position_embeddings": cos_sin}
-
-
-def _flags(exempt: Sequence[Ints | None], n_positions: int, device: torch.device) -> Tensor | None:
-    """Mark exempt positions. [g, n_positions] bool, or None if there are none"""
-    if all(positions is None or not len(positions) for positions in exempt):
-        return None
-    flags = np.zeros((len(exempt), n_positions), dtype=bool)
-    for flag, positions in zip(flags, exempt, strict=True):
-        if positions is not None:
-            flag[positions[positions < n_positions]] = True
-    return torch.from_numpy(flags).to(device)
-
-
-def _best(scores: Tensor, n: int, positions: Tensor, flags: Tensor | None) -> Tensor:
-    """Pick the n best entries, exempt ones first, the most recent of those first. [g, H, L] -> [g, H, n]"""
-    best = scores.topk(n, dim=-1).indices
-    if flags is None:
-        return best
-    exempt = flags[:, None].expand(-1, positions.shape[1], -1).gather(2, positions)
-    ranks = scores.argsort(dim=-1).argsort(dim=-1)
-    displaced = torch.where(exempt, positions + ranks.shape[-1], ranks).topk(n, dim=-1).indices
-    return torch.where(
-        exempt.flatten(1).any(dim=1)[:, None, None], displaced, best
-    )  # a row alone, not its group
-
-
-def _window(positions: Tensor, ends: Tensor, n_sink: int, flags: Tensor | None) -> Tensor:
-    """Pick exempt entries, then sinks, then the most recent ones, in order of position.
-
-    Parameters
-    ----------
-    positions : Tensor
-        [g, W], of each row's entries, ascending.
-    ends : Tensor
-        [2, g]: how many entries a row has, and how many it keeps.
-
-    Returns
-    -------
-    Tensor
-        [g, m], m the most that any row keeps; what stands beyond a row's own number does not count.
-    """
-    columns = torch.arange(positions.shape[1], device=positions.device)
-    worth = torch.where(positions < n_sink, 2 * _FAR - positions, positions)
-    if flags is not None:
-        worth = torch.where(
-            flags.gather(1, positions.clamp(max=flags.shape[1] - 1)), 2 * _FAR + positions, worth
-        )
-    worth = torch.where(columns < ends[0, :, None], worth, -1)
-    keep = worth.topk(int(ends[1].max()), dim=-1).indices
-    keep = torch.where(
-        columns[: keep.shape[1]] < ends[1, :, None], keep, len(columns)
-    )  # those sort to the end
-    return keep.sort(dim=-1).values.clamp(max=len(columns) - 1)

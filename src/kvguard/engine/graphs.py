@@ -1,10 +1,10 @@
 """The decode step recorded once and repeated, so that an accelerator does not wait for Python.
 
 A CUDA graph repeats the same kernels on the same memory. So all that changes from step to step lies in
-tensors that stay where they are: the cache, the pending tokens, the logits, and one buffer of positions
-and lengths. Places and masks are made from these on the device. What cannot change, which rows attend
-together to how many entries, is a :class:`~kvguard.engine.cache.Layout` with room for some tokens; when a
-row outgrows it, or other rows come, the next one is recorded. So there is one graph at a time.
+tensors that stay where they are: the shelves of the cache, the logits, and buffers of tokens, positions and
+lengths. Places and masks are made from these on the device. What cannot change, which rows attend
+together to how many entries, is a :class:`~kvguard.engine.shelves.Layout` with room for some tokens; when a
+row outgrows it, or a shelf is allocated anew, the next one is recorded. So there is one graph at a time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvguard.engine.cache import Layout, RaggedCache
+from kvguard.engine.cache import RaggedCache
+from kvguard.engine.shelves import Layout
 from kvguard.errors import KvguardError
 
 _ROOM = 64  # tokens: more spare recordings, and read more padding
 
 Action = Callable[[], None]
+Forward = Callable[[Tensor, Tensor], Tensor]
 
 
 class Unrecordable(Exception):
@@ -34,8 +36,8 @@ class Unrecordable(Exception):
 class RecordedStep:
     """Feeds the rows of a batch, by a recording where there can be one.
 
-    Idle rows, those that have left since the layout was made, write and attend to the first entry of
-    their slots, which are free.
+    A recorded step has the rows of its layout, in the order in which they stood on their shelves. Idle rows,
+    those that have left since, write and attend to the first entry of their places, which are free.
 
     Parameters
     ----------
@@ -49,51 +51,69 @@ class RecordedStep:
         cache: RaggedCache,
         record: Callable[[Action, torch.device], Action],
     ) -> None:
-        n_layers, slots = cache.lengths.shape
         self._model, self._cache, self._record = model, cache, record
         self._modules = list(model.modules())
-        self._inputs = torch.zeros(1 + n_layers, slots, dtype=torch.long, device=cache.device)
         self._layout: Layout | None = None
         self._repeat: Action | None = None
         self._age = 0
 
-    def __call__(self, positions: NDArray[np.int64], forward: Callable[[Tensor], None]) -> bool:
-        """Feed the first rows, whose newest tokens have these positions [n].
+    def __call__(self, tokens: Tensor, positions: NDArray[np.int64], forward: Forward) -> Tensor | None:
+        """Feed tokens [n] at positions [n], which stand in the order of the cache's rows.
 
         Parameters
         ----------
         forward : callable
-            Feeds as many rows as it is given positions, once the cache is laid out.
+            Feeds tokens at positions, once the cache is laid out, and returns logits.
 
         Returns
         -------
-        bool
-            False if nothing was fed: a hook wants to see the step, or the model's cannot be recorded.
+        Tensor or None
+            Logits [n, V]. None if nothing was fed: a hook wants to see the step, or it cannot be recorded.
         """
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)
         if hooked or not getattr(self._model, "cuda_graphs", True):
-            return False
-        n = len(positions)
-        inputs = np.zeros(self._inputs.shape, dtype=np.int64)
-        inputs[0, :n], inputs[1:, :n] = positions, self._cache.lengths[:, :n]
-        self._inputs.copy_(torch.from_numpy(inputs), non_blocking=True)
-        if self._layout is None or self._age == _ROOM or not self._cache.fits(self._layout, n):
-            self._layout, self._repeat, self._age = self._cache.layout(n, _ROOM), None, 0
-            self._step(self._layout, forward)  # a layout that does not last is not worth a recording
+            return None
+        if self._layout is None or self._age == _ROOM or not self._cache.fits(self._layout):
+            self._begin(self._cache.layout(_ROOM))
+            self._take(tokens, positions)
+            self._logits = self._forward(forward).clone()  # what does not last is not worth a recording
         elif self._repeat is None:
+            self._take(tokens, positions)
             try:
-                self._repeat = self._record(partial(self._step, self._layout, forward), self._cache.device)
+                self._repeat = self._record(partial(self._step, forward), self._cache.device)
             except Unrecordable:
                 self._model.cuda_graphs = False  # type: ignore[assignment]
-                return False  # what the step has written, the next try writes again
+                return None  # what the step has written, the next try writes again
         else:
+            self._take(tokens, positions)
             self._repeat()
         self._age += 1
-        return True
+        return self._logits[self._rows]
 
-    def _step(self, layout: Layout, forward: Callable[[Tensor], None]) -> None:
-        self._cache.lay_out(layout, self._inputs[1:, : layout.rows])
-        forward(self._inputs[0, : layout.rows])
+    def _begin(self, layout: Layout) -> None:
+        """Make the tensors that all repeats of a step read."""
+        self._layout, self._repeat, self._age = layout, None, 0
+        device, n_layers = self._cache.device, len(self._cache.layers)
+        self._tokens = torch.zeros(layout.rows, dtype=torch.long, device=device)
+        self._inputs = torch.zeros(1 + n_layers, layout.rows, dtype=torch.long, device=device)
+
+    def _take(self, tokens: Tensor, positions: NDArray[np.int64]) -> None:
+        """Bring a step's tokens, positions and lengths to where the recording reads them."""
+        assert self._layout is not None
+        rows = self._cache.rows_of(self._layout)
+        inputs = np.zeros(self._inputs.shape, dtype=np.int64)
+        inputs[0, rows], inputs[1:, rows] = positions, self._cache.lengths
+        self._inputs.copy_(torch.from_numpy(inputs), non_blocking=True)
+        self._rows = torch.from_numpy(rows).to(self._cache.device)
+        self._tokens[self._rows] = tokens
+
+    def _forward(self, forward: Forward) -> Tensor:
+        assert self._layout is not None
+        self._cache.lay_out(self._layout, self._inputs[1:])
+        return forward(self._tokens, self._inputs[0])
+
+    def _step(self, forward: Forward) -> None:
+        self._logits.copy_(self._forward(forward))
 
 
 def cuda_graph(step: Action, device: torch.device) -> Action:

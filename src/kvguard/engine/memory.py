@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -105,9 +105,31 @@ def within_memory(name: str, device: torch.device, batch_size: int, run: Callabl
             if not out_of_memory(error):
                 raise
             if batch_size == 1:
-                raise KvguardError(
-                    f"model {name}: no memory for even one row; use a smaller max_new_tokens or dtype"
+                raise no_memory(
+                    f"model {name}: no memory for even one row", "max_new_tokens or dtype"
                 ) from None
             batch_size = max(1, batch_size // 2)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def enough_memory(name: str) -> Iterator[None]:
+    """Say in one line that memory ran out, where rows are handed on as they come and none can be made again.
+
+    Raises
+    ------
+    KvguardError
+        Memory ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise no_memory(f"model {name}: memory ran out", "batch_size or max_new_tokens") from None
+
+
+def no_memory(what: str, smaller: str) -> KvguardError:
+    """Return the error of memory that ran out."""
+    return KvguardError(f"{what}: use a smaller {smaller}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from kvguard.engine.attention import attention
-from kvguard.engine.cache import KeptCache
+from kvguard.engine.kept import KeptCache, smaller_form
 from kvguard.engine.presses import Condition, only_scores, ratio_free
 from kvguard.errors import KvguardError
 
@@ -112,7 +112,7 @@ def prefill(
                 kept[condition] = KeptCache(keys, values)
             else:
                 kept[condition] = _through_kvpress(model, input_ids, condition, press)
-    return Prefill(output, kept)
+    return Prefill(output, smaller_form(kept))
 
 
 def _introduce(model: PreTrainedModel, condition: Condition, press: BasePress) -> None:
@@ -135,12 +135,17 @@ def _keeps_all(press: BasePress) -> bool:
 
 
 @torch.inference_mode()
-def full_cache(model: PreTrainedModel, input_ids: Tensor) -> KeptCache:
-    """Return the uncompressed cache of token ids [T], computed in one pass."""
+def full_pass(model: PreTrainedModel, input_ids: Tensor) -> tuple[Tensor, KeptCache]:
+    """Return the last logits [V] and the uncompressed cache of token ids [T], computed in one pass."""
     cache = DynamicCache(config=model.config)
     with attention(model, "sdpa"):
-        _forward(model, input_ids, cache)
-    return KeptCache(*_layers(cache))
+        logits = _forward(model, input_ids, cache)
+    return logits, KeptCache(*_layers(cache))
+
+
+def full_cache(model: PreTrainedModel, input_ids: Tensor) -> KeptCache:
+    """Return the uncompressed cache of token ids [T], computed in one pass."""
+    return full_pass(model, input_ids)[1]
 
 
 class _Selection:

@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from kvguard.engine.compiled import compiled
+from kvguard.engine.growth import grown
 
 Ints = NDArray[np.int64]
 
@@ -140,15 +141,16 @@ class RepeatCounter:
         self.window = window
         self._rows = np.arange(n_rows)
         self._lengths = np.zeros(n_rows, dtype=np.int64)
-        self._tokens = np.full((n_rows, capacity), _NO_TOKEN, dtype=np.int32)  # [B, capacity]
-        # [B, 1 + capacity]: column s + 1 belongs to s, so that the next token finds s - 1 at s
+        self._tokens = np.zeros((n_rows, capacity), dtype=np.int32)  # [B, capacity]
+        # [B, at least 1 + capacity]: column s + 1 belongs to s, so that the next token finds s - 1 at s
         self._common = np.zeros((n_rows, 1 + capacity), dtype=np.min_scalar_type(window + 1))
 
     def update(self, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Ints:
         """Append one token to each of ``rows`` and return their ``rep_count``. [R] -> [R]"""
         row_numbers = self._rows[rows]
-        if self._lengths.max(initial=0) == self._tokens.shape[1]:
-            self._grow()
+        capacity = int(self._lengths[row_numbers].max(initial=0)) + 1
+        self._tokens = grown(self._tokens, 0, capacity)
+        self._common = grown(self._common, 0, capacity + 1)
         counts = np.empty(len(row_numbers), dtype=np.int64)
         newest = token_ids.astype(np.int32, copy=False)
         _extend(self._tokens, self._common, self._lengths, self.window, row_numbers, newest, counts)
@@ -157,7 +159,6 @@ class RepeatCounter:
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``."""
         tokens = self._tokens[row]
-        tokens[n_tokens:] = _NO_TOKEN
         self._lengths[row] = n_tokens
         if n_tokens > 1:
             before = np.full(self.window - 1, _NO_TOKEN, dtype=np.int32)
@@ -165,11 +166,13 @@ class RepeatCounter:
             same = (windows[:-1] == windows[-1])[:, ::-1]  # [n - 1, window], newest first
             self._common[row, 1:n_tokens] = np.minimum.accumulate(same, axis=1).sum(axis=1)
 
-    def _grow(self) -> None:
-        n_rows, capacity = self._tokens.shape
-        more = np.full((n_rows, capacity), _NO_TOKEN, dtype=np.int32)
-        self._tokens = np.concatenate([self._tokens, more], axis=1)
-        self._common = np.concatenate([self._common, np.zeros_like(more, self._common.dtype)], axis=1)
+    def open(self, row: int) -> None:
+        """Begin ``row``, a new one or one that was another sequence."""
+        self._lengths = grown(self._lengths, row + 1)
+        self._tokens = grown(self._tokens, row + 1)
+        self._common = grown(self._common, row + 1)
+        self._rows = np.arange(len(self._lengths))
+        self._lengths[row] = 0
 
 
 @compiled()

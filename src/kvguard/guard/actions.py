@@ -1,6 +1,6 @@
 """The guard at work: watch every token of a batch, and act on the rows whose controller reaches SAFE.
 
-It consumes the loop of :mod:`kvguard.engine.batch`; a row that acts does not stop the others. What a row
+It consumes the loop of :mod:`kvguard.engine.loop`; a row that acts does not stop the others. What a row
 does when it reaches SAFE is its action:
 
 ``none``
@@ -23,7 +23,7 @@ lasts, thinking tokens are exempt from eviction; that matters only under a decod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -31,8 +31,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kvguard.engine.batch import Batch, Generated, Step, decode_steps
-from kvguard.engine.sampling import Sampler, greedy
+from kvguard.engine.batch import Batch, Step
+from kvguard.engine.growth import grown
+from kvguard.engine.loop import decode_steps
+from kvguard.engine.requests import Finished, Follower, Request
+from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.controller import State
 from kvguard.guard.features import look_up
 from kvguard.guard.settings import GuardParams
@@ -46,6 +49,7 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 NEVER = -1
+_TOKENS = 64  # of every row: room for what is recorded of them at first
 
 
 class Action(StrEnum):
@@ -120,7 +124,7 @@ class Guarded:
     kv_tokens : ndarray
         Cache entries held when the token was drawn, a mean over layers and heads.
     stop_reason : str
-        ``eos``, ``length``, or ``invalid`` (logits that are no numbers).
+        ``eos``, ``stop``, ``length``, ``cancelled``, or ``invalid`` (logits that are NaN).
     kv_saved : float
         The mean of 1 - held / full over all decoding steps, those of rewound tokens included.
     n_steps, n_rewound : int
@@ -142,15 +146,26 @@ class Guarded:
     safe_at: int
 
 
-class GuardedRun:
+_SEAT = np.dtype(
+    [
+        *((name, np.int64) for name in ("n_prompt", "n_prefix", "t", "n_rewound", "n_rewinds", "safe_at")),
+        *((name, np.float64) for name in ("ratio", "saved")),
+        *((name, np.bool_) for name in ("safe", "restored")),
+    ]
+)
+
+
+class GuardedRun(Follower):
     """One guarded decoding of a batch.
 
     Parameters
     ----------
     batch : Batch
-        Made with ``restorable`` if the action restores.
+        Rows are added with ``keep_cache`` if restored rows are to be compressed again.
     watch : Watch
-        Knows a row by its number, and begins with the ratio that the row is compressed at.
+        Knows a row by its seat.
+    ratios : mapping or sequence of float
+        The compression ratio of each row, by its number; read when the row starts.
     budget : Budget, optional
         The decode-time budget that rows are held to.
     thinking : ndarray, optional
@@ -163,62 +178,120 @@ class GuardedRun:
         watch: Watch,
         action: Action,
         params: GuardParams,
+        ratios: Mapping[int, float] | Sequence[float] | Floats,
         *,
-        sampler: Sampler = greedy,
         budget: Budget | None = None,
         thinking: Bools | None = None,
     ) -> None:
         self.batch, self.watch, self.action, self.params = batch, watch, action, params
-        self.sampler, self.budget, self.thinking = sampler, budget, thinking
-        n_rows, n_tokens = len(batch.rows), batch.max_new_tokens
-        self._n_prompt = np.array([row.n_prompt for row in batch.rows])
-        self._ratios = watch.ratios.copy()
-        self._hazard = np.full((n_rows, n_tokens), np.nan, dtype=np.float32)
-        self._states = np.full((n_rows, n_tokens), State.NORMAL, dtype=np.uint8)
-        self._held = np.zeros((n_rows, n_tokens), dtype=np.float32)
-        self._saved = np.zeros(n_rows)  # 1 - held / full, summed over the steps of rewound tokens
-        self._n_rewound, self._n_rewinds = (np.zeros(n_rows, dtype=np.int64) for _ in range(2))
-        self._safe_at = np.full(n_rows, NEVER, dtype=np.int64)
-        self._safe, self._restored = (np.zeros(n_rows, dtype=bool) for _ in range(2))
-        self._events: list[list[Event]] = [[] for _ in range(n_rows)]
+        self.budget, self.thinking, self._ratios = budget, thinking, ratios
+        self._seats = np.zeros(0, dtype=_SEAT)
+        self._hazard = np.zeros((0, _TOKENS), dtype=np.float32)  # these by seat and token
+        self._states = np.zeros((0, _TOKENS), dtype=np.uint8)
+        self._held = np.zeros((0, _TOKENS), dtype=np.float32)
+        self._events: dict[int, list[Event]] = {}  # by seat
+        self._done: dict[int, Guarded] = {}  # by row
+        batch.follow(self)
+        if budget is not None:
+            budget.attach(batch)
 
     def steps(self) -> Iterator[GuardedStep]:
         """Decode, yielding every step after the guard has acted on it."""
-        for step in decode_steps(self.batch, self.sampler):
+        for step in decode_steps(self.batch):
             tokens = step.tokens.cpu().numpy()
             hazard, states = self._observe(step, tokens)
-            safe, before = states == State.SAFE, self._safe[step.row]
+            safe, before = states == State.SAFE, self._seats["safe"][step.seat]
             events: dict[int, Event] = {}
             if safe.any() or before.any():
                 going = ~step.ended & step.valid
-                self._safe[step.row] = safe
-                first = np.flatnonzero(safe & (self._safe_at[step.row] == NEVER))
-                self._safe_at[step.row[first]] = step.t[first] + self._n_rewound[step.row[first]]
+                self._seats["safe"][step.seat] = safe
+                first = step.seat[safe & (self._seats["safe_at"][step.seat] == NEVER)]
+                self._seats["safe_at"][first] = (self._seats["t"] - 1 + self._seats["n_rewound"])[first]
                 self._enter(step, np.flatnonzero(self._alarmed(step, safe, before) & going), events)
                 self._leave(step, np.flatnonzero(~safe & before & going), events)
             self._evict(step, states)
-            for row, event in events.items():
-                self._events[row].append(event)
-            n = self.batch.n
-            left = self.batch.ended[:n] | ~self.batch.valid[:n]
+            for slot in np.flatnonzero(np.isin(step.row, list(events))):
+                self._events[int(step.seat[slot])].append(events[int(step.row[slot])])
+            left = self.batch.leaving.copy()
             yield GuardedStep(step.row, step.t, tokens, hazard, states, left, step.valid, events)
 
-    def results(self) -> list[Guarded]:
-        """Return what became of each row, once all steps are done."""
-        generated = self.batch.generated()
-        return [self._result(generated, row) for row in range(len(self.batch.rows))]
+    def collect(self) -> dict[int, Guarded]:
+        """Return what became of the rows that have left since the last call, by their numbers."""
+        done, self._done = self._done, {}
+        self.batch.collect()
+        return done
+
+    def open(self, seat: int, row: int, request: Request) -> None:
+        """Begin a row; the tokens of its prefix have no known signals."""
+        self._seats = grown(self._seats, seat + 1)
+        state = self._seats[seat : seat + 1]
+        state[:] = 0
+        state["n_prompt"], state["n_prefix"] = request.n_prompt, len(request.prefix)
+        state["t"], state["safe_at"], state["ratio"] = len(request.prefix), NEVER, self._ratios[row]
+        self._room(len(self._seats), len(request.prefix))
+        self._hazard[seat], self._states[seat], self._held[seat] = np.nan, State.NORMAL, 0
+        self._events[seat] = []
+        self.watch.open(seat, float(self._ratios[row]), request.max_new_tokens)
+        unknown = np.full((1, N_SIGNALS), np.nan, dtype=np.float32)
+        for token in request.prefix:
+            self.watch.update(unknown, np.array([token]), np.array([seat]))
+
+    def restored(self, seat: int) -> None:
+        """Learn that a row has its full cache back."""
+        self._seats["restored"][seat] = True
+        self.watch.set_ratio(seat, 0.0)
+
+    def rewind(self, seat: int, n_tokens: int) -> None:
+        """Forget all but the first tokens of a row, and count those forgotten."""
+        state = self._seats[seat]
+        begin, end = max(n_tokens, int(state["n_prefix"])), int(state["t"])
+        state["saved"] += self._saving(seat, begin, end)
+        state["n_rewound"] += end - begin
+        state["n_rewinds"] += 1
+        state["t"] = n_tokens
+        self._hazard[seat, n_tokens:] = np.nan
+        self._states[seat, n_tokens:] = State.NORMAL
+        self.watch.rewind(seat, n_tokens)
+
+    def close(self, seat: int, done: Finished) -> None:
+        """Keep what became of a row."""
+        state, n = self._seats[seat], len(done.token_ids)
+        begin, end = int(state["n_prefix"]), int(state["t"])  # a token of logits that are NaN does not count
+        n_steps = end - begin + int(state["n_rewound"])
+        saved = float(state["saved"]) + self._saving(seat, begin, end)
+        self._done[done.row] = Guarded(
+            token_ids=done.token_ids,
+            signals=done.signals,
+            hazard=self._hazard[seat, :n].copy(),
+            states=self._states[seat, :n].copy(),
+            kv_tokens=self._held[seat, :n].copy(),
+            stop_reason=done.stop_reason,
+            events=tuple(self._events.pop(seat)),
+            kv_saved=saved / max(n_steps, 1),
+            n_steps=n_steps,
+            n_rewound=int(state["n_rewound"]),
+            safe_at=int(state["safe_at"]),
+        )
+
+    def _room(self, seats: int, n_tokens: int) -> None:
+        """Make room for so many seats, and for one more token than ``n_tokens``."""
+        self._hazard = grown(self._hazard, seats, n_tokens + 1)
+        self._states = grown(self._states, seats, n_tokens + 1)
+        self._held = grown(self._held, seats, n_tokens + 1)
 
     def _observe(self, step: Step, tokens: Ints) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Judge the step's tokens and record what is known of them. [n], [n]"""
-        rows, valid, signals = step.row, step.valid, step.signals.cpu().numpy()
+        seats, valid, signals = step.seat, step.valid, step.signals.cpu().numpy()
         if valid.all():
-            hazard, states = self.watch.update(signals, tokens, rows)
+            hazard, states = self.watch.update(signals, tokens, seats)
         else:
-            hazard = np.full(len(rows), np.nan, dtype=np.float32)
-            states = np.where(self._safe[rows], np.uint8(State.SAFE), np.uint8(State.NORMAL))
-            hazard[valid], states[valid] = self.watch.update(signals[valid], tokens[valid], rows[valid])
-        self._hazard[rows, step.t], self._states[rows, step.t] = hazard, states
-        self._held[rows, step.t] = self.batch.kv_tokens()
+            hazard = np.full(len(seats), np.nan, dtype=np.float32)
+            states = np.where(self._seats["safe"][seats], np.uint8(State.SAFE), np.uint8(State.NORMAL))
+            hazard[valid], states[valid] = self.watch.update(signals[valid], tokens[valid], seats[valid])
+        self._room(0, int(step.t.max()))
+        self._hazard[seats, step.t], self._states[seats, step.t] = hazard, states
+        self._held[seats, step.t] = self.batch.kv_tokens()
+        self._seats["t"][seats] = step.t + 1
         return hazard, states
 
     def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
@@ -226,54 +299,42 @@ class GuardedRun:
         entered = safe & ~before
         if not self.action.rewinds:
             return entered
-        again = self.watch.escalated(step.row) & (self._n_rewinds[step.row] < self.params.max_rewinds)
-        return entered | (safe & again)
+        left = self._seats["n_rewinds"][step.seat] < self.params.max_rewinds
+        return entered | (safe & self.watch.escalated(step.seat) & left)
 
     def _enter(self, step: Step, slots: Ints, events: dict[int, Event]) -> None:
         """Act on rows that have reached SAFE."""
-        for slot in slots:
-            row, t = int(step.row[slot]), int(step.t[slot])
+        for slot in slots.tolist():
+            row, seat, t = int(step.row[slot]), int(step.seat[slot]), int(step.t[slot])
             if self.action is Action.HOLD:
                 events[row] = Event(t, "hold", t + 1)
-            elif self.action.rewinds and self._n_rewinds[row] < self.params.max_rewinds:
-                kept = self._before_the_rise(row, t) if self.action is Action.ROLLBACK else 0
-                self._restore(slot, kept)
-                self._n_rewinds[row] += 1
-                self._n_rewound[row] += t + 1 - kept
-                self._saved[row] += self._saving(row, kept, t + 1)
-                self.watch.rewind(row, kept)
+            elif self.action.rewinds and self._seats["n_rewinds"][seat] < self.params.max_rewinds:
+                kept = self._before_the_rise(seat, t) if self.action is Action.ROLLBACK else 0
+                self.batch.restore([slot], [kept])
                 events[row] = Event(t, self.action.value, kept)
-            elif self.action.restores and not self._restored[row]:
-                self._restore(slot, t + 1)
+            elif self.action.restores and not self._seats["restored"][seat]:
+                self.batch.restore([slot])
                 events[row] = Event(t, "restore", t + 1)
 
-    def _before_the_rise(self, row: int, t: int) -> int:
+    def _before_the_rise(self, seat: int, t: int) -> int:
         """Return how many tokens stand up to the last one before the hazard rose."""
-        calm = self._hazard[row, : t + 1] < self.watch.params.tau_low
+        calm = self._hazard[seat, : t + 1] < self.watch.params.tau_low
         return max(0, int(np.flatnonzero(calm).max(initial=-1)) + 2 - self.watch.span)
 
-    def _saving(self, row: int, start: int, stop: int) -> float:
+    def _saving(self, seat: int, start: int, stop: int) -> float:
         """Return 1 - held / full, summed over the tokens ``start`` to ``stop`` of a row."""
-        full = self._n_prompt[row] + np.arange(start, stop)
-        return float((1 - self._held[row, start:stop] / full).sum())
-
-    def _restore(self, slot: int, kept: int) -> None:
-        row = int(self.batch.row[slot])
-        self.batch.restore([slot], [kept])
-        self._restored[row] = True
-        self.watch.set_ratio(row, 0.0)
-        if self.budget is not None:
-            self.budget.forget(row)
+        full = self._seats["n_prompt"][seat] + np.arange(start, stop)
+        return float((1 - self._held[seat, start:stop] / full).sum())
 
     def _leave(self, step: Step, slots: Ints, events: dict[int, Event]) -> None:
         """Return rows that have become calm to compression."""
-        for slot in slots:
-            row, t = int(step.row[slot]), int(step.t[slot])
+        for slot in slots.tolist():
+            row, seat, t = int(step.row[slot]), int(step.seat[slot]), int(step.t[slot])
             if self.action is Action.HOLD:
                 events[row] = Event(t, "resume", t + 1)
-            elif self._restored[row] and self.params.resume:
-                self._restored[row] = False
-                self.watch.set_ratio(row, float(self._ratios[row]))
+            elif self._seats["restored"][seat] and self.params.resume:
+                self._seats["restored"][seat] = False
+                self.watch.set_ratio(seat, float(self._seats["ratio"][seat]))
                 if self.budget is None:
                     self.batch.recompress([slot])
                 events[row] = Event(t, "resume", t + 1)
@@ -282,7 +343,7 @@ class GuardedRun:
         """Hold the rows to their decode-time budget, but for those in SAFE and those restored."""
         if self.budget is None:
             return
-        spared = self._restored[step.row]
+        spared = self._seats["restored"][step.seat]
         if self.action is not Action.NONE:
             spared |= states == State.SAFE
         slots = np.flatnonzero(~spared & ~step.ended & step.valid)
@@ -298,25 +359,5 @@ class GuardedRun:
     def _thinking_positions(self, step: Step, slot: int) -> Ints:
         """Return the logical positions of the thinking tokens among those that a row has been fed."""
         assert self.thinking is not None
-        row = int(step.row[slot])
-        fed = self.batch.tokens[row, : step.t[slot]].cpu().numpy()
-        return self._n_prompt[row] + np.flatnonzero(look_up(self.thinking, fed))
-
-    def _result(self, generated: Generated, row: int) -> Guarded:
-        n, n_rewound = int(generated.lengths[row]), int(self._n_rewound[row])
-        drawn = n if generated.valid[row] else n + 1  # a token of logits that are no numbers does not count
-        n_steps = drawn + n_rewound
-        stop = "eos" if generated.stopped[row] else "length"
-        return Guarded(
-            token_ids=generated.token_ids[row, :n],
-            signals=generated.signals[row, :n],
-            hazard=self._hazard[row, :n],
-            states=self._states[row, :n],
-            kv_tokens=self._held[row, :n],
-            stop_reason=stop if generated.valid[row] else "invalid",
-            events=tuple(self._events[row]),
-            kv_saved=(float(self._saved[row]) + self._saving(row, 0, drawn)) / n_steps,
-            n_steps=n_steps,
-            n_rewound=n_rewound,
-            safe_at=int(self._safe_at[row]),
-        )
+        fed = self.batch.token_ids(slot)[: step.t[slot]].cpu().numpy()
+        return self.batch.n_prompt[slot] + np.flatnonzero(look_up(self.thinking, fed))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from kvguard.config import Count, Section, Share
+from kvguard.engine.growth import grown
 
 
 class ControllerParams(Section):
@@ -85,6 +86,14 @@ class Controller:
         """Tell of each row whether its run of hazards >= tau_high is long enough for SAFE. [R]"""
         reached: NDArray[np.bool_] = self._runs[1, rows] >= self.params.k_escalate
         return reached
+
+    def open(self, row: int) -> None:
+        """Begin ``row`` in NORMAL, a new one or one that was another sequence."""
+        self.states = grown(self.states, row + 1)
+        if row >= self._runs.shape[1]:
+            self._runs = grown(self._runs, 3, len(self.states))
+        self.states[row] = State.NORMAL
+        self._runs[:, row] = 0
 
     def clear(self, row: int) -> None:
         """End the runs of ``row``; its state stays."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kvguard.engine.columns import SIGNALS
 from kvguard.engine.compiled import compiled
+from kvguard.engine.growth import grown
 from kvguard.engine.repetition import Ints, RepeatCounter
 from kvguard.guard.columns import FEATURES, ROLLED
 
@@ -26,6 +27,7 @@ Bools = NDArray[np.bool_]
 WINDOW = 8  # tokens of a rolling statistic: part of the features' names
 REPEAT_WINDOW = 20  # tokens of the window that rep_count counts
 N_READ = len(SIGNALS) - 1  # all but rank_of_chosen, which only v1 reads
+_TOKENS = 64  # of every row: room for its series at first
 SERIES = (*ROLLED, "rep_count")
 _ROLLED_SIGNALS = [SIGNALS.index(name) for name in ROLLED[:-1]]
 
@@ -59,7 +61,7 @@ def derive(
     t: Ints,
     thinking: Bools,
     ratio: Floats,
-    max_new_tokens: int,
+    max_new_tokens: Ints,
     out: Floats,
 ) -> None:
     """Write the features of R tokens that follow their signals in ``FEATURES``; the one definition.
@@ -70,8 +72,8 @@ def derive(
         Values of ``SERIES``, the tokens of a trace one after another; delta_h is written here. [M, 5]
     places
         Where each token stands in ``series``; the tokens before it come first. [R]
-    t, thinking, ratio
-        Token index, whether the token is a thinking word, compression ratio. [R]
+    t, thinking, ratio, max_new_tokens
+        Token index, whether the token is a thinking word, compression ratio, token budget. [R]
     out
         [R, 15]
     """
@@ -99,7 +101,7 @@ def derive(
         for back in range(n):
             repeats += series[newest - back, 4]
         out[row, 12] = repeats
-        out[row, 13] = np.float32(t[row]) / np.float32(max_new_tokens)
+        out[row, 13] = np.float32(t[row]) / np.float32(max_new_tokens[row])
         out[row, 14] = ratio[row]
 
 
@@ -118,12 +120,21 @@ class FeatureState:
         n_rows = len(ratios)
         self._ratios = np.array(ratios, dtype=np.float32)
         self._mask = mask
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens = np.full(n_rows, max_new_tokens, dtype=np.int64)
         self._t = np.zeros(n_rows, dtype=np.int64)
         # Every value of every series, so that a row can be rewound.
-        self._series = np.zeros((n_rows, max_new_tokens, len(SERIES)), dtype=np.float32)
-        self._repeats = RepeatCounter(n_rows, REPEAT_WINDOW, max_new_tokens)
+        self._series = np.zeros((n_rows, _TOKENS, len(SERIES)), dtype=np.float32)
+        self._repeats = RepeatCounter(n_rows, REPEAT_WINDOW, _TOKENS)
         self._rows = np.arange(n_rows)
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Begin ``row``, a new one or one that was another sequence."""
+        self._ratios, self._t = grown(self._ratios, row + 1), grown(self._t, row + 1)
+        self._max_new_tokens = grown(self._max_new_tokens, row + 1)
+        self._series = grown(self._series, row + 1)
+        self._rows = np.arange(len(self._t))
+        self._repeats.open(row)
+        self._ratios[row], self._t[row], self._max_new_tokens[row] = ratio, 0, max_new_tokens
 
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints | slice = slice(None)) -> Floats:
         """Take the next token of each of ``rows`` and return its features.
@@ -148,19 +159,22 @@ class FeatureState:
             A row has had its ``max_new_tokens`` tokens.
         """
         row_numbers = self._rows[rows]
-        t = self._t[row_numbers]
+        t, limit = self._t[row_numbers], self._max_new_tokens[row_numbers]
+        if (t >= limit).any():
+            raise IndexError("a row has had all the tokens of its budget")
+        self._series = grown(self._series, 0, int(t.max(initial=0)) + 1)
         self._series[row_numbers, t, :3] = signals[:, _ROLLED_SIGNALS]
         self._series[row_numbers, t, 4] = self._repeats.update(token_ids, rows)
         thinking, ratio = look_up(self._mask, token_ids), self._ratios[row_numbers]
         out = np.empty((len(t), len(FEATURES)), dtype=np.float32)
         out[:, :N_READ] = signals[:, :N_READ]
-        series, places = self._series.reshape(-1, len(SERIES)), row_numbers * self._max_new_tokens + t
-        derive(series, places, t, thinking, ratio, self._max_new_tokens, out[:, N_READ:])
+        series, places = self._series.reshape(-1, len(SERIES)), row_numbers * self._series.shape[1] + t
+        derive(series, places, t, thinking, ratio, limit, out[:, N_READ:])
         self._t[row_numbers] = t + 1
         return out
 
     def rewind(self, row: int, n_tokens: int) -> None:
-        """Forget all but the first ``n_tokens`` tokens of ``row``; with 0 it is free for another sequence."""
+        """Forget all but the first ``n_tokens`` tokens of ``row``."""
         self._t[row] = n_tokens
         self._repeats.rewind(row, n_tokens)
 

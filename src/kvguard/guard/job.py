@@ -1,10 +1,11 @@
-"""One call of the guard: its arguments checked, its prompts prefilled as many at a time as memory takes."""
+"""One call of the guard: its arguments checked, its prompts prefilled as rows become free."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kvguard.engine.batch import Batch, Row
+from kvguard.engine.batch import Batch
 from kvguard.engine.budget import Budget, scorer_for, too_small
-from kvguard.engine.memory import batch_of, out_of_memory, rows_in_memory
+from kvguard.engine.memory import batch_of, rows_in_memory
 from kvguard.engine.prefill import attention_modules, prefill
 from kvguard.engine.presses import NONE, Condition, attention_for, shortest_prompt
-from kvguard.engine.sampling import Draw, Nucleus, Sampler, greedy
+from kvguard.engine.requests import Decoding, Row
+from kvguard.engine.sampling import Nucleus, Sampler, greedy
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Action, Guarded, GuardedRun, GuardedStep, GuardParams
 from kvguard.guard.controller import ControllerParams
@@ -134,29 +136,23 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Prompts that decode together: their places by row; and what is wrong with those that do not decode."""
+class Turn:
+    """What is new of a call's prompts, which are named by their places.
 
-    numbers: Sequence[int]
-    refused: Mapping[int, str]
-    run: GuardedRun | None = None
-    budget: Budget | None = None
+    Attributes
+    ----------
+    step : GuardedStep, optional
+        One token of every row under way; ``numbers`` says which prompt each of its entries is.
+    refused : dict
+        Why prompts are not asked.
+    done : dict
+        What became of prompts.
+    """
 
-    def steps(self) -> Iterator[GuardedStep]:
-        """Decode.
-
-        Raises
-        ------
-        KvguardError
-            Memory runs out.
-        """
-        if self.run is not None:
-            with _enough_memory(), self.budget or nullcontext():
-                yield from self.run.steps()
-
-    def results(self) -> dict[int, Guarded]:
-        """Return what became of each prompt, once all steps are done."""
-        return dict(zip(self.numbers, self.run.results(), strict=True)) if self.run is not None else {}
+    step: GuardedStep | None = None
+    numbers: Sequence[int] = ()
+    refused: Mapping[int, str] = field(default_factory=dict)
+    done: Mapping[int, Guarded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,23 +175,20 @@ class Job:
     params: GuardParams
     mask: Bools
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Prefill as many prompts at a time as memory takes; those that cannot be asked come first."""
+    def batch_size(self) -> int:
+        """Return the rows to decode together: those asked for, else as many as memory takes."""
+        longest = max((len(ids) for ids in self.encoded), default=0) + self.options.max_new_tokens
+        return self.options.batch_size or batch_of(rows_in_memory(self.loaded.model, longest))
+
+    def turns(self, batch_size: int) -> Iterator[Turn]:
+        """Ask all prompts, each as soon as a row is free; those that cannot be asked come first."""
         by_length = cache(lambda n_tokens: self.options.refusal(n_tokens, self.loaded))
         found = {n: self._stray(ids) or by_length(len(ids)) for n, ids in enumerate(self.encoded)}
-        refused = {n: _about(n, reason) for n, reason in found.items() if reason is not None}
-        yield Chunk([], refused)
-        asked = [n for n in found if n not in refused]
-        if not asked:
-            return
-        longest = max(len(self.encoded[n]) for n in asked) + self.options.max_new_tokens
-        fit = rows_in_memory(self.loaded.model, longest)
-        batch_size = self.options.batch_size or batch_of(fit)
-        waiting = max(batch_size, fit - batch_size)  # a prefilled prompt takes no more than a decoding one
-        for begin in range(0, len(asked), waiting):
-            with _enough_memory():
-                chunk = self._chunk(asked[begin : begin + waiting], batch_size)
-            yield chunk
+        yield Turn(refused={n: _about(n, reason) for n, reason in found.items() if reason is not None})
+        asked = [n for n, reason in found.items() if reason is None]
+        if asked:
+            waiting = deque(sorted(asked, key=lambda n: -len(self.encoded[n])))
+            yield from _Asking(self, waiting, batch_size).turns()
 
     def _stray(self, ids: Sequence[int]) -> str | None:
         """Say which token id the model does not know, if any."""
@@ -203,38 +196,62 @@ class Job:
         stray = [token for token in ids if not 0 <= token < size]
         return f"the model knows no token {stray[0]}, only 0 to {size - 1}: encode it anew" if stray else None
 
-    def _chunk(self, numbers: Sequence[int], batch_size: int) -> Chunk:
-        rows, kept, refused = [], [], {}
-        for number in numbers:
-            try:
-                rows.append(self._prefill(self.encoded[number]))
-                kept.append(number)
-            except KvguardError as error:
-                refused[number] = _about(number, str(error))
-        if not rows:
-            return Chunk([], refused)
-        options, model = self.options, self.loaded.model
-        size, eos = options.max_new_tokens, self.loaded.eos_ids
-        batch = Batch(model, rows, batch_size, size, eos, restorable=options.action.restores)
-        ratios = np.array([options.ratio(row) for row in rows])
-        watch = Watch(HazardTrigger(self.hazard, ratios, self.mask, size), self.point)
-        budget = Budget(model, [options.press] * len(rows), options.interval) if options.interval else None
-        run = GuardedRun(
-            batch,
-            watch,
-            options.action,
-            self.params,
-            sampler=_renumbered(options.sampler, kept),
-            budget=budget,
-            thinking=self.mask,
-        )
-        return Chunk(kept, refused, run, budget)
-
-    def _prefill(self, ids: Sequence[int]) -> Row:
-        prompt = torch.tensor(ids, device=self.loaded.model.device)
+    def prefill(self, number: int) -> Row:
+        """Prefill and compress a prompt."""
+        prompt = torch.tensor(self.encoded[number], device=self.loaded.model.device)
         condition, press = self.options.condition, self.options.press
         done = prefill(self.loaded.model, prompt, {condition: press}, attention_for(press))
         return Row(prompt, done.logits, done.kept[condition])
+
+
+class _Asking:
+    """Prompts on their way through a batch."""
+
+    def __init__(self, job: Job, waiting: deque[int], batch_size: int) -> None:
+        self._job, self._waiting = job, waiting
+        self._numbers: list[int] = []  # prompt of each row
+        self._ratios: list[float] = []
+        options, model = job.options, job.loaded.model
+        self._how = Decoding(
+            options.max_new_tokens, job.loaded.eos_ids, options.sampler, keep_cache=job.params.resume
+        )
+        self._batch = Batch(model, batch_size)
+        self._budget = Budget(model, options.press, options.interval) if options.interval else None
+        self._run = GuardedRun(
+            self._batch,
+            Watch(HazardTrigger(job.hazard, job.mask), job.point),
+            options.action,
+            job.params,
+            self._ratios,
+            budget=self._budget,
+            thinking=job.mask,
+        )
+
+    def turns(self) -> Iterator[Turn]:
+        with self._budget or nullcontext():
+            yield Turn(refused=self._admit())
+            for step in self._run.steps():
+                numbers = [self._numbers[row] for row in step.row.tolist()]
+                yield Turn(step, numbers, self._admit(), self._done())
+            yield Turn(done=self._done())
+
+    def _admit(self) -> dict[int, str]:
+        """Prefill waiting prompts for the rows that are free before the next step."""
+        batch, refused = self._batch, {}
+        while self._waiting and batch.n - batch.leaving.sum() + batch.n_waiting < batch.size:
+            number = self._waiting.popleft()
+            try:
+                row = self._job.prefill(number)
+            except KvguardError as error:
+                refused[number] = _about(number, str(error))
+                continue
+            self._numbers.append(number)
+            self._ratios.append(self._job.options.ratio(row))
+            batch.add(self._how.request(row, key=number))
+        return refused
+
+    def _done(self) -> dict[int, Guarded]:
+        return {self._numbers[row]: found for row, found in self._run.collect().items()}
 
 
 def _check_press(press: Any) -> None:
@@ -277,25 +294,5 @@ def _sampler(temperature: float, top_p: float, seed: int) -> Sampler:
     return Nucleus(temperature, top_p, seed) if temperature > 0 else greedy
 
 
-def _renumbered(sampler: Sampler, numbers: Sequence[int]) -> Sampler:
-    """Let a row's chance depend on its place among all prompts, not on that in its chunk."""
-    places = np.array(numbers, dtype=np.int64)
-
-    def renumbered(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
-        return sampler(logits, replace(draw, row=places[draw.row]))
-
-    return renumbered
-
-
 def _about(number: int, reason: str) -> str:
     return f"prompt {number}: {reason}"
-
-
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise KvguardError("memory ran out: pass a smaller batch_size or max_new_tokens") from None

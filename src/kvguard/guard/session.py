@@ -21,13 +21,14 @@ from weakref import WeakKeyDictionary, WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from kvguard.engine.memory import enough_memory, within_memory
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Event, Guarded, GuardedStep, GuardParams
 from kvguard.guard.bundle import Card, load
 from kvguard.guard.controller import ControllerParams, State
 from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.hazard_model import HazardModel
-from kvguard.guard.job import Chunk, Job, Options
+from kvguard.guard.job import Job, Options
 from kvguard.guard.text import Unfolding
 from kvguard.models.identity import weights_digest
 from kvguard.models.load import LoadedModel
@@ -205,18 +206,16 @@ class Guard:
             temperature, top_p, seed, batch_size,
         )  # fmt: skip
         job = self._job(model, tokenizer, prompts, options)
-        report = on_finish or (lambda number: None)
-        outputs: dict[int, Output] = {}
-        for chunk in job.chunks():
-            for number, reason in chunk.refused.items():
-                outputs[number] = _refusal(reason)
-                report(number)
-            for step in chunk.steps():
-                for row in step.row[step.left]:
-                    report(chunk.numbers[row])
-            for number, found in chunk.results().items():
-                outputs[number] = _output(found, job.loaded)
-        return [outputs[number] for number in sorted(outputs)]
+        reported: set[int] = set()
+
+        def report(number: int) -> None:
+            if on_finish is not None and number not in reported:  # else it was asked again in a smaller batch
+                reported.add(number)
+                on_finish(number)
+
+        return within_memory(
+            job.loaded.name, model.device, job.batch_size(), lambda size: _outputs(job, size, report)
+        )
 
     def stream(
         self,
@@ -296,19 +295,33 @@ def _encoded(prompts: Iterable[Prompt], loaded: LoadedModel) -> list[list[int]]:
         raise KvguardError(f"prompts: {error}: pass a list of texts, or of lists of token ids") from None
 
 
+def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[Output]:
+    outputs: dict[int, Output] = {}
+    for turn in job.turns(batch_size):
+        outputs |= {number: _refusal(reason) for number, reason in turn.refused.items()}
+        outputs |= {number: _output(found, job.loaded) for number, found in turn.done.items()}
+        for number in (*turn.refused, *turn.done):
+            report(number)
+    return [outputs[number] for number in sorted(outputs)]
+
+
 def _pieces(job: Job) -> Iterator[Piece]:
-    for chunk in job.chunks():
-        for number, reason in chunk.refused.items():
-            yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REFUSED, error=reason)
-        texts = [Unfolding(job.loaded.tokenizer) for _ in chunk.numbers]
-        for step in chunk.steps():
-            for slot, row in enumerate(step.row):
-                yield _piece(chunk, step, slot, texts[row], job.loaded.eos_ids)
+    texts: dict[int, Unfolding] = {}
+    with enough_memory(job.loaded.name):
+        for turn in job.turns(job.batch_size()):
+            if turn.step is not None:
+                for slot, number in enumerate(turn.numbers):
+                    text = texts.setdefault(number, Unfolding(job.loaded.tokenizer))
+                    yield _piece(turn.step, slot, number, text, job.loaded.eos_ids)
+                for slot in np.flatnonzero(turn.step.left).tolist():
+                    del texts[turn.numbers[slot]]
+            for number, reason in turn.refused.items():
+                yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REFUSED, error=reason)
 
 
-def _piece(chunk: Chunk, step: GuardedStep, slot: int, text: Unfolding, eos_ids: Sequence[int]) -> Piece:
+def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: Sequence[int]) -> Piece:
     row, t, token = int(step.row[slot]), int(step.t[slot]), int(step.token[slot])
-    number, hazard, state = chunk.numbers[row], float(step.hazard[slot]), State(step.state[slot])
+    hazard, state = float(step.hazard[slot]), State(step.state[slot])
     if not step.valid[slot]:
         return Piece(number, t, None, text.rest(), hazard, state, None, INVALID, _invalid(t))
     event, left = step.events.get(row), bool(step.left[slot])

@@ -1,6 +1,7 @@
 """What watches rows while they are generated: a trigger turns tokens into risks, the controller into states.
 
-Everything works on row numbers: a step may hold any subset of the rows, each at a token of its own.
+Everything works on row numbers, which are the seats of a batch: a step may hold any subset of the rows, each
+at a token of its own, and a row that has ended makes place for another.
 """
 
 from typing import Any, Protocol
@@ -23,12 +24,11 @@ class Trigger(Protocol):
     """Turns the tokens of many rows into risks."""
 
     @property
-    def ratios(self) -> Floats:
-        """The compression ratio that each row begins with. [B]"""
-
-    @property
     def span(self) -> int:
         """How many tokens, the newest included, a risk accuses."""
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Begin ``row``, a new one or one that was another sequence."""
 
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
         """Take the next token of each of ``rows`` and return its risk.
@@ -58,8 +58,6 @@ class HazardTrigger:
 
     Parameters
     ----------
-    ratios
-        Compression ratio of each row. [B]
     mask
         See :func:`~kvguard.guard.features.thinking_mask`. [V]
 
@@ -71,7 +69,7 @@ class HazardTrigger:
 
     span = 1
 
-    def __init__(self, model: HazardModel, ratios: NDArray[Any], mask: Bools, max_new_tokens: int) -> None:
+    def __init__(self, model: HazardModel, mask: Bools) -> None:
         for name in model.features:
             if name not in FEATURES:
                 raise KvguardError(
@@ -79,9 +77,12 @@ class HazardTrigger:
                     "take a model of protocol v2"
                 )
         self._columns = [FEATURES.index(name) for name in model.features]
-        self.ratios = np.array(ratios, dtype=np.float32)
         self._hazard = LiveHazard(model)
-        self._features = FeatureState(self.ratios, mask, max_new_tokens)
+        self._features = FeatureState(np.zeros(0), mask, 0)
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Begin ``row``, a new one or one that was another sequence."""
+        self._features.open(row, ratio, max_new_tokens)
 
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
         """Return the hazards; NaN for a row one of whose last signals was no number. [R]"""
@@ -106,9 +107,11 @@ class EntropyTrigger:
 
     span = 1
 
-    def __init__(self, ratios: NDArray[Any], vocabulary: int) -> None:
-        self.ratios = np.array(ratios, dtype=np.float32)
+    def __init__(self, vocabulary: int) -> None:
         self._largest = np.float32(np.log(vocabulary))
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Do nothing: a token's entropy knows no other token."""
 
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
         """Return the shares. [R]"""
@@ -130,9 +133,12 @@ class LoopTrigger:
 
     span = REPEAT_WINDOW
 
-    def __init__(self, ratios: NDArray[Any], max_new_tokens: int) -> None:
-        self.ratios = np.array(ratios, dtype=np.float32)
-        self._repeats = RepeatCounter(len(ratios), REPEAT_WINDOW, max_new_tokens)
+    def __init__(self) -> None:
+        self._repeats = RepeatCounter(0, REPEAT_WINDOW)
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Begin ``row``, a new one or one that was another sequence."""
+        self._repeats.open(row)
 
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
         """Return 1 for rows that repeat themselves, else 0. [R]"""
@@ -151,8 +157,6 @@ class Watch:
 
     Attributes
     ----------
-    ratios
-        The compression ratio that each row begins with. [B]
     params
         The controller's.
     span
@@ -160,9 +164,14 @@ class Watch:
     """
 
     def __init__(self, trigger: Trigger, params: ControllerParams) -> None:
-        self.ratios, self.params, self.span = trigger.ratios, params, trigger.span
+        self.params, self.span = params, trigger.span
         self._trigger = trigger
-        self._controller = Controller(len(trigger.ratios), params)
+        self._controller = Controller(0, params)
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Begin ``row`` in NORMAL, a new one or one that was another sequence."""
+        self._trigger.open(row, ratio, max_new_tokens)
+        self._controller.open(row)
 
     def update(
         self, signals: Floats, token_ids: NDArray[Any], rows: Ints

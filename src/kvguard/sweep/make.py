@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,12 @@ import pandas as pd
 import pyarrow
 import torch
 
-from kvguard.engine.batch import Generated, Row, decode
 from kvguard.engine.columns import SIGNALS
+from kvguard.engine.loop import Generated, decode
 from kvguard.engine.memory import release_unused, within_memory
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, Presses
+from kvguard.engine.requests import Decoding, Finished, Row
 from kvguard.engine.stops import StopStrings
 from kvguard.judging.catastrophes import NO_ONSET, TraceTokens, onsets
 from kvguard.models.load import LoadedModel
@@ -22,6 +23,8 @@ from kvguard.store.schemas import conform
 from kvguard.sweep.plan import Plan, Sweep, SweepPart, stop_strings
 from kvguard.sweep.progress import Report, Tally
 from kvguard.tasks.base import Sample
+
+Key = tuple[int, Condition]
 
 
 def generate_parts(
@@ -41,24 +44,33 @@ def generate_parts(
         release_unused()
         keys = [(index, condition) for index in range(len(prompts)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
+        n_prompt, n_kept = [row.n_prompt for row in rows], [row.cache.n_kept for row in rows]
+        del rows  # the batch alone holds a row's cache from here on, until the row starts
+
+        def prefilled_rows(keys: Sequence[Key] = keys, part: SweepPart = part) -> Iterator[Row]:
+            if keys[0] not in prefilled:  # memory has run out: the rows were let go as they started
+                ids = plan.prompt_ids[start:stop]
+                prefilled.update(prefill_rows(loaded, ids, plan.presses, part.conditions))
+            return (prefilled.pop(key) for key in keys)
+
         samples = [Sample.of(prompts.iloc[index]) for index, _ in keys]
         on_finish = _judge_rows(plan.sweep, loaded, samples, report)
         stops = stop_strings(plan.sweep.task, loaded)
-        generated, batch_size = _decode(plan, loaded, rows, on_finish, stops)
+        generated, batch_size = _decode(plan, loaded, prefilled_rows, on_finish, stops)
         raw = pd.DataFrame(
             {
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
                 "prompt_id": [prompts["prompt_id"].iloc[i] for i, _ in keys],
                 "compressor": part.compressor,
                 "ratio": [c.ratio for _, c in keys],
-                "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
-                "n_kept_tokens": [row.cache.n_kept for row in rows],
+                "n_prompt_tokens": np.array(n_prompt, dtype=np.int32),
+                "n_kept_tokens": n_kept,
                 "token_ids": [generated.token_ids[r, :n] for r, n in enumerate(generated.lengths)],
                 "text": [
                     text_of(loaded, generated.token_ids[r, :n], stops)
                     for r, n in enumerate(generated.lengths)
                 ],
-                "stop_reason": np.select([~generated.valid, generated.stopped], ["invalid", "eos"], "length"),
+                "stop_reason": generated.stop_reasons,
             }
         )
         tokens = _tokens_frame(raw["trace_id"].to_numpy(), generated)
@@ -72,7 +84,7 @@ def prefill_rows(
     prompt_ids: Sequence[np.ndarray],
     presses: Presses,
     conditions: Sequence[Condition],
-) -> dict[tuple[int, Condition], Row]:
+) -> dict[Key, Row]:
     """Prefill each prompt once: the row of every (position among the prompts, condition).
 
     Parameters
@@ -84,7 +96,7 @@ def prefill_rows(
     """
     wanted = {condition: presses[condition].press for condition in conditions}
     implementation = presses[conditions[0]].attention
-    rows: dict[tuple[int, Condition], Row] = {}
+    rows: dict[Key, Row] = {}
     for index, prompt in enumerate(prompt_ids):
         ids = torch.tensor(prompt, dtype=torch.long, device=loaded.model.device)
         done = prefill(loaded.model, ids, wanted, implementation)
@@ -95,39 +107,29 @@ def prefill_rows(
 def _decode(
     plan: Plan[SweepPart],
     loaded: LoadedModel,
-    rows: Sequence[Row],
-    on_finish: Callable[[int, np.ndarray, bool], None],
+    rows: Callable[[], Iterable[Row]],
+    on_finish: Callable[[Finished], None],
     stops: StopStrings | None,
 ) -> tuple[Generated, int]:
     """Return what the rows generated, and how many of them were decoded together in the end."""
+    how = Decoding(plan.sweep.task.max_new_tokens, loaded.eos_ids, stops=stops)
     return within_memory(
         loaded.name,
         loaded.model.device,
         plan.batch_size,
-        lambda size: (
-            decode(
-                loaded.model,
-                rows,
-                batch_size=size,
-                max_new_tokens=plan.sweep.task.max_new_tokens,
-                eos_ids=loaded.eos_ids,
-                on_finish=on_finish,
-                stops=stops,
-            ),
-            size,
-        ),
+        lambda size: (decode(loaded.model, rows(), how, batch_size=size, on_finish=on_finish), size),
     )
 
 
 def _judge_rows(
     sweep: Sweep, loaded: LoadedModel, samples: Sequence[Sample], report: Report
-) -> Callable[[int, np.ndarray, bool], None]:
+) -> Callable[[Finished], None]:
     reported: set[int] = set()
 
-    def on_finish(row: int, token_ids: np.ndarray, stopped: bool) -> None:
-        if row not in reported:  # else it was decoded again with half the batch
-            reported.add(row)
-            report(tally(sweep, loaded, samples[row], token_ids, stopped))
+    def on_finish(done: Finished) -> None:
+        if done.row not in reported:  # else it was decoded again with half the batch
+            reported.add(done.row)
+            report(tally(sweep, loaded, samples[done.row], done.token_ids, done.ended))
 
     return on_finish
 

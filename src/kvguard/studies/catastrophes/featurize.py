@@ -56,7 +56,8 @@ def featurize_tokens(
     out = np.empty((len(FEATURES), len(t)), dtype=np.float32)
     for row, name in enumerate(SIGNALS[:-1]):
         out[row] = tokens[name].to_numpy()
-    derive(series, np.arange(len(t)), t, thinking, ratio, max_new_tokens, out[N_READ:].T)
+    limit = np.full(len(t), max_new_tokens)
+    derive(series, np.arange(len(t)), t, thinking, ratio, limit, out[N_READ:].T)
     label, pre_onset = hazard_labels(t, onset, params.horizon)
     columns = {
         "trace_id": trace_id,

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kvguard.engine.batch import Batch, Row
 from kvguard.engine.budget import Budget, too_small
+from kvguard.engine.loop import assemble
 from kvguard.engine.memory import within_memory
 from kvguard.engine.presses import Condition, Presses
+from kvguard.engine.requests import Decoding, Reason, Row
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun
 from kvguard.guard.features import Bools, thinking_mask
@@ -23,7 +25,7 @@ from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, LivePart
 from kvguard.sweep.make import prefill_rows, tally
-from kvguard.sweep.plan import Plan
+from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report, Tally
 from kvguard.tasks.base import Sample
 
@@ -140,41 +142,38 @@ def _decode(
     ratios = np.array([condition.ratio for _, condition in keys])
     reported: set[int] = set()
 
+    stops = stop_strings(live.task, loaded)
+
     def run(size: int) -> tuple[list[Guarded], int]:
-        batch = Batch(
-            loaded.model,
-            rows,
-            size,
-            live.task.max_new_tokens,
-            loaded.eos_ids,
-            restorable=policy.action.restores,
-        )
-        trigger = make_trigger(live, policy.trigger, ratios, thinking, loaded.model.config)
+        how = Decoding(live.task.max_new_tokens, loaded.eos_ids, stops=stops, keep_cache=live.guard.resume)
+        batch = assemble(loaded.model, rows, size, how)
+        trigger = make_trigger(live, policy.trigger, thinking, loaded.model.config)
         watch = Watch(trigger, live.triggers[policy.trigger])
         budget = _budget(live, plan.presses, loaded, keys) if part.regime == DECODING else None
-        guarded = GuardedRun(batch, watch, policy.action, live.guard, budget=budget, thinking=thinking)
+        guarded = GuardedRun(
+            batch, watch, policy.action, live.guard, ratios, budget=budget, thinking=thinking
+        )
+        made: dict[int, Guarded] = {}
         with budget or nullcontext():
-            for step in guarded.steps():
-                for slot in np.flatnonzero(step.left):
-                    row = int(step.row[slot])
-                    if row not in reported:  # else it was decoded again with half the batch
-                        reported.add(row)
-                        tokens = batch.tokens[row, : batch.t[slot]].cpu().numpy()
-                        stopped = bool(batch.stopped[slot])
-                        report(tally(live.sweep, loaded, samples[row], tokens, stopped))
-        return guarded.results(), size
+            for _ in chain(guarded.steps(), [None]):
+                done = guarded.collect()
+                made |= done
+                for row in done.keys() - reported:  # those decoded again with half the batch are in there
+                    reported.add(row)
+                    stopped = done[row].stop_reason in (Reason.EOS.word, Reason.STOP.word)
+                    report(tally(live.sweep, loaded, samples[row], done[row].token_ids, stopped))
+        return [made[row] for row in sorted(made)], size
 
     return within_memory(loaded.name, loaded.model.device, plan.batch_size, run)
 
 
-def make_trigger(live: Live, kind: str, ratios: np.ndarray, thinking: Bools, config: Any) -> Trigger:
-    """Return the trigger called ``kind`` for rows of these compression ratios [R]."""
-    n_tokens = live.task.max_new_tokens
+def make_trigger(live: Live, kind: str, thinking: Bools, config: Any) -> Trigger:
+    """Return the trigger called ``kind``."""
     if kind == "entropy":
-        return EntropyTrigger(ratios, config.get_text_config().vocab_size)
+        return EntropyTrigger(config.get_text_config().vocab_size)
     if kind == "loop":
-        return LoopTrigger(ratios, n_tokens)
-    return HazardTrigger(live.hazard_model, ratios, thinking, n_tokens)
+        return LoopTrigger()
+    return HazardTrigger(live.hazard_model, thinking)
 
 
 def _budget(live: Live, presses: Presses, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:

@@ -14,9 +14,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from kvguard.engine.batch import Batch, Row, decode
+from kvguard.engine.loop import assemble, decode
 from kvguard.engine.prefill import full_cache
 from kvguard.engine.presses import Presses
+from kvguard.engine.requests import Decoding, Row
 from kvguard.engine.signals import signals
 from kvguard.guard.actions import Action, GuardedRun
 from kvguard.guard.features import thinking_mask
@@ -51,15 +52,16 @@ def measure_latency(
     thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
     ratios = np.full(batch_size, condition.ratio)
     trigger = POLICIES[STATIC].trigger
+    how = Decoding(n_tokens, [])
 
     def unguarded() -> None:
-        decode(loaded.model, rows, batch_size=batch_size, max_new_tokens=n_tokens, eos_ids=[])
+        decode(loaded.model, rows, how, batch_size=batch_size)
 
     def guarded() -> None:
-        batch = Batch(loaded.model, rows, batch_size, n_tokens, [])
-        made = make_trigger(live, trigger, ratios, thinking, loaded.model.config)
+        batch = assemble(loaded.model, rows, batch_size, how)
+        made = make_trigger(live, trigger, thinking, loaded.model.config)
         watch = Watch(made, live.triggers[trigger])
-        for _ in GuardedRun(batch, watch, Action.NONE, live.guard).steps():
+        for _ in GuardedRun(batch, watch, Action.NONE, live.guard, ratios).steps():
             pass
 
     logits = torch.stack([row.logits for row in rows])

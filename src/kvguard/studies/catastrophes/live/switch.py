@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kvguard.engine.batch import Batch, Generated, Row, decode_steps
+from kvguard.engine.batch import Batch
+from kvguard.engine.loop import Generated, finished
 from kvguard.engine.memory import within_memory
-from kvguard.engine.prefill import prefill
-from kvguard.engine.presses import NONE, Condition
+from kvguard.engine.requests import Decoding
 from kvguard.guard import VERSION
 from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.models.load import LoadedModel
@@ -30,11 +30,9 @@ from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.block import error_of
 from kvguard.studies.catastrophes.live.plan import SWITCH
 from kvguard.sweep.make import tally
-from kvguard.sweep.plan import Plan
+from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report
 from kvguard.tasks.base import Sample
-
-_FULL = Condition(NONE, 0.0)
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,9 @@ def make_switch_parts(
         begun = [ids[:n] for ids, n in zip(cases["token_ids"], kept, strict=True)]
         position = _positions(plan, cases)
         prompts = [plan.prompt_ids[i] for i in position]
-        rows = [_restored(loaded, [*prompt, *ids]) for prompt, ids in zip(prompts, begun, strict=True)]
         samples = [Sample.of(plan.sweep.prompts.iloc[i]) for i in position]
-        made, batch_size = _continue(plan, loaded, rows, kept)
-        tokens = [np.concatenate([a, b]) for a, b in zip(begun, _tokens(made), strict=True)]
-        stop = np.select([~made.valid, made.stopped], ["invalid", "eos"], "length")
+        made, batch_size = _continue(plan, loaded, prompts, begun)
+        tokens, stop = _tokens(made), made.stop_reasons
         for ids, sample, stopped in zip(tokens, samples, made.stopped, strict=True):
             report(tally(plan.sweep, loaded, sample, ids, bool(stopped)))
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
@@ -165,27 +161,25 @@ def make_switch_parts(
         part.write("live_parts", conform("live_parts", frame), out, batch_size)
 
 
-def _restored(loaded: LoadedModel, ids: Sequence[int]) -> Row:
-    """Prefill prompt and kept tokens together, uncompressed."""
-    prompt = torch.tensor([int(token) for token in ids], device=loaded.model.device)
-    done = prefill(loaded.model, prompt, {_FULL: None}, "sdpa")
-    return Row(prompt, done.logits, done.kept[_FULL])
-
-
 def _continue(
-    plan: Plan[SwitchPart], loaded: LoadedModel, rows: Sequence[Row], kept: np.ndarray
+    plan: Plan[SwitchPart],
+    loaded: LoadedModel,
+    prompts: Sequence[np.ndarray],
+    begun: Sequence[np.ndarray],
 ) -> tuple[Generated, int]:
-    """Decode each row to the end of its own token budget, of which ``kept`` tokens are spent. [R]
+    """Go on from each prompt and the tokens kept of its trace, to the end of the token budget. [R]
 
     Also returns how many rows were decoded together in the end.
     """
-    left = plan.sweep.task.max_new_tokens - kept
+    task = plan.sweep.task
+    how = Decoding(task.max_new_tokens, loaded.eos_ids, stops=stop_strings(task, loaded))
 
     def run(size: int) -> tuple[Generated, int]:
-        batch = Batch(loaded.model, rows, size, int(left.max()), loaded.eos_ids)
-        for _ in decode_steps(batch):
-            batch.ended[: batch.n] |= batch.t[: batch.n] >= left[batch.row[: batch.n]]
-        return batch.generated(), size
+        batch = Batch(loaded.model, size)
+        for prompt, prefix in zip(prompts, begun, strict=True):
+            ids = torch.tensor(prompt, dtype=torch.long, device=loaded.model.device)
+            batch.add(how.resume(ids, prefix.tolist()))
+        return Generated.of(list(finished(batch))), size
 
     return within_memory(loaded.name, loaded.model.device, plan.batch_size, run)
 
