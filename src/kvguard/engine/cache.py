@@ -143,9 +143,9 @@ class RaggedCache(Cache):
         lengths = np.minimum(self.lengths.numpy(), self._most)
         total = np.add.reduce(lengths, axis=0, dtype=np.float64)
         for number, shelf in enumerate(self.shelves):
-            here = np.flatnonzero(self._shelf == number)
             for dead in shelf.dead:
-                if dead is not None and len(here):
+                if dead is not None:
+                    here = np.flatnonzero(self._shelf == number)
                     masked = dead[: shelf.n].sum(dim=(1, 2)).cpu().numpy() / dead.shape[1]
                     total[here] -= masked[self._place[here]]
         return total / len(self.layers)

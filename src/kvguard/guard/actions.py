@@ -210,8 +210,8 @@ class GuardedRun(Follower):
                 self._enter(step, np.flatnonzero(self._alarmed(step, safe, before) & going), events)
                 self._leave(step, np.flatnonzero(~safe & before & going), events)
             self._evict(step, states)
-            for slot in np.flatnonzero(np.isin(step.row, list(events))):
-                self._events[int(step.seat[slot])].append(events[int(step.row[slot])])
+            for row, event in events.items():
+                self._events[int(step.seat[step.row == row][0])].append(event)
             left = self.batch.leaving.copy()
             yield GuardedStep(step.row, step.t, tokens, hazard, states, left, step.valid, events)
 
