@@ -10,9 +10,10 @@ import torch
 from transformers import AutoTokenizer
 from transformers.generation import StopStringCriteria
 
-from kvguard.engine.batch import Row, decode
+from kvguard.engine.loop import decode
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition
+from kvguard.engine.requests import Decoding, Row
 from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
 from kvguard.models.load import load_model
@@ -21,7 +22,7 @@ from kvguard.models.spec import ModelSpec
 from kvguard.tasks import sample_prompts
 
 SETS = (("\n\nQ:",), ("\n\nQ:", "\n\nQuestion", "###"), ("aa", "aaa"), (".",), (" the", "he c"), ("é", "12"))
-SMOLLM2 = Path("/work/shared/tools/smollm2-135m")
+SMOLLM2 = Path(__file__).parents[3] / "shared" / "tools" / "smollm2-135m"
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +139,7 @@ def test_decoding_ends_rows_where_generate_does():
     for prompt in prompts:
         done = prefill(loaded.model, prompt, {condition: None}, "sdpa")
         rows.append(Row(prompt, done.logits, done.kept[condition]))
-    made = decode(loaded.model, rows, batch_size=2, max_new_tokens=160, eos_ids=loaded.eos_ids, stops=stops)
+    made = decode(loaded.model, rows, Decoding(160, loaded.eos_ids, stops=stops), batch_size=2)
     for row, prompt in enumerate(prompts):
         out = loaded.model.generate(prompt[None], stop_strings=list(stops.strings), **how)
         assert made.token_ids[row, : made.lengths[row]].tolist() == out[0, len(prompt) :].tolist()

@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from kvguard import engine, guard
-from kvguard.engine.batch import Batch, Generated, Row, Step, decode, decode_steps
+from kvguard.engine.batch import Batch, Step
 from kvguard.engine.budget import Budget
 from kvguard.engine.columns import SIGNALS
+from kvguard.engine.loop import Generated, assemble, decode, decode_steps
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import NONE, Condition, attention_for, build_press
+from kvguard.engine.requests import Decoding, Finished, Row
 from kvguard.engine.sampling import Nucleus
 from kvguard.guard.actions import GuardParams
 from kvguard.guard.session import Guard
@@ -90,23 +92,14 @@ def _decoded(loaded: LoadedModel, prompts: Sequence[torch.Tensor], batch_size: i
     """All kinds of press at a low and a high ratio, in one batch."""
     pairs = [Condition(name, ratio) for name in PRESSES for ratio in RATIOS]
     rows = _rows(loaded, prompts, [Condition(NONE, 0.0), *pairs])
-    generated = decode(
-        loaded.model, list(rows.values()), batch_size=batch_size, max_new_tokens=NEW, eos_ids=loaded.eos_ids
-    )
-    return _records(rows, generated)
+    how = Decoding(NEW, loaded.eos_ids)
+    return _records(rows, decode(loaded.model, rows.values(), how, batch_size=batch_size))
 
 
 def _sampled(loaded: LoadedModel, prompts: Sequence[torch.Tensor], batch_size: int) -> Records:
     rows = _rows(loaded, prompts, SAMPLED)
-    generated = decode(
-        loaded.model,
-        list(rows.values()),
-        batch_size=batch_size,
-        max_new_tokens=NEW,
-        eos_ids=loaded.eos_ids,
-        sampler=Nucleus(temperature=0.8, top_p=0.95, seed=17),
-    )
-    return _records(rows, generated)
+    how = Decoding(NEW, loaded.eos_ids, Nucleus(temperature=0.8, top_p=0.95, seed=17))
+    return _records(rows, decode(loaded.model, rows.values(), how, batch_size=batch_size))
 
 
 def _acted_on(loaded: LoadedModel, prompts: Sequence[torch.Tensor], batch_size: int) -> Records:
@@ -126,10 +119,13 @@ def _acted_on(loaded: LoadedModel, prompts: Sequence[torch.Tensor], batch_size: 
     def run(
         rows: Mapping[tuple[int, Condition], Row], act: Callable[[Batch, Step], None], what: str
     ) -> Records:
-        batch = Batch(loaded.model, list(rows.values()), batch_size, NEW, loaded.eos_ids, restorable=True)
+        how = Decoding(NEW, loaded.eos_ids, keep_cache=True)
+        batch, done = assemble(loaded.model, rows.values(), batch_size, how), list[Finished]()
         for step in decode_steps(batch):
             act(batch, step)
-        return {f"{case}, {what}": found for case, found in _records(rows, batch.generated()).items()}
+            done += batch.collect()
+        generated = Generated.of([*done, *batch.collect()])
+        return {f"{case}, {what}": found for case, found in _records(rows, generated).items()}
 
     rows = _rows(loaded, prompts, ACTED_ON)
     records = {
@@ -206,12 +202,11 @@ def _records(keys: Mapping[tuple[int, Condition], Row], generated: Generated) ->
     records: Records = {}
     for r, (_, condition) in enumerate(keys):
         n = int(generated.lengths[r])
-        stop = "invalid" if not generated.valid[r] else "eos" if generated.stopped[r] else "length"
         signals = generated.signals[r, :n]
         gap = signals[:, SIGNALS.index("logprob_0")] - signals[:, SIGNALS.index("logprob_1")]
         records.setdefault(str(condition), []).append(
             {
-                "stop": stop,
+                "stop": generated.stop_reasons[r],
                 "tokens": generated.token_ids[r, :n].tolist(),
                 "least_gap": round(float(gap.min()), DIGITS),
                 "signals": _rounded(signals),

@@ -10,7 +10,7 @@ from kvguard.tasks import Sample, arithmetic, make_task
 from kvguard.tasks.amnesia import foreign_share, is_amnesic
 
 THRESHOLD = 0.5
-GSM8K = Path("/work/shared/data/gsm8k")
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 QUESTION = "Ana has 14 pens. Ana loses 5 pens. How many pens does Ana have?"
 
 

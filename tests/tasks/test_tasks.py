@@ -10,7 +10,7 @@ from kvguard.tasks import TASKS, Sample, Task, make_task, sample_prompts
 from kvguard.tasks.answers import parse_answer
 from kvguard.tasks.prompts import INSTRUCTION
 
-REAL_GSM8K = Path("/work/shared/data/gsm8k/test.jsonl")
+REAL_GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
 DEFAULT_PROMPTS = "e1785c45691d662df36c0c02704ffac260c7fa54b71b505f38a90020cb997698"
 
 
