@@ -285,7 +285,7 @@ def parts_of(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spec": {"max_new_tokens": 5000}}, r"exceed the window of 2048 of model tiny; use fewer shots"),
+        ({"task": {"max_new_tokens": 5000}}, r"exceed the window of 2048 of model tiny; use fewer shots"),
         (
             {"compressors": {"window_size": 900}},
             r"too few for snapkv, which needs 901; fix compressors.snapkv",
@@ -297,7 +297,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     model_folder: Path, tmp_path: Path, change: dict[str, dict[str, object]], message: str
 ) -> None:
     sweep = sweep_of(model_folder, n=2)
-    if "spec" in change:
+    if "task" in change:
+        sweep = replace(sweep, task=sweep.task.model_copy(update=change["task"]))
+    elif "spec" in change:
         sweep = replace(sweep, spec=sweep.spec.model_copy(update=change["spec"]))
     else:
         snapkv = CompressorSpec(press="SnapKVPress", params=change["compressors"])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xgboost as xgb
 
 from kvguard.engine.presses import Condition
@@ -16,7 +17,7 @@ from kvguard.studies.catastrophes.live.plan import Live
 from kvguard.studies.catastrophes.params import FeaturizeParams, LiveValidateParams
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.settings import CompressorSpec, GenerateParams
-from kvguard.tasks import make_task
+from kvguard.tasks import Task, make_task
 
 COMPRESSORS = {
     "streaming_llm": CompressorSpec(press="StreamingLLMPress", params={"n_sink": 4}),
@@ -41,6 +42,12 @@ def hazard_model() -> HazardModel:
     return HazardModel(booster, READ, Platt(1.0, 0.0), 0.5)
 
 
+def _questions(task: Task, n: int) -> pd.DataFrame:
+    """Prompts as user messages without a cue: after these the tiny model's rows are long enough to act on."""
+    prompts = task.prompts(n, seed=11)
+    return prompts.assign(prompt=[forms["messages"][0]["content"] for forms in prompts["prompt"]])
+
+
 def live_of(folder: Path, n: int = 4, **changes: object) -> Live:
     """Return a live run of the model in ``folder``; ``changes`` are settings of its section, or workers."""
     workers = changes.pop("workers", 1)
@@ -62,7 +69,7 @@ def live_of(folder: Path, n: int = 4, **changes: object) -> Live:
         name="tiny",
         spec=ModelSpec(source=f"path:{folder}", task="arithmetic"),
         task=(task := make_task("arithmetic", n_shots=0, max_new_tokens=N_TOKENS)),
-        prompts=task.prompts(n, seed=11),
+        prompts=_questions(task, n),
         conditions=conditions,
         compressors=COMPRESSORS,
         settings=GenerateParams.model_validate({"preset": "x", "batch_size": 4, "workers": workers}),
