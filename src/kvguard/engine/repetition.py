@@ -174,6 +174,11 @@ class RepeatCounter:
         self._rows = np.arange(len(self._lengths))
         self._lengths[row] = 0
 
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+        for values in (self._lengths, self._tokens, self._common):
+            values[row] = values[source]
+
 
 @compiled()
 def _extend(

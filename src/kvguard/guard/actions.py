@@ -120,7 +120,7 @@ class Guarded:
     Attributes
     ----------
     signals : ndarray
-        [T, 26]
+        [T, 26]; NaN where the row began with a prefix.
     kv_tokens : ndarray
         Cache entries held when the token was drawn, a mean over layers and heads.
     stop_reason : str
@@ -306,19 +306,30 @@ class GuardedRun(Follower):
         """Act on rows that have reached SAFE."""
         for slot in slots.tolist():
             row, seat, t = int(step.row[slot]), int(step.seat[slot]), int(step.t[slot])
-            if self.action is Action.HOLD:
-                events[row] = Event(t, "hold", t + 1)
-            elif self.action.rewinds and self._seats["n_rewinds"][seat] < self.params.max_rewinds:
-                kept = self._before_the_rise(seat, t) if self.action is Action.ROLLBACK else 0
+            what, kept = self.answer(self._hazard[seat, : t + 1], int(self._seats["n_rewinds"][seat]))
+            if what.rewinds or (what.restores and not self._seats["restored"][seat]):
                 self.batch.restore([slot], [kept])
-                events[row] = Event(t, self.action.value, kept)
-            elif self.action.restores and not self._seats["restored"][seat]:
-                self.batch.restore([slot])
-                events[row] = Event(t, "restore", t + 1)
+            elif what is not Action.HOLD:
+                continue
+            events[row] = Event(t, what.value, kept)
 
-    def _before_the_rise(self, seat: int, t: int) -> int:
-        """Return how many tokens stand up to the last one before the hazard rose."""
-        calm = self._hazard[seat, : t + 1] < self.watch.params.tau_low
+    def answer(self, hazard: NDArray[np.float32], n_rewinds: int) -> tuple[Action, int]:
+        """Return what a row does that reaches SAFE, and how many of its tokens it keeps.
+
+        Parameters
+        ----------
+        hazard
+            Of all its tokens. [T]
+        """
+        if not self.action.rewinds:
+            return self.action, len(hazard)
+        if n_rewinds >= self.params.max_rewinds:
+            return Action.RESTORE, len(hazard)
+        return self.action, self._before_the_rise(hazard) if self.action is Action.ROLLBACK else 0
+
+    def _before_the_rise(self, hazard: NDArray[np.float32]) -> int:
+        """Return how many tokens stand up to the last one before the hazard rose. [T]"""
+        calm = hazard < self.watch.params.tau_low
         return max(0, int(np.flatnonzero(calm).max(initial=-1)) + 2 - self.watch.span)
 
     def _saving(self, seat: int, start: int, stop: int) -> float:

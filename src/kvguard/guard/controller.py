@@ -95,6 +95,11 @@ class Controller:
         self.states[row] = State.NORMAL
         self._runs[:, row] = 0
 
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+        self.states[row] = self.states[source]
+        self._runs[:, row] = self._runs[:, source]
+
     def clear(self, row: int) -> None:
         """End the runs of ``row``; its state stays."""
         self._runs[:, row] = 0

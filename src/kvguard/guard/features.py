@@ -173,6 +173,12 @@ class FeatureState:
         self._t[row_numbers] = t + 1
         return out
 
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+        for values in (self._ratios, self._max_new_tokens, self._t, self._series):
+            values[row] = values[source]
+        self._repeats.copy(source, row)
+
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``."""
         self._t[row] = n_tokens

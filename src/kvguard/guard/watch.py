@@ -46,6 +46,9 @@ class Trigger(Protocol):
             In [0, 1]; NaN where it is unknown. [R]
         """
 
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``."""
 
@@ -93,6 +96,10 @@ class HazardTrigger:
             hazard[~finite.all(axis=1)] = np.nan
         return hazard
 
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+        self._features.copy(source, row)
+
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``."""
         self._features.rewind(row, n_tokens)
@@ -117,6 +124,9 @@ class EntropyTrigger:
         """Return the shares. [R]"""
         share: Floats = np.minimum(signals[:, _ENTROPY] / self._largest, np.float32(1))
         return share
+
+    def copy(self, source: int, row: int) -> None:
+        """Do nothing: a token's entropy knows no other token."""
 
     def rewind(self, row: int, n_tokens: int) -> None:
         """Do nothing: a token's entropy knows no other token."""
@@ -143,6 +153,10 @@ class LoopTrigger:
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
         """Return 1 for rows that repeat themselves, else 0. [R]"""
         return (self._repeats.update(token_ids, rows) > 0).astype(np.float32)
+
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+        self._repeats.copy(source, row)
 
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``."""
@@ -196,6 +210,11 @@ class Watch:
     def escalated(self, rows: Ints) -> NDArray[np.bool_]:
         """Tell of each row whether its newest risks would lead it to SAFE, were it not there. [R]"""
         return self._controller.escalated(rows)
+
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+        self._trigger.copy(source, row)
+        self._controller.copy(source, row)
 
     def rewind(self, row: int, n_tokens: int) -> None:
         """Let ``row`` go on from its first ``n_tokens`` tokens, in the state that it is in."""

@@ -1,8 +1,11 @@
-"""Making the live parts of one block of prompts: prefill once, decode under each policy, store it."""
+"""Making the live parts of one block of prompts: prefill once, decode under each policy, store it.
+
+See :mod:`.branches` for policies that go on from the rows of another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from itertools import chain
@@ -13,9 +16,11 @@ import numpy as np
 import pandas as pd
 
 from kvguard.engine.budget import Budget, too_small
+from kvguard.engine.columns import SIGNALS
 from kvguard.engine.loop import assemble
 from kvguard.engine.memory import within_memory
 from kvguard.engine.presses import Condition, Presses
+from kvguard.engine.repetition import positions
 from kvguard.engine.requests import Decoding, Reason, Row
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun
@@ -23,7 +28,7 @@ from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trigger, Watch
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
-from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, LivePart
+from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, LivePart, Trunk
 from kvguard.sweep.make import prefill_rows, tally
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report, Tally
@@ -92,13 +97,15 @@ def make_live_parts(
                 "ratio": [condition.ratio for _, condition in keys],
                 "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
                 "n_kept_tokens": [row.cache.n_kept for row in rows],
-                **_columns(guarded, loaded, POLICIES[part.policy].action is Action.NONE),
+                **columns(guarded, loaded, POLICIES[part.policy].action is Action.NONE),
                 "error": [
                     reason or error_of(row.stop_reason, len(row.token_ids))
                     for reason, row in zip(refusals, guarded, strict=True)
                 ],
             }
         )
+        if isinstance(part, Trunk):
+            part.write("tokens", conform("tokens", _tokens(part, guarded)), out, batch_size)
         part.write("live_parts", conform("live_parts", frame), out, batch_size)
 
 
@@ -140,8 +147,7 @@ def _decode(
         return [], plan.batch_size
     policy = POLICIES[part.policy]
     ratios = np.array([condition.ratio for _, condition in keys])
-    reported: set[int] = set()
-
+    report_row = reporter(live, loaded, samples, report)
     stops = stop_strings(live.task, loaded)
 
     def run(size: int) -> tuple[list[Guarded], int]:
@@ -158,13 +164,26 @@ def _decode(
             for _ in chain(guarded.steps(), [None]):
                 done = guarded.collect()
                 made |= done
-                for row in done.keys() - reported:  # those decoded again with half the batch are in there
-                    reported.add(row)
-                    stopped = done[row].stop_reason in (Reason.EOS.word, Reason.STOP.word)
-                    report(tally(live.sweep, loaded, samples[row], done[row].token_ids, stopped))
+                for row, found in done.items():
+                    report_row(row, found)
         return [made[row] for row in sorted(made)], size
 
     return within_memory(loaded.name, loaded.model.device, plan.batch_size, run)
+
+
+def reporter(
+    live: Live, loaded: LoadedModel, samples: Sequence[Sample], report: Report
+) -> Callable[[int, Guarded], None]:
+    """Return what reports a finished row, by its place among the samples, once."""
+    reported: set[int] = set()
+
+    def report_row(row: int, done: Guarded) -> None:
+        if row not in reported:  # else it was decoded again with half the batch
+            reported.add(row)
+            stopped = done.stop_reason in (Reason.EOS.word, Reason.STOP.word)
+            report(tally(live.sweep, loaded, samples[row], done.token_ids, stopped))
+
+    return report_row
 
 
 def make_trigger(live: Live, kind: str, thinking: Bools, config: Any) -> Trigger:
@@ -181,7 +200,17 @@ def _budget(live: Live, presses: Presses, loaded: LoadedModel, keys: Sequence[Ke
     return Budget(loaded.model, [presses[c].press for _, c in keys], live.settings.compression_interval)
 
 
-def _columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:
+def _tokens(part: Trunk, guarded: Sequence[Guarded]) -> pd.DataFrame:
+    """Return the tokens and signals of the trunk's rows, as the sweep stores its own."""
+    lengths = np.array([len(row.token_ids) for row in guarded], dtype=np.int64)
+    frame = pd.DataFrame(np.concatenate([row.signals for row in guarded]), columns=list(SIGNALS))
+    frame.insert(0, "trace_id", np.repeat(np.array(part.trace_ids, dtype=np.int32), lengths))
+    frame.insert(1, "t", positions(lengths).astype(np.int32))
+    frame.insert(2, "token_id", np.concatenate([row.token_ids for row in guarded]))
+    return frame
+
+
+def columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:
     """Return what the live table says of each row's generation."""
     done = [[Action(event.what) for event in row.events if event.what in set(Action)] for row in guarded]
     counts = {

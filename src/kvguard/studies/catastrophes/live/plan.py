@@ -1,5 +1,7 @@
 """What is run live: fresh prompts, conditions and policies, cut into parts.
 
+Compressed once, a policy that acts is run as branches of the ``static`` rows, see :mod:`.branches`.
+
 ====================== ======================================================================================
 regime                 compression
 ====================== ======================================================================================
@@ -169,6 +171,13 @@ class LivePart(Part):
     kinds: ClassVar[Mapping[str, str]] = {"live_parts": "part"}
 
 
+@dataclass(frozen=True)
+class Trunk(LivePart):
+    """One whose signals are stored too, so that other policies can branch from its rows."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"tokens": "tokens", "live_parts": "part"}
+
+
 def fresh_prompts(task: Task, settings: LiveValidateParams, sampled: pd.DataFrame) -> pd.DataFrame:
     """Draw a prompts table that shares no question with ``sampled``, the prompts of the sweep."""
     wanted = settings.n + len(sampled)
@@ -240,7 +249,7 @@ def decoding_conditions(live: Live, presses: Presses, loaded: LoadedModel) -> li
 
 
 def cut_by_policy(live: Live, loaded: LoadedModel, plan: Plan[Any]) -> list[LivePart]:
-    """Cut the runs under all policies into parts; those of a slice of prompts and one attention are a unit.
+    """Cut what is run from the start into parts; those of a slice of prompts and one attention are a unit.
 
     Raises
     ------
@@ -249,10 +258,9 @@ def cut_by_policy(live: Live, loaded: LoadedModel, plan: Plan[Any]) -> list[Live
     """
     settings = live.settings
     budgeted = decoding_conditions(live, plan.presses, loaded) if settings.decoding_n else []
-    acting = [*(action for action in settings.actions if action != Action.HOLD), *settings.baselines]
     asked = [
         (PREFILL, settings.n, [live.sweep.conditions[0]], [UNCOMPRESSED]),
-        (PREFILL, settings.n, live.sweep.conditions[1:], [STATIC, *acting]),
+        (PREFILL, settings.n, live.sweep.conditions[1:], [STATIC]),
         (DECODING, settings.decoding_n, budgeted, [STATIC, *settings.actions]),
     ]
     parts: list[LivePart] = []
@@ -264,12 +272,13 @@ def cut_by_policy(live: Live, loaded: LoadedModel, plan: Plan[Any]) -> list[Live
                 for policy in policies:
                     n_own = (stop - start) * len(own)
                     made_of = plan.made_of(range(start, stop), own)
+                    kind = Trunk if (regime, policy) == (PREFILL, STATIC) else LivePart
                     parts.append(
-                        LivePart(
+                        kind(
                             name=f"{unit}-{policy}",
                             trace_ids=tuple(range(n_traces, n_traces + n_own)),
                             unit=unit,
-                            fingerprint=_fingerprint(live, regime, policy, made_of),
+                            fingerprint=policy_fingerprint(live, regime, policy, made_of),
                             regime=regime,
                             policy=policy,
                             start=start,
@@ -281,7 +290,8 @@ def cut_by_policy(live: Live, loaded: LoadedModel, plan: Plan[Any]) -> list[Live
     return parts
 
 
-def _fingerprint(live: Live, regime: str, policy: str, made_of: Mapping[str, Any]) -> str:
+def policy_fingerprint(live: Live, regime: str, policy: str, made_of: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a part that a policy makes of what ``made_of`` tells."""
     trigger = POLICIES[policy].trigger
     return fingerprint(
         {

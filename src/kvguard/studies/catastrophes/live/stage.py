@@ -16,6 +16,7 @@ from kvguard.store.results import Results
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes.live.block import make_live_parts
+from kvguard.studies.catastrophes.live.branches import BranchPart, cut_branches, make_branch_parts
 from kvguard.studies.catastrophes.live.gap import add_gap, simulate_live
 from kvguard.studies.catastrophes.live.latency import measure_latency
 from kvguard.studies.catastrophes.live.outcomes import add_policies, arms_of, sound
@@ -28,12 +29,14 @@ from kvguard.studies.catastrophes.live.plan import (
     cut_by_policy,
 )
 from kvguard.studies.catastrophes.live.switch import (
+    SwitchPart,
     add_switch,
     choose_cases,
     cut_by_offset,
     make_switch_parts,
 )
-from kvguard.sweep.plan import compile_sweep, plan_workers
+from kvguard.sweep.plan import Plan, compile_sweep, plan_workers
+from kvguard.sweep.progress import Report
 from kvguard.sweep.workers import Work, cpu_threads, make_missing
 
 STAGE = "live-validate"
@@ -52,8 +55,9 @@ class LiveRun:
 def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) -> LiveRun:
     """Generate what is missing under ``out`` and judge it all into ``live.parquet`` and ``scores.parquet``.
 
-    First all policies, then the continuations of failing traces. Parts that match their fingerprint are
-    kept; a run that was killed goes on where it stopped and ends with the same bytes.
+    First what is run from the start; then what goes on from its ``static`` rows: the policies that act,
+    and the continuations of failing traces. Parts that match their fingerprint are kept; a run that was
+    killed goes on where it stopped and ends with the same bytes.
 
     Raises
     ------
@@ -71,10 +75,13 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
 
     static = rows[(rows["regime"] == PREFILL) & (rows["policy"] == STATIC) & rows["error"].isna()]
     cases = choose_cases(static, settings.switch_traces)
-    further = cut_by_offset(plan, cases, settings.switch_offsets, settings.prompts_per_part, len(rows))
-    below = folder / "switch"
+    branches = cut_branches(live, plan, folder, len(rows))
+    n_rows = len(rows) + sum(part.n_traces for part in branches)
+    switched = cut_by_offset(plan, cases, settings.switch_offsets, settings.prompts_per_part, n_rows)
+    further = [*branches, *switched]
+    below = folder / "further"
     below.mkdir(exist_ok=True)
-    work = Work(STAGE, plan.with_parts(further), partial(make_switch_parts, cases), below)
+    work = Work(STAGE, plan.with_parts(further), partial(_make_further, live, folder, cases), below)
     n_made += make_missing(work, loaded, progress)
     if further:
         continued = _judged(live, [part.path("live_parts", below) for part in further])
@@ -83,6 +90,23 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     write_table("scores", found, table.with_name(SCORES), score_metadata(live.task))
     write_table("live", conform("live", rows), table)
     return LiveRun(n_made, len(plan.parts) + len(further) - n_made, table)
+
+
+def _make_further(
+    live: Live,
+    folder: Path,
+    cases: pd.DataFrame,
+    plan: Plan[Any],
+    loaded: LoadedModel,
+    parts: Sequence[BranchPart | SwitchPart],
+    out: Path,
+    report: Report,
+) -> None:
+    """Make a unit of parts that go on from those in ``folder``."""
+    branches = [part for part in parts if isinstance(part, BranchPart)]
+    switched = [part for part in parts if isinstance(part, SwitchPart)]
+    make_branch_parts(live, folder, plan, loaded, branches, out, report)
+    make_switch_parts(cases, plan, loaded, switched, out, report)
 
 
 def _judged(live: Live, paths: Sequence[Path]) -> pd.DataFrame:
