@@ -137,7 +137,7 @@ def test_summary_lists_models_and_where_to_look_next(folder):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys, click.testing as t, kvguard.commands as c; t.CliRunner().invoke(c.main, ['--help']);"
+        "import sys, click.testing as t, kvguard.cli as c; t.CliRunner().invoke(c.main, ['--help']);"
         "print(sorted({'torch', 'pandas', 'mlflow', 'transformers', 'pydantic'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
