@@ -105,6 +105,7 @@ def test_the_default_sweep_plans_512_rows_in_eleven_gib_for_each_of_two(tmp_path
     sweep = Sweep(
         "reference",
         spec,
+        params.task("reference"),
         None,  # type: ignore[arg-type]  # their lengths are all that is asked of the prompts
         conditions(params.presets["default"]),
         params.compressors,

@@ -16,7 +16,7 @@ GRID = AblateParams(hysteresis=(1, 16), thresholds=(0.1, 0.3, 0.9), n_random=5)
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
     traces = synthetic.build(folder)
-    trained = train(folder / "features.parquet", traces, synthetic.TRAIN, seed=0, n_resamples=100)
+    trained = train(folder / "features.parquet", traces, synthetic.TRAIN, seed=0)
 
     def run():
         results = ablate(

@@ -81,8 +81,8 @@ def validate(
     """
     traces_path = Path(generate_dir) / "traces.parquet"
     prompts = read_table("prompts", prompts_path, ["prompt_id"])
+    _check_plan(prompts, read_table("traces", traces_path), plan, traces_path)
     traces = read_judged(traces_path)
-    _check_plan(prompts, traces, plan, traces_path)
     _check_traces(traces, plan, traces_path)
     lengths = traces["token_ids"].map(len).to_numpy(dtype=np.int64)
     _check_all_tokens(traces, lengths, plan, Path(generate_dir))
