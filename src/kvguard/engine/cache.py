@@ -116,16 +116,6 @@ class RaggedCache(Cache):
         store = shelf.dead[index]
         return None if store is None else store[place, :, : int(self.lengths[index, slot])]
 
-    def kept(self, slot: int) -> KeptCache:
-        """Copy all that a row holds."""
-        layers = [self.read(index, slot) for index in range(len(self.layers))]
-        dead = [self.dead(index, slot) for index in range(len(self.layers))]
-        return KeptCache(
-            [keys.clone() for keys, _ in layers],
-            [values.clone() for _, values in layers],
-            dead=[d if d is None else d.clone() for d in dead] if any(d is not None for d in dead) else None,
-        )
-
     def tail(self, slot: int, start: int) -> list[tuple[Tensor, Tensor]]:
         """Copy the keys and values of a row from entry ``start`` on, each [H, m, D], layer by layer.
 

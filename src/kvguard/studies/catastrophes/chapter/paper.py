@@ -113,6 +113,7 @@ def _fact(pipeline: Pipeline, name: str) -> str:
     params = pipeline.params
     pairs = params.preset.pairs()[1:]
     compressors, ratios = (list(dict.fromkeys(values)) for values in zip(*pairs, strict=True))
+    budget = params.task(params.model).max_new_tokens
     facts = {
         "level": f"{LEVEL * 100:g}",
         "compressors": ", ".join(compressors),
@@ -120,7 +121,8 @@ def _fact(pipeline: Pipeline, name: str) -> str:
         "conditions": str(len(pairs)),
         "features": str(len(feature_columns("v2"))),
         "detectors": str(len(DETECTORS)),
-        "onset": f"{params.catastrophes.nontermination_onset * params.task(params.model).max_new_tokens:.0f}",
+        "max_new_tokens": str(budget),
+        "onset": f"{params.catastrophes.nontermination_onset * budget:.0f}",
         "main": params.model,
         "other": params.transfer_to,
     }
