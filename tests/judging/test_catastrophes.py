@@ -52,6 +52,7 @@ def test_repeat_counts_in_bulk_are_those_of_the_definition(traces):
     assert found.tolist() == [count for trace in traces for count in counts_by_definition(trace, WINDOW)]
 
 
+@settings(deadline=None)  # the first call may compile
 @given(tables)
 def test_repeat_counts_token_by_token_are_those_of_the_definition(traces):
     counter = RepeatCounter(len(traces), WINDOW, capacity=2)
