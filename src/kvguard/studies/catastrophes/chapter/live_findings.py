@@ -13,8 +13,8 @@ GUARD, RESTART = "rollback", "restart"
 RESIDUAL, FALSE_ALARMS, HEALTHY_SAVING, OVERHEAD = 0.10, 0.05, 0.95, 0.05  # what the guard is to reach
 _ONE_FIT = (
     "These comparisons hold for one fit of the hazard, since fits were not repeated: their intervals are "
-    "over prompts alone. A booster comes out a little different on another machine; whether an order holds there "
-    "cannot be told, and one that hangs on a point or less may turn round."
+    "over prompts alone. A booster comes out a little different on another machine; whether an order holds "
+    "there cannot be told, and one that hangs on a point or less may turn round."
 )
 _NO_MEMORY = 1e-9  # share: a mixture of equal saving differs by rounding
 
