@@ -116,9 +116,13 @@ def test_what_is_watched_knows_every_token_and_what_acts_says_so(table: pd.DataF
         assert (of(table, regime, "restore")["n_rewinds"] == 0).all()
 
 
-def test_a_budget_while_decoding_saves_more_than_one_compression(table: pd.DataFrame) -> None:
+def test_a_budget_while_decoding_saves_more_than_one_compression(live: Live, table: pd.DataFrame) -> None:
     once, held = (of(table, regime, "static") for regime in ("prefill", "decoding"))
-    assert (held["kv_saved"] > once.loc[held.index, "kv_saved"]).all()
+    evicted = held["n_steps"] > live.settings.compression_interval  # a shorter text ends before any eviction
+    assert evicted.any()
+    more = held["kv_saved"] - once.loc[held.index, "kv_saved"]
+    assert (more[evicted] > 0).all()
+    assert (more[~evicted] == 0).all()
 
 
 def test_a_prompt_whose_budget_the_press_cannot_hold_is_recorded_and_left_out_of_every_arm(
@@ -184,7 +188,7 @@ def test_a_finished_run_makes_nothing_again(live: Live, loaded: LoadedModel, out
     before = digests(out)
     again = run_live(live, loaded, out, progress=False)
     assert again.n_made == 0
-    assert again.n_kept == len(before) - 2  # all parts; the rest is the judged table and its scores
+    assert again.n_kept == len(list(out.rglob("part-*.parquet")))
     assert digests(out) == before
 
 
