@@ -51,7 +51,8 @@ def reference():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return list(sample_prompts("arithmetic", 4, 99, n_shots=1)["prompt"])
+    asked = sample_prompts("arithmetic", 4, 99, n_shots=1)["prompt"]
+    return [forms["messages"][0]["content"] for forms in asked]
 
 
 @pytest.fixture(scope="module")
