@@ -48,7 +48,7 @@ Ints = NDArray[np.int64]
 _BUFFER = 257  # hidden states: kvpress trims to 256 after a token, and compresses before it trims
 _NEW = -1
 
-# Presses held against kvpress in tests/generation/test_budget.py. Others run too if `scorer_for` lets them.
+# Presses held against kvpress in tests/engine/test_budget.py. Others run too if `scorer_for` lets them.
 _READS_ENTRIES = frozenset({"KeyDiffPress", "KnormPress", "LagKVPress", "RandomPress", "StreamingLLMPress"})
 _READS_QUERIES = frozenset({"ExpectedAttentionPress", "SnapKVPress", "TOVAPress"})
 _TOGETHER = (_READS_ENTRIES | _READS_QUERIES) - {"RandomPress"}  # a row's scores do not depend on other rows

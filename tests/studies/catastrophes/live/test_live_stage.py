@@ -18,6 +18,7 @@ from kvguard.engine.oracle import kvpress_generate
 from kvguard.judging.judge import read_judged
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.store.results import Results
+from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.live.latency import measure_latency
 from kvguard.studies.catastrophes.live.plan import Live
 from kvguard.studies.catastrophes.live.stage import headline, live_results, run_live
@@ -205,6 +206,17 @@ def test_another_operating_point_makes_again_what_the_hazard_watches(
     times = {name for name, digest in digests(tmp_path / "copy").items() if before[name] == digest}
     assert {name for name in before if "-loop" in name or "-entropy" in name} <= times
     assert any("rollback" in name for name in set(before) - times)
+
+
+def test_a_stop_string_ends_a_live_text_and_is_no_part_of_it(
+    live: Live, table: pd.DataFrame, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    often = max(set("".join(table["text"])), key="".join(table["text"]).count)
+    task = live.task.model_copy(update={"stop_strings": (often,)})
+    stopping = replace(live, sweep=replace(live.sweep, task=task))
+    stopped = read_table("live", run_live(stopping, loaded, tmp_path, progress=False).table)
+    assert (stopped["stop_reason"] == "stop").any()
+    assert not stopped["text"].str.contains(often, regex=False).any()
 
 
 def test_the_results_hold_every_table(live: Live, table: pd.DataFrame) -> None:

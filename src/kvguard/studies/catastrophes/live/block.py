@@ -29,10 +29,10 @@ from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trig
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, LivePart, Trunk
-from kvguard.sweep.make import prefill_rows, tally
+from kvguard.sweep.make import prefill_rows, tally, text_of
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report, Tally
-from kvguard.tasks.base import Sample
+from kvguard.tasks.base import Sample, Task
 
 Key = tuple[int, Condition]
 
@@ -97,7 +97,7 @@ def make_live_parts(
                 "ratio": [condition.ratio for _, condition in keys],
                 "n_prompt_tokens": np.array([row.n_prompt for row in rows], dtype=np.int32),
                 "n_kept_tokens": [row.cache.n_kept for row in rows],
-                **columns(guarded, loaded, POLICIES[part.policy].action is Action.NONE),
+                **columns(guarded, loaded, live.task, POLICIES[part.policy].action is Action.NONE),
                 "error": [
                     reason or error_of(row.stop_reason, len(row.token_ids))
                     for reason, row in zip(refusals, guarded, strict=True)
@@ -210,7 +210,9 @@ def _tokens(part: Trunk, guarded: Sequence[Guarded]) -> pd.DataFrame:
     return frame
 
 
-def columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool) -> dict[str, Any]:
+def columns(
+    guarded: Sequence[Guarded], loaded: LoadedModel, task: Task, only_watched: bool
+) -> dict[str, Any]:
     """Return what the live table says of each row's generation."""
     done = [[Action(event.what) for event in row.events if event.what in set(Action)] for row in guarded]
     counts = {
@@ -220,9 +222,10 @@ def columns(guarded: Sequence[Guarded], loaded: LoadedModel, only_watched: bool)
         "n_rewinds": [sum(action.rewinds for action in actions) for actions in done],
         "n_rewound": [row.n_rewound for row in guarded],
     }
+    stops = stop_strings(task, loaded)
     return {
         "token_ids": [row.token_ids for row in guarded],
-        "text": [loaded.decode(row.token_ids.tolist()) for row in guarded],
+        "text": [text_of(loaded, row.token_ids, stops) for row in guarded],
         "stop_reason": [row.stop_reason for row in guarded],
         "kv_saved": [row.kv_saved for row in guarded],
         **{name: np.array(numbers, dtype=np.int32) for name, numbers in counts.items()},

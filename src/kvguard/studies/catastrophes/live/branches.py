@@ -144,7 +144,7 @@ def make_branch_parts(
                 "regime": PREFILL,
                 "policy": part.policy,
                 **{name: frame[name].to_numpy() for name in shared},
-                **columns(made, loaded, POLICIES[part.policy].action is Action.NONE),
+                **columns(made, loaded, live.task, POLICIES[part.policy].action is Action.NONE),
                 "error": [error_of(row.stop_reason, len(row.token_ids)) for row in made],
             }
         )

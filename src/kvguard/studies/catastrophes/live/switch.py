@@ -29,7 +29,7 @@ from kvguard.store.results import Results
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.block import error_of
 from kvguard.studies.catastrophes.live.plan import SWITCH
-from kvguard.sweep.make import tally
+from kvguard.sweep.make import tally, text_of
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report
 from kvguard.tasks.base import Sample
@@ -134,6 +134,7 @@ def make_switch_parts(
         samples = [Sample.of(plan.sweep.prompts.iloc[i]) for i in position]
         made, batch_size = _continue(plan, loaded, prompts, begun)
         tokens, stop = _tokens(made), made.stop_reasons
+        stops = stop_strings(plan.sweep.task, loaded)
         for ids, sample, stopped in zip(tokens, samples, made.stopped, strict=True):
             report(tally(plan.sweep, loaded, sample, ids, bool(stopped)))
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int32)
@@ -145,7 +146,7 @@ def make_switch_parts(
                 **{name: cases[name].to_numpy() for name in ("prompt_id", "compressor", "ratio")},
                 **{name: cases[name].to_numpy() for name in ("n_prompt_tokens", "n_kept_tokens")},
                 "token_ids": tokens,
-                "text": [loaded.decode(ids.tolist()) for ids in tokens],
+                "text": [text_of(loaded, ids, stops) for ids in tokens],
                 "stop_reason": stop,
                 "kv_saved": _saved(cases, kept) / np.maximum(lengths, 1),
                 "safe_at": kept.astype(np.int32),
