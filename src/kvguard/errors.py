@@ -1,4 +1,4 @@
-"""The one exception that stands for a failure the user can fix, and the boundary that makes one of others' failures."""
+"""The one exception that stands for a failure the user can fix, and the boundary that makes it of others'."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
