@@ -47,6 +47,8 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
         )
         found = training.facts.metrics("model")
         save_hazard(training.model, out)
+        for number, repeat in enumerate(training.repeats, start=2):
+            save_hazard(repeat, layout.fit(out, number))
         split = write_split(training.split, PROTOCOLS[protocol], out)
         training.facts.write(layout.facts("train", model, protocol))
         write_hazards(training.hazards, out)

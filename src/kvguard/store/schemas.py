@@ -131,11 +131,12 @@ _JUDGED = {
     "onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
 }
 # A generation of the live guard. hazard and kv_tokens (cache entries held) run over its tokens; they are
-# empty where the guard acts. safe_at counts the tokens drawn before SAFE, -1: never.
+# empty where the guard acts. fit: which of the hazard, from 1. safe_at: tokens drawn before SAFE, -1: never.
 _LIVE = {
     "trace_id": _INDEX,
     "regime": Column(_STR, checks=(pa.Check.isin(REGIMES),)),
     "policy": _TEXT,
+    "fit": Column(_INT, checks=(_between(1, None),)),
     **{name: column for name, column in _RAW.items() if name != "trace_id"},
     "kv_saved": Column(_F64, checks=(_FINITE, _between(-TOLERANCE, 1.0))),
     "safe_at": Column(_INT, checks=(_between(-1, None),)),

@@ -35,6 +35,11 @@ def trained(model: str, protocol: str) -> Path:
     return DATA / "train" / f"{model}-{protocol}"
 
 
+def fit(trained: Path, number: int) -> Path:
+    """Return where ``train`` keeps a further fit of the hazard; the first is in the folder itself."""
+    return trained / "fits" / str(number)
+
+
 def evaluated(model: str, protocol: str) -> Path:
     """Return the folder of ``evaluate``."""
     return DATA / "evaluate" / f"{model}-{protocol}"

@@ -73,6 +73,8 @@ class XgboostParams(Section):
 class TrainParams(Section):
     """How the hazard model is trained.
 
+    ``fits`` is how many seeds it is fitted with: the first fit is the model, the others tell what a fit's
+    chance does to comparisons of policies.
     ``max_tokens`` bounds the training rows: above it tokens are drawn evenly; None takes them all, read
     from their table in pieces. ``positive_weight`` is the weight of a positive token, ``balanced`` the ratio
     of the classes. ``horizons`` are the values of H that are compared; the model itself takes
@@ -84,6 +86,7 @@ class TrainParams(Section):
     horizons: tuple[Count, ...] = (16, 32, 64, 128)
     max_tokens: Count | None = 250_000
     positive_weight: Positive | Literal["balanced"] = 1.0
+    fits: Count = 1
     calibration: Literal["isotonic", "platt"] = "isotonic"
     xgboost: XgboostParams = XgboostParams()
 

@@ -111,6 +111,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
     policies = {
         f"policies-{regime}": (
             [*names, "always_safe", "mixed", "mixed_loop", "mixed_entropy", "oracle",
+             *(["rollback_fits"] if regime == "prefill" else []),
              *(f"{name}/{condition}" for name in names for condition in conditions)],
             [*ACTED, *TO_ROLLBACK],
         )

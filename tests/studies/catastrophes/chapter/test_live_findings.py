@@ -102,10 +102,18 @@ def test_false_alarms_and_the_saving_on_healthy_traces_are_judged():
     ],
 )  # fmt: skip
 def test_a_baseline_is_beaten_only_by_a_lower_cbr_at_no_more_memory(cbr, saved, said):
-    found = numbers(entropy__cbr_minus_rollback=cbr, entropy__kv_saved_minus_rollback=saved)
+    differences = {"entropy__cbr_minus_rollback": cbr, "entropy__kv_saved_minus_rollback": saved}
+    found = numbers(rollback_fits__cbr=Interval(0.1, 0.0, 0.2), **differences)
     assert f"Against entropy trigger: {said}" in told(found)
     assert "Against loop detector, at equal memory: " in told(found)
-    assert told(found).count("hold for one fit of the hazard, since fits were not repeated") == 1
+    assert told(found).count("over prompts and over fits of the hazard") == 1
+
+
+def test_without_repeated_fits_no_order_of_triggers_is_told():
+    frame = made_up.results("live-validate", MODEL, "v2")
+    said = told(numbers_of(frame[frame["subject"] != "rollback_fits"]))
+    assert "Which trigger is better here cannot be told" in said
+    assert "Against" not in said
 
 
 @pytest.mark.parametrize(

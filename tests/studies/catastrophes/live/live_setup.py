@@ -31,9 +31,9 @@ NEVER = ControllerParams(tau_low=1.0, tau_high=1.0, k_escalate=1000, j_deescalat
 READ = ("compression_ratio", "entropy", "token_position")
 
 
-def hazard_model() -> HazardModel:
+def hazard_model(seed: int = 0) -> HazardModel:
     """A model whose hazard is high for uncertain tokens of compressed rows, past the first few."""
-    rows = np.random.default_rng(0).uniform([0, 0, 0], [1, 5, 1], (4000, 3)).astype(np.float32)
+    rows = np.random.default_rng(seed).uniform([0, 0, 0], [1, 5, 1], (4000, 3)).astype(np.float32)
     target = (rows[:, 0] > 0.1) & (rows[:, 1] > 1.0) & (rows[:, 2] > 0.15)
     booster = xgb.train(
         {"objective": "binary:logistic", "max_depth": 3, "nthread": 1}, xgb.DMatrix(rows, target), 8
@@ -82,4 +82,4 @@ def live_of(folder: Path, n: int = 4, **changes: object) -> Live:
         "loop": POINT.model_copy(update={"tau_low": 0.5, "k_escalate": 1}),
     }
     words = FeaturizeParams(thinking_words=("a", "so"))
-    return Live(sweep, settings, GuardParams(), words, triggers, hazard_model())
+    return Live(sweep, settings, GuardParams(), words, triggers, (hazard_model(), hazard_model(seed=1)))

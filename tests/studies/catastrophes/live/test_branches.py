@@ -100,7 +100,7 @@ def reference() -> Runs:
     entropy = point.model_copy(update={"tau_low": 0.02, "tau_high": 0.1})
     triggers = {**live.triggers, "hazard": point, "entropy": entropy}
     hazard = HazardModel.load(MODELS / "reference")
-    return Runs(replace(live, sweep=sweep, triggers=triggers, hazard_model=hazard), 96)
+    return Runs(replace(live, sweep=sweep, triggers=triggers, hazard_models=(hazard,)), 96)
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny_llama", "reference"])

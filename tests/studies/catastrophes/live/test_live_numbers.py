@@ -12,6 +12,7 @@ from kvguard.studies.catastrophes.live.switch import choose_cases
 from recordings import planted
 
 ONE = np.ones((1, 4))
+FIRST = np.zeros(1, dtype=int)  # the fit that the sample draws
 POINT = ControllerParams(tau_low=0.2, tau_high=0.6, k_escalate=3, j_deescalate=5)
 
 
@@ -23,6 +24,7 @@ def row(prompt: str, policy: str, failed: bool, **more: object) -> dict[str, obj
     return {
         "regime": "prefill",
         "policy": policy,
+        "fit": 1,
         "prompt_id": prompt,
         "compressor": compressor,
         "ratio": 0.0 if compressor == "none" else 0.5,
@@ -72,7 +74,7 @@ SAVED = float((5 / (10 + np.arange(4))).mean())  # of a static trace
 def test_rates_shares_and_differences_by_hand(table: pd.DataFrame) -> None:
     found = {
         policy: {name: float(value[0]) for name, value in values.items()}
-        for policy, values in policy_values(arms_of(table, "prefill"), ONE).items()
+        for policy, values in policy_values(arms_of(table, "prefill"), ONE, FIRST).items()
     }
     assert {name: found[name]["cbr"] for name in ("static", "uncompressed", "rollback")} == {
         "static": 0.5, "uncompressed": 0.25, "rollback": 0.25
@@ -95,8 +97,19 @@ def test_rates_shares_and_differences_by_hand(table: pd.DataFrame) -> None:
     assert found["always_safe"]["false_alarm_rate"] == 1
 
 
+def test_what_is_compared_with_rollback_is_compared_over_prompts_and_fits(table: pd.DataFrame) -> None:
+    again = table[table["policy"] == "rollback"].assign(fit=2)
+    again["catastrophes"] = [["looping"]] * 4  # the other fit rescues nobody
+    both = pd.concat([table, again], ignore_index=True)
+    weights, drawn = np.ones((4, 4)), np.array([0, 0, 1, 1])
+    found = policy_values(arms_of(both, "prefill"), weights, drawn)
+    assert found["rollback"]["cbr"].tolist() == [0.25] * 4  # the guard that is exported
+    assert found["rollback_fits"]["cbr"].tolist() == [0.625, 0.25, 1.0, 1.0]  # the mean, then what is drawn
+    assert found["static"]["cbr_minus_rollback"].tolist() == [-0.125, 0.25, -0.5, -0.5]
+
+
 def test_the_mixture_saves_what_rollback_saves_and_fails_in_proportion(table: pd.DataFrame) -> None:
-    found = policy_values(arms_of(table, "prefill"), ONE)
+    found = policy_values(arms_of(table, "prefill"), ONE, FIRST)
     compressed = found["rollback"]["kv_saved"][0] / SAVED
     assert found["mixed"]["kv_saved"] == pytest.approx(found["rollback"]["kv_saved"])
     assert found["mixed"]["cbr"][0] == pytest.approx(0.25 + compressed * 0.25)
@@ -104,7 +117,7 @@ def test_the_mixture_saves_what_rollback_saves_and_fails_in_proportion(table: pd
 
 
 def test_the_oracle_restores_the_failing_traces_at_their_onset_and_no_others(table: pd.DataFrame) -> None:
-    oracle = policy_values(arms_of(table, "prefill"), ONE)["oracle"]
+    oracle = policy_values(arms_of(table, "prefill"), ONE, FIRST)["oracle"]
     cut = float((5 / (10 + np.arange(2))).sum()) / 4
     assert oracle["cbr"][0] == 0.25
     assert oracle["kv_saved"][0] == pytest.approx((2 * cut + 2 * SAVED) / 4)
@@ -115,9 +128,8 @@ def test_a_prompt_with_a_broken_generation_leaves_every_policy(table: pd.DataFra
     table.loc[table.index[-1], "error"] = "the logits of token 0 are no numbers"
     kept = sound(table)
     assert set(kept["prompt_id"]) == {"a", "b", "c"}
-    assert policy_values(arms_of(kept, "prefill"), np.ones((1, 3)))["static"]["cbr"][0] == pytest.approx(
-        2 / 3
-    )
+    found = policy_values(arms_of(kept, "prefill"), np.ones((1, 3)), FIRST)
+    assert found["static"]["cbr"][0] == pytest.approx(2 / 3)
 
 
 def test_the_gap_by_hand() -> None:

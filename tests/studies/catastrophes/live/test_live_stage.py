@@ -60,8 +60,9 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def of(table: pd.DataFrame, regime: str, policy: str) -> pd.DataFrame:
-    return table[(table["regime"] == regime) & (table["policy"] == policy)].set_index(SHARED)
+def of(table: pd.DataFrame, regime: str, policy: str, fit: int = 1) -> pd.DataFrame:
+    chosen = (table["regime"] == regime) & (table["policy"] == policy) & (table["fit"] == fit)
+    return table[chosen].set_index(SHARED)
 
 
 def test_every_prompt_meets_every_policy_once(live: Live, table: pd.DataFrame) -> None:
@@ -76,6 +77,9 @@ def test_every_prompt_meets_every_policy_once(live: Live, table: pd.DataFrame) -
             rows = of(table, regime, name)
             assert len(rows) == len(plan)
             assert set(rows.index) == plan
+    repeated = table[table["fit"] == 2]
+    assert set(zip(repeated["regime"], repeated["policy"], strict=True)) == {("prefill", "rollback")}
+    assert set(repeated.set_index(SHARED).index) == set(of(table, "prefill", "rollback").index)
     none = of(table, "prefill", "uncompressed")
     assert set(none.index) == {(p, "none", 0.0) for p in live.sweep.prompts["prompt_id"]}
     assert (none["kv_saved"] == 0).all()

@@ -26,7 +26,7 @@ def values() -> dict[str, dict[str, np.ndarray]]:
         "entropy": arm(0.3, 0.3),
         "uncompressed": arm(0.0, 0.0),
     }
-    return policy_values(Arms(cases, np.arange(N), N, by_policy), np.ones((1, N)))
+    return policy_values(Arms(cases, np.arange(N), N, by_policy, []), np.ones((1, N)), np.zeros(1, dtype=int))
 
 
 def test_a_baseline_that_saves_more_is_mixed_down_to_rollbacks_memory(values):

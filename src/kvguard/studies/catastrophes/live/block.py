@@ -92,6 +92,7 @@ def make_live_parts(
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
                 "regime": part.regime,
                 "policy": part.policy,
+                "fit": np.int32(1),
                 "prompt_id": [block["prompt_id"].iloc[index] for index, _ in keys],
                 "compressor": [condition.compressor for _, condition in keys],
                 "ratio": [condition.ratio for _, condition in keys],
@@ -186,13 +187,13 @@ def reporter(
     return report_row
 
 
-def make_trigger(live: Live, kind: str, thinking: Bools, config: Any) -> Trigger:
-    """Return the trigger called ``kind``."""
+def make_trigger(live: Live, kind: str, thinking: Bools, config: Any, fit: int = 1) -> Trigger:
+    """Return the trigger called ``kind``; the hazard is that of a fit, counted from 1."""
     if kind == "entropy":
         return EntropyTrigger(config.get_text_config().vocab_size)
     if kind == "loop":
         return LoopTrigger()
-    return HazardTrigger(live.hazard_model, thinking)
+    return HazardTrigger(live.hazard_models[fit - 1], thinking)
 
 
 def _budget(live: Live, presses: Presses, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:

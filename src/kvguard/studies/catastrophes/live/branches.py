@@ -31,7 +31,14 @@ from kvguard.store.parts import Part
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.live.block import columns, error_of, make_trigger, reporter
-from kvguard.studies.catastrophes.live.plan import POLICIES, PREFILL, Live, Trunk, policy_fingerprint
+from kvguard.studies.catastrophes.live.plan import (
+    POLICIES,
+    PREFILL,
+    ROLLBACK,
+    Live,
+    Trunk,
+    policy_fingerprint,
+)
 from kvguard.sweep.make import prefill_rows
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report
@@ -40,9 +47,10 @@ from kvguard.tasks.base import Sample
 
 @dataclass(frozen=True)
 class BranchPart(Part):
-    """The rows of a trunk under a policy that acts."""
+    """The rows of a trunk under a policy that acts, by a fit of the hazard where it asks one."""
 
     policy: str
+    fit: int
     trunk: Trunk
 
     kinds: ClassVar[Mapping[str, str]] = {"live_parts": "part"}
@@ -59,7 +67,12 @@ def cut_branches(live: Live, plan: Plan[Any], folder: Path, first_id: int) -> li
         The first trace id that is free.
     """
     settings = live.settings
-    acting = [*(action for action in settings.actions if action != Action.HOLD), *settings.baselines]
+    acting = [
+        *((action, 1) for action in settings.actions if action != Action.HOLD),
+        *((trigger, 1) for trigger in settings.baselines),
+    ]
+    if ROLLBACK in settings.actions:
+        acting += [(ROLLBACK, fit) for fit in range(2, len(live.hazard_models) + 1)]
     parts: list[BranchPart] = []
     for trunk in plan.parts:
         if not isinstance(trunk, Trunk):
@@ -68,15 +81,16 @@ def cut_branches(live: Live, plan: Plan[Any], folder: Path, first_id: int) -> li
             **plan.made_of(range(trunk.start, trunk.stop), trunk.conditions),
             "trunk": _digest(trunk, folder),
         }
-        for policy in acting:
-            name = f"{trunk.unit}-{policy}"
+        for policy, fit in acting:
+            name = f"{trunk.unit}-{policy}" if fit == 1 else f"{trunk.unit}-{policy}-fit{fit}"
             parts.append(
                 BranchPart(
                     name=name,
                     trace_ids=tuple(range(first_id, first_id + trunk.n_traces)),
                     unit=name,
-                    fingerprint=policy_fingerprint(live, PREFILL, policy, made_of),
+                    fingerprint=policy_fingerprint(live, PREFILL, policy, made_of, fit),
                     policy=policy,
+                    fit=fit,
                     trunk=trunk,
                 )
             )
@@ -143,6 +157,7 @@ def make_branch_parts(
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
                 "regime": PREFILL,
                 "policy": part.policy,
+                "fit": np.int32(part.fit),
                 **{name: frame[name].to_numpy() for name in shared},
                 **columns(made, loaded, live.task, POLICIES[part.policy].action is Action.NONE),
                 "error": [error_of(row.stop_reason, len(row.token_ids)) for row in made],
@@ -172,7 +187,7 @@ def _run(
     )
 
     def run(size: int) -> tuple[list[Guarded], int]:
-        trigger = make_trigger(live, policy.trigger, thinking, loaded.model.config)
+        trigger = make_trigger(live, policy.trigger, thinking, loaded.model.config, part.fit)
         watch = Watch(trigger, live.triggers[policy.trigger])
         ratios = [condition.ratio for _, condition in keys]
         watched = replay(watch, recorded, ratios, how.max_new_tokens, first_seat=size)

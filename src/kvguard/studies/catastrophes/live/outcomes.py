@@ -2,12 +2,16 @@
 
 An arm is a policy's outcomes, one for every (prompt, condition) of a regime in one fixed order; the
 uncompressed outcome of a prompt stands once under each condition. A prompt with a generation that broke off
-for logits that are no numbers, or was refused, is left out of every arm.
+for NaN logits, or was rejected, is left out of every arm.
+
+What is compared with ``rollback`` is compared with ``rollback_fits``: rollback by every fit of the hazard.
+Its value is the mean over them, and each resample of the prompts draws one of them, so that an interval is
+one over prompts and fits. With one fit there is no such arm, and the intervals are over prompts alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +25,7 @@ from kvguard.stats.bootstrap import Floats, mean_by, resample_weights, share, su
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.live.plan import ROLLBACK, STATIC, UNCOMPRESSED
 
-ORACLE, MIXED, ALWAYS_SAFE = "oracle", "mixed", "always_safe"
+ORACLE, MIXED, ALWAYS_SAFE, FITS = "oracle", "mixed", "always_safe", "rollback_fits"
 _MIXTURES = {STATIC: MIXED, "loop": "mixed_loop", "entropy": "mixed_entropy"}
 _RATES = {
     "cbr": "failed",
@@ -51,12 +55,15 @@ class Arms:
         failed, each kind of catastrophe, correct (NaN: not scored), kv_saved, safe, n_tokens, n_steps,
         n_restores, n_rewinds, n_rewound; same: whether the tokens are those of static, NaN where the trace
         saw SAFE. [T] each
+    fits
+        Rollback by every fit of the hazard, the first too; empty where there is one.
     """
 
     cases: pd.DataFrame
     cluster: NDArray[np.int64]
     n_prompts: int
     by_policy: Mapping[str, Arm]
+    fits: Sequence[Arm]
 
     @property
     def conditions(self) -> list[Condition]:
@@ -72,15 +79,16 @@ class Arms:
         """Return the cases of one condition; prompts keep their numbers."""
         of = self.cases["compressor"] == condition.compressor
         chosen = (of & (self.cases["ratio"] == condition.ratio)).to_numpy()
-        arms = {
-            policy: {name: values[chosen] for name, values in arm.items()}
-            for policy, arm in self.by_policy.items()
-        }
+
+        def cut(arm: Arm) -> Arm:
+            return {name: values[chosen] for name, values in arm.items()}
+
         return replace(
             self,
             cases=self.cases[chosen].reset_index(drop=True),
             cluster=self.cluster[chosen],
-            by_policy=arms,
+            by_policy={policy: cut(arm) for policy, arm in self.by_policy.items()},
+            fits=[cut(arm) for arm in self.fits],
         )
 
 
@@ -104,15 +112,19 @@ def arms_of(live: pd.DataFrame, regime: str) -> Arms:
     keys = pd.MultiIndex.from_frame(static[_KEY])
     found = {
         policy: rows.set_index(_KEY).loc[keys].reset_index()
-        for policy, rows in here.groupby("policy", sort=False)
+        for policy, rows in here[here["fit"] == 1].groupby("policy", sort=False)
     }
+    repeats = [
+        _arm(rows.set_index(_KEY).loc[keys].reset_index(), static)
+        for _, rows in here[here["fit"] > 1].groupby("fit")
+    ]
     none = live[live["policy"] == UNCOMPRESSED].set_index("prompt_id")
     found[UNCOMPRESSED] = none.loc[static["prompt_id"]].reset_index()
     arms = {policy: _arm(rows, static) for policy, rows in found.items()}
     arms[ALWAYS_SAFE] = arms[UNCOMPRESSED] | {"safe": np.ones(len(cases), dtype=bool)}
     arms[ORACLE] = _oracle(static, arms[STATIC], arms[UNCOMPRESSED])
     cluster, prompts = pd.factorize(cases["prompt_id"])
-    return Arms(cases, cluster, len(prompts), arms)
+    return Arms(cases, cluster, len(prompts), arms, [arms[ROLLBACK], *repeats] if repeats else [])
 
 
 def _arm(rows: pd.DataFrame, static: pd.DataFrame) -> Arm:
@@ -162,40 +174,50 @@ def _oracle(rows: pd.DataFrame, static: Arm, uncompressed: Arm) -> Arm:
     }
 
 
-def add_policies(results: Results, arms: Arms, regime: str, weights: Floats) -> None:
+def add_policies(results: Results, arms: Arms, regime: str, weights: Floats, seed: int) -> None:
     """Add the table ``policies-REGIME``: every policy over all conditions, then under each."""
+    drawn = np.random.default_rng([seed, len(arms.fits)]).integers(len(arms.fits) or 1, size=len(weights))
     for subset, suffix in [(arms, ""), *((arms.only(c), f"/{c}") for c in arms.conditions)]:
-        for policy, values in policy_values(subset, weights).items():
+        for policy, values in policy_values(subset, weights, drawn).items():
             results.add_resampled(f"policies-{regime}", f"{policy}{suffix}", values)
 
 
-def policy_values(arms: Arms, weights: Floats) -> dict[str, Values]:
+def policy_values(arms: Arms, weights: Floats, drawn: NDArray[np.integer]) -> dict[str, Values]:
     """Return the metrics of every policy for every resample. {policy: {metric: [R]}}
 
     ``mixed`` is a share of traces never compressed and the others static, drawn by lot, at rollback's memory;
     ``mixed_loop`` and ``mixed_entropy`` are the same with another trigger on the others. One that saves less
     than rollback by itself stays as it is.
+
+    Parameters
+    ----------
+    drawn
+        The fit of the hazard, counted from 0, that each resample takes. [R]
     """
     static = arms.by_policy[STATIC]
     found = {policy: _rates(weights, arms.cluster, arm, static) for policy, arm in arms.by_policy.items()}
-    if ROLLBACK in found:
-        saved = found[ROLLBACK]["kv_saved"]
+    if arms.fits:
+        fits = [_rates(weights, arms.cluster, arm, static) for arm in arms.fits]
+        found[FITS] = {name: _over_fits([values[name] for values in fits], drawn) for name in fits[0]}
+    rollback = FITS if arms.fits else ROLLBACK
+    if rollback in found:
+        saved = found[rollback]["kv_saved"]
         mixed = {
             name: _mixed(found[policy], found[UNCOMPRESSED], saved)
             for policy, name in _MIXTURES.items()
             if policy in found
         }
         found |= mixed
-    references = [name for name in (STATIC, UNCOMPRESSED, ROLLBACK) if name in found]
+    references = {STATIC: STATIC, UNCOMPRESSED: UNCOMPRESSED, ROLLBACK: rollback}
     return {
         policy: {
             **values,
             "residual_cbr": _residual("cbr", values, found),
             "residual_accuracy": _residual("accuracy", values, found),
             **{
-                f"{metric}_minus_{reference}": values[metric] - found[reference][metric]
-                for reference in references
-                if reference != policy
+                f"{metric}_minus_{name}": values[metric] - found[reference][metric]
+                for name, reference in references.items()
+                if reference in found and policy not in (name, reference)
                 for metric in _DIFFERENCES
             },
         }
@@ -222,6 +244,14 @@ def _rates(weights: Floats, cluster: NDArray[np.int64], arm: Arm, static: Arm) -
         "steps_ratio": share(weights, total(arm["n_steps"]), total(arm["n_tokens"])),
         "unchanged": mean_by(weights, cluster, arm["same"]),
     }
+
+
+def _over_fits(values: Sequence[Floats], drawn: NDArray[np.integer]) -> Floats:
+    """Return the mean over fits, then for each resample the value of the fit that it draws. [R]"""
+    by_fit = np.stack(values)  # [F, R]
+    found = by_fit[drawn, np.arange(len(drawn))]
+    found[0] = by_fit[:, 0].mean()
+    return found
 
 
 def _mixed(policy: Values, uncompressed: Values, kv_saved: Floats) -> Values:

@@ -82,6 +82,8 @@ class Live:
         The fresh prompts, and the conditions: ``none`` first.
     triggers
         The controller's setting under each trigger.
+    hazard_models
+        The fits of the hazard; the first is the one that the guard is exported with.
     """
 
     sweep: Sweep
@@ -89,7 +91,7 @@ class Live:
     guard: GuardParams
     featurize: FeaturizeParams
     triggers: Mapping[str, ControllerParams]
-    hazard_model: HazardModel
+    hazard_models: tuple[HazardModel, ...]
 
     @property
     def name(self) -> str:
@@ -118,7 +120,9 @@ class Live:
         settings, spec, task = params.live_validate, params.spec(model), params.task(model)
         trained, evaluated = layout.trained(model, PROTOCOL), layout.evaluated(model, PROTOCOL)
         traces = read_judged(layout.traces(model))
-        hazard_model = HazardModel.load(trained)
+        fits = [HazardModel.load(trained)]
+        while (folder := layout.fit(trained, len(fits) + 1)).is_dir():
+            fits.append(HazardModel.load(folder))
         point = load_operating_point(evaluated, settings.point)
         conditions = chosen_conditions(settings, traces)
         triggers = {"hazard": point, "loop": loop_setting(point)}
@@ -127,7 +131,7 @@ class Live:
                 layout.features(model),
                 traces,
                 read_split(PROTOCOLS[PROTOCOL], trained),
-                hazard_model,
+                fits[0],
                 point,
                 conditions,
                 vocabulary_size(model, spec),
@@ -143,13 +147,13 @@ class Live:
             catastrophes=params.catastrophes,
             device=params.device,
         )
-        return cls(sweep, settings, params.guard, params.featurize, triggers, hazard_model)
+        return cls(sweep, settings, params.guard, params.featurize, triggers, tuple(fits))
 
-    @property
-    def hazard_digest(self) -> str:
-        """What names the hazard model in fingerprints."""
-        booster = hashlib.sha256(self.hazard_model.booster.save_raw("json")).hexdigest()
-        return digest([booster, self.hazard_model.features, as_card(self.hazard_model.calibration)])
+    def hazard_digest(self, fit: int) -> str:
+        """Return what names a fit of the hazard, counted from 1, in fingerprints."""
+        model = self.hazard_models[fit - 1]
+        booster = hashlib.sha256(model.booster.save_raw("json")).hexdigest()
+        return digest([booster, model.features, as_card(model.calibration)])
 
 
 @dataclass(frozen=True)
@@ -290,7 +294,7 @@ def cut_by_policy(live: Live, loaded: LoadedModel, plan: Plan[Any]) -> list[Live
     return parts
 
 
-def policy_fingerprint(live: Live, regime: str, policy: str, made_of: Mapping[str, Any]) -> str:
+def policy_fingerprint(live: Live, regime: str, policy: str, made_of: Mapping[str, Any], fit: int = 1) -> str:
     """Return the fingerprint of a part that a policy makes of what ``made_of`` tells."""
     trigger = POLICIES[policy].trigger
     return fingerprint(
@@ -298,7 +302,7 @@ def policy_fingerprint(live: Live, regime: str, policy: str, made_of: Mapping[st
             **made_of,
             "policy": policy,
             "controller": live.triggers[trigger].model_dump(),
-            "hazard_model": live.hazard_digest if trigger == "hazard" else None,
+            "hazard_model": live.hazard_digest(fit) if trigger == "hazard" else None,
             "guard": live.guard.model_dump(),
             "thinking_words": live.featurize.thinking_words,
             "interval": live.settings.compression_interval if regime == DECODING else None,

@@ -132,7 +132,7 @@ def live_results(live: Live, table: pd.DataFrame, n_resamples: int, seed: int) -
         if ((kept["regime"] == regime) & (kept["policy"] == STATIC)).any():
             arms = arms_of(kept, regime)
             weights = arms.weights(n_resamples, seed)
-            add_policies(results, arms, regime, weights)
+            add_policies(results, arms, regime, weights, seed)
             if regime == PREFILL:
                 simulated = simulate_live(kept, live.triggers["hazard"])
                 add_gap(results, arms, simulated, weights)

@@ -143,6 +143,7 @@ def make_switch_parts(
                 "trace_id": np.array(part.trace_ids, dtype=np.int32),
                 "regime": SWITCH,
                 "policy": str(part.offset),
+                "fit": np.int32(1),
                 **{name: cases[name].to_numpy() for name in ("prompt_id", "compressor", "ratio")},
                 **{name: cases[name].to_numpy() for name in ("n_prompt_tokens", "n_kept_tokens")},
                 "token_ids": tokens,

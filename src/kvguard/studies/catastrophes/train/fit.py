@@ -45,6 +45,8 @@ class Training:
         A ``split`` or ``split_v1`` table.
     facts
         Tables model, the facts of it, and importance.
+    repeats
+        The further fits of the model, each with a seed of its own.
     test
         The rows of the test traces.
     hazards
@@ -53,6 +55,7 @@ class Training:
     """
 
     model: HazardModel
+    repeats: list[HazardModel]
     split: pd.DataFrame
     facts: Results
     test: Rows
@@ -108,7 +111,9 @@ def train(
     parts = load_parts(features_path, traces, part, columns, params.max_tokens, rules.tune_part)
     horizons = sorted({*params.horizons} - {horizon})
     folds = [name for name in traces["compressor"][part == "test"].unique() if name != NONE]
-    hazard_model = fit_hazard(parts.fitting, parts.tuning, params, seed)
+    hazard_model, *repeats = (
+        fit_hazard(parts.fitting, parts.tuning, params, seed + number) for number in range(params.fits)
+    )
     hazards = {of_horizon(horizon): _forecast(hazard_model, parts.test)}
 
     def forecast(name: str, parts: Parts) -> None:
@@ -133,7 +138,7 @@ def train(
     facts.add("model", "hazard", _facts(hazard_model, traces, part, parts))
     for feature, shares in importance(hazard_model, parts.test.features).items():
         facts.add("importance", feature, shares)
-    return Training(hazard_model, split, facts, parts.test, hazards)
+    return Training(hazard_model, repeats, split, facts, parts.test, hazards)
 
 
 def _forecast(model: HazardModel, rows: Rows) -> pd.DataFrame:
