@@ -1,4 +1,4 @@
-"""Train on one model's traces and test on another's, against the other's own hazard model."""
+"""Train on one model's traces and forecast another's; the stage intervals says how well."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
         raise click.UsageError(f"--to {target} is also the model: name another")
     from kvguard import tracking
     from kvguard.guard.bundle import load_operating_point
-    from kvguard.store.files import write_json
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.params import load_params
     from kvguard.studies.catastrophes.transfer import Side, transfer
+    from kvguard.studies.catastrophes.variants import write_variants
 
     params = load_params(params_path)
-    out, metrics = layout.results("transfer", model), layout.metrics("transfer", model)
+    out = layout.compared("transfer", model)
     inputs = [
         path
         for name in (model, target)
@@ -31,7 +31,7 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     ]
     settings = {"target": target, "train": params.train.model_dump(), "seed": params.seed}
     with tracking.run("transfer", model=model, protocol="v2", params=settings, inputs=inputs) as run:
-        results = transfer(
+        variants = transfer(
             Side.load(model),
             Side.load(target),
             load_operating_point(layout.evaluated(target, "v2"), "balanced"),
@@ -39,13 +39,9 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
             params.evaluate,
             params.thresholds,
             seed=params.seed,
-            n_resamples=params.n_resamples,
         )
-        results.write(out)
-        write_json(metrics, results.metrics("transfer"))
-        run.log_metrics(results.metrics("transfer"))
-        run.log_table(f"results-transfer-{model}", out, context="output")
-        run.log_outputs([out, metrics])
+        write_variants(variants, out)
+        run.log_outputs([out])
     click.echo(f"{out}: {model} -> {target}")
 
 

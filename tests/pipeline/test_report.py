@@ -24,7 +24,7 @@ def test_before_any_stage_the_report_names_the_commands(workspace):
     result = report()
     assert result.exit_code == 0, result.output
     text = PAGE.read_text()
-    for command in ("dvc repro measure", "dvc repro train", "dvc repro ablate", "dvc repro evaluate"):
+    for command in ("dvc repro measure", "dvc repro score", "dvc repro intervals", "dvc repro evaluate"):
         assert f"<code>{command}</code>" in text
     tables = {path.stem for path in Path("reports/tables").iterdir()}
     assert {"experiment-001", "protocols", "transfer"} <= tables
@@ -47,7 +47,7 @@ def test_live_results_and_their_times_are_in_the_page(workspace):
     times.add("latency", "restore", {"ms": 41.7})
     path = layout.results("live-validate", "tiny")
     found.write(path)
-    times.write(path.with_name("latency.parquet"))
+    times.write(layout.live("tiny") / "latency.parquet")
     assert report().exit_code == 0
     text = PAGE.read_text()
     assert "9.9" in text

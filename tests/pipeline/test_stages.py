@@ -22,7 +22,7 @@ STAGES = (
     "sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "score", "export",
     "live_validate", "ablate",
 )  # fmt: skip
-ALL_STAGES = (*STAGES, "transfer", "report")
+ALL_STAGES = (*STAGES, "transfer", "intervals", "report")
 
 
 def call(stage, *arguments):
@@ -126,6 +126,8 @@ def test_the_stages_run_in_order_on_what_they_list_and_leave_what_dvc_expects(wo
             call_as_listed(stage, "--model", model)
     for model, other in (("tiny", "tiny_llama"), ("tiny_llama", "tiny")):
         call_as_listed("transfer", "--model", model, "--to", other)
+    for model, other in (("tiny", "tiny_llama"), ("tiny_llama", "tiny")):
+        call_as_listed("intervals", "--model", model, "--to", other)
     call_as_listed("report")
     prompts, traces = (
         read_table("prompts", layout.prompts("tiny")),

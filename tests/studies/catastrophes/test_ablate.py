@@ -5,8 +5,11 @@ import synthetic
 from kvguard.guard.columns import FEATURES
 from kvguard.guard.controller import ControllerParams
 from kvguard.studies.catastrophes.ablate import FEATURE_SETS, ablate
+from kvguard.studies.catastrophes.intervals.variants import Bench, ablation_results
 from kvguard.studies.catastrophes.params import AblateParams, EvaluateParams
 from kvguard.studies.catastrophes.train.fit import train
+from kvguard.studies.catastrophes.train.hazards import of_horizon
+from kvguard.studies.catastrophes.variants import read_variants, write_variants
 
 POINT = ControllerParams(tau_low=0.1, tau_high=0.3, k_escalate=2, j_deescalate=8)
 GRID = AblateParams(hysteresis=(1, 16), thresholds=(0.1, 0.3, 0.9), n_random=5)
@@ -19,7 +22,7 @@ def run(tmp_path_factory):
     trained = train(folder / "features.parquet", traces, synthetic.TRAIN, seed=0)
 
     def run():
-        results = ablate(
+        variants = ablate(
             folder / "features.parquet",
             traces,
             trained.split,
@@ -27,12 +30,14 @@ def run(tmp_path_factory):
             POINT,
             synthetic.TRAIN,
             EvaluateParams(),
-            GRID,
+            GRID.thresholds,
             model="toy",
             seed=0,
-            n_resamples=100,
         )
-        return results.frame
+        write_variants(variants, folder)
+        bench = Bench(traces, trained.split, horizon=32, n_resamples=100, seed=0)
+        hazards = trained.hazards[of_horizon(32)]
+        return ablation_results("toy", bench, read_variants(folder), hazards, POINT, GRID).frame
 
     return run
 

@@ -3,6 +3,7 @@ import pytest
 import synthetic
 from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams
+from kvguard.studies.catastrophes.intervals.variants import Bench, transfer_results
 from kvguard.studies.catastrophes.params import EvaluateParams
 from kvguard.studies.catastrophes.train.fit import train
 from kvguard.studies.catastrophes.transfer import Side, transfer
@@ -24,8 +25,9 @@ def sides(tmp_path_factory):
 
 
 def run(source, target):
-    settings = {"seed": 0, "n_resamples": 100}
-    results = transfer(source, target, POINT, synthetic.TRAIN, EvaluateParams(), GRID, **settings)
+    variants = transfer(source, target, POINT, synthetic.TRAIN, EvaluateParams(), GRID, seed=0)
+    bench = Bench(target.traces, target.split, horizon=32, n_resamples=100, seed=0)
+    results = transfer_results(source.model, target.model, bench, variants)
     return results.frame.set_index(["subject", "metric"])
 
 

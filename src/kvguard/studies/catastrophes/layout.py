@@ -3,6 +3,13 @@
 from pathlib import Path
 
 DATA, METRICS, PLOTS, MODELS = Path("data"), Path("metrics"), Path("plots"), Path("models")
+_MEASURED = {
+    "train": "score",
+    "evaluate": "score",
+    "ablate": "intervals",
+    "transfer": "intervals",
+    "live-validate": "intervals",
+}
 
 
 def prompts(model: str) -> Path:
@@ -60,16 +67,26 @@ def exported(model: str) -> Path:
     return MODELS / model
 
 
+def compared(stage: str, model: str) -> Path:
+    """Return the folder of ``ablate`` or ``transfer``: variants."""
+    return DATA / stage / model
+
+
 def live(model: str) -> Path:
     """Return the folder of ``live-validate``."""
     return DATA / "live-validate" / model
 
 
+def made_by(stage: str) -> str:
+    """Return the stage that makes the results of ``stage``: intervals are a stage apart from fits."""
+    return _MEASURED.get(stage, stage)
+
+
 def results(stage: str, model: str, protocol: str | None = None) -> Path:
-    """Return the results table of a stage; those of ``train`` and ``evaluate`` are made by ``score``."""
+    """Return the results table of a stage."""
     if protocol is not None:
         return scored(model, protocol) / f"{stage}.parquet"
-    return DATA / stage / model / "results.parquet"
+    return DATA / made_by(stage) / model / (f"{stage}.parquet" if stage in _MEASURED else "results.parquet")
 
 
 def metrics(stage: str, model: str, protocol: str | None = None) -> Path:

@@ -19,6 +19,8 @@ WORST = "worst"  # the condition that fails most in the sweep
 
 
 Protocol = Literal["v1", "v2"]
+Point = Literal["conservative", "balanced", "aggressive"]
+Offsets = tuple[Annotated[int, Field(strict=True)], ...]
 
 
 class SampleParams(Section):
@@ -115,11 +117,11 @@ class LiveValidateParams(Section):
         ("hold", "restore", "rollback", "restart"), min_length=1
     )
     baselines: tuple[Literal["entropy", "loop"], ...] = ("entropy", "loop")
-    point: Literal["conservative", "balanced", "aggressive"] = "balanced"
+    point: Point = "balanced"
     prompts_per_part: Count = 100
     compression_interval: Count = 16
     decoding_n: Natural = 100
-    switch_offsets: tuple[Annotated[int, Field(strict=True)], ...] = (128, 64, 32, 16, 8, 4, 0, -8)
+    switch_offsets: Offsets = (128, 64, 32, 16, 8, 4, 0, -8)
     switch_traces: Natural = 200
 
     @field_validator("conditions")
@@ -188,6 +190,8 @@ class Params(Settings):
     # Parts of sections, for stages that read no more.
     preset_name: Key[str] = Key(Text, "generate.preset")
     thresholds: Key[tuple[float, ...]] = Key(tuple[Share, ...], "ablate.thresholds")
+    live_point: Key[str] = Key(Point, "live_validate.point")
+    switch_offsets: Key[tuple[int, ...]] = Key(Offsets, "live_validate.switch_offsets")
 
     @property
     def pair(self) -> tuple[str, str]:

@@ -15,17 +15,15 @@ from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.judging.judge import read_judged
-from kvguard.stats.bootstrap import resample_weights
-from kvguard.store.results import Results
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
-from kvguard.studies.catastrophes.forecasts import Values, choose_threshold, control_values, minus
+from kvguard.studies.catastrophes.forecasts import choose_threshold
 from kvguard.studies.catastrophes.params import EvaluateParams, TrainParams
 from kvguard.studies.catastrophes.train.fit import fit_hazard
-from kvguard.studies.catastrophes.train.metrics import Measured, pre_onset_ranking
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.rows import load_rows, rows_to_fit
 from kvguard.studies.catastrophes.train.splits import part_of_traces, read_split
+from kvguard.studies.catastrophes.variants import OTHER, OWN, Variant
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,8 @@ def transfer(
     grid: Sequence[float],
     *,
     seed: int,
-    n_resamples: int,
-) -> Results:
-    """Fill the table transfer: the source's hazard model and the target's own on the target's test prompts.
+) -> dict[str, Variant]:
+    """Return what both hazard models say of the target's test prompts, as variants ``OWN`` and ``OTHER``.
 
     Parameters
     ----------
@@ -103,23 +100,14 @@ def transfer(
         for part in (fitting, tuning)
     )
     fitted = fit_hazard(learned, watched, train, seed)
-    test = target.part("test")
-    rows = load_rows(target.features_path, columns, test["trace_id"].to_numpy())
-    tested = Measured.of(test, rows)
-    weights = resample_weights(tested.n_prompts, n_resamples, seed)
+    rows = load_rows(target.features_path, columns, target.part("test")["trace_id"].to_numpy())
 
-    def judge(model: HazardModel, side: Side, tune: pd.DataFrame) -> Values:
+    def variant(model: HazardModel, side: Side, tune: pd.DataFrame) -> Variant:
         known = recorded(tune, PROTOCOLS["v2"])
         seen = load_rows(side.features_path, columns, known["trace_id"].to_numpy())
         replay = Replay.of(known, seen, model.predict(seen.features)).compressed
         setting = choose_threshold(replay, grid, point, evaluate)
-        scores = model.predict(rows.features)
-        outcome = Replay.of(recorded(test, PROTOCOLS["v2"]), rows, scores).compressed.run(setting)
-        return {**pre_onset_ranking(weights, tested, scores), **control_values(weights, outcome)}
+        return Variant.of(rows, model.predict(rows.features), setting)
 
-    own = judge(target.hazard_model, target, target.part("tune"))
-    other = judge(fitted, source, tuning)
-    results = Results("transfer", source.model)
-    results.add_resampled("transfer", f"{target.model}->{target.model}", own)
-    results.add_resampled("transfer", f"{source.model}->{target.model}", minus(other, own, "in_domain"))
-    return results
+    own = variant(target.hazard_model, target, target.part("tune"))
+    return {OWN: own, OTHER: variant(fitted, source, tuning)}

@@ -168,6 +168,6 @@ def test_without_live_results_the_forecast_says_which_command_measures_them():
         " ".join(sentences(made_up.pipeline(*frames), MODEL))
         for frames in ((), (made_up.results("evaluate", MODEL, "v2"),))
     )
-    assert "the live effect is not measured: run `dvc repro live-validate`" in without
+    assert "the live effect is not measured: run `dvc repro intervals`" in without
     assert "not measured" not in with_live
     assert "Live, on fresh prompts" in with_live

@@ -53,7 +53,7 @@ def test_labels_are_escaped(tmp_path):
 def test_the_page_of_a_pipeline_that_never_ran_names_the_commands(tmp_path):
     text = render(made_up.pipeline(made_up.results("measure", "none of ours")), [], [("m", "dvc repro x")])
     assert "Nothing is measured yet" in text
-    for command in ("dvc repro ablate", "dvc repro x", "dvc exp run -S model=qwen3b"):
+    for command in ("dvc repro intervals", "dvc repro x", "dvc exp run -S model=qwen3b"):
         assert f"<code>{command}</code>" in text
     assert "<script" not in text
 

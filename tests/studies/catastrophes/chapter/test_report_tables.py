@@ -83,10 +83,10 @@ def test_a_stage_that_was_not_run_says_so_with_the_command():
     pipeline = made_up.pipeline(made_up.results("measure", "reference"))
     commands = {name: table.groups[0].command for name, table in tables(pipeline).items()}
     assert commands["experiment-001"] == ""
-    assert commands["predictor"] == "dvc repro train"
-    assert commands["ablation-features"] == "dvc repro ablate"
-    assert commands["transfer"] == "dvc repro transfer"
-    assert {commands[name] for name in commands if name.startswith("live-")} == {"dvc repro live-validate"}
+    assert commands["predictor"] == "dvc repro score"
+    assert commands["ablation-features"] == "dvc repro intervals"
+    assert commands["transfer"] == "dvc repro intervals"
+    assert {commands[name] for name in commands if name.startswith("live-")} == {"dvc repro intervals"}
 
 
 @pytest.mark.parametrize(

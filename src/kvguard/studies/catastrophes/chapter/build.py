@@ -40,7 +40,7 @@ def load_pipeline(params: Params) -> Pipeline:
     models = (params.model, params.transfer_to)
     paths = [
         *(layout.results(stage, model) for stage in STAGES for model in models),
-        *(layout.results("live-validate", model).with_name("latency.parquet") for model in models),
+        *(layout.live(model) / "latency.parquet" for model in models),
         *(
             layout.results(stage, model, protocol)
             for stage in ("train", "evaluate")

@@ -8,6 +8,7 @@ from kvguard.engine.presses import NONE
 from kvguard.report.numbers import Cell, Kind, Numbers, fraction, known, percent, points
 from kvguard.report.page import Tile
 from kvguard.stats.bootstrap import Interval
+from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.chapter.live_findings import live_headline, live_tiles
 from kvguard.studies.catastrophes.chapter.live_tables import STAGE
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
@@ -134,7 +135,7 @@ def _control(numbers: Numbers, model: str) -> Iterator[str]:
 def _live_effect(numbers: Numbers, model: str) -> str:
     if numbers.subjects(STAGE, model, "", "gap"):
         return "what the guard did live stands beside it below"
-    return f"the live effect is not measured: run `dvc repro {STAGE}`"
+    return f"the live effect is not measured: run `dvc repro {layout.made_by(STAGE)}`"
 
 
 def _protocols(pipeline: Pipeline, model: str) -> Iterator[str]:

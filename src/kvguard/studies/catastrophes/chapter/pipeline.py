@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kvguard.report.numbers import Cell, Group, Kind, Numbers
+from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.chapter.figures import model_title
 from kvguard.studies.catastrophes.params import Params
 
@@ -49,9 +50,10 @@ def groups_of(
     everywhere: bool = False,
 ) -> tuple[Group, ...]:
     """Return a group for each model of the pipeline and, where ``everywhere``, for each absent one."""
+    command = "dvc repro " + " ".join(dict.fromkeys(map(layout.made_by, stages.split())))
     made = []
     for model in pipeline.models:
         found = tuple(rows(model))
-        made.append(Group(pipeline.title(model), found, "" if found else f"dvc repro {stages}"))
+        made.append(Group(pipeline.title(model), found, "" if found else command))
     absent = pipeline.absent if everywhere else []
     return (*made, *(Group(name, command=f"dvc exp run -S model={name}") for name in absent))

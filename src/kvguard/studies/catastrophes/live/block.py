@@ -28,7 +28,8 @@ from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trigger, Watch
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
-from kvguard.studies.catastrophes.live.plan import DECODING, POLICIES, Live, LivePart, Trunk
+from kvguard.studies.catastrophes.live.names import DECODING
+from kvguard.studies.catastrophes.live.plan import POLICIES, Live, LivePart, Trunk
 from kvguard.sweep.make import prefill_rows, tally, text_of
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report, Tally

@@ -31,14 +31,8 @@ from kvguard.store.parts import Part
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.live.block import columns, error_of, make_trigger, reporter
-from kvguard.studies.catastrophes.live.plan import (
-    POLICIES,
-    PREFILL,
-    ROLLBACK,
-    Live,
-    Trunk,
-    policy_fingerprint,
-)
+from kvguard.studies.catastrophes.live.names import PREFILL, ROLLBACK
+from kvguard.studies.catastrophes.live.plan import POLICIES, Live, Trunk, policy_fingerprint
 from kvguard.sweep.make import prefill_rows
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report

@@ -14,8 +14,8 @@ from kvguard.guard.controller import ControllerParams
 from kvguard.stats.bootstrap import Floats, mean_by, share, sum_by
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
+from kvguard.studies.catastrophes.live.names import PREFILL, STATIC, UNCOMPRESSED
 from kvguard.studies.catastrophes.live.outcomes import Arms, Values
-from kvguard.studies.catastrophes.live.plan import PREFILL, STATIC, UNCOMPRESSED
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 
 Bools = NDArray[np.bool_]

@@ -26,7 +26,8 @@ from kvguard.models.load import LoadedModel
 from kvguard.stats.bootstrap import LEVEL, Interval
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.live.block import make_trigger
-from kvguard.studies.catastrophes.live.plan import POLICIES, STATIC, Live
+from kvguard.studies.catastrophes.live.names import STATIC
+from kvguard.studies.catastrophes.live.plan import POLICIES, Live
 from kvguard.sweep.make import prefill_rows
 
 TABLE = "latency"

@@ -38,6 +38,14 @@ from kvguard.store.parts import Part, digest, fingerprint, slices
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.live.baselines import entropy_setting, loop_setting
+from kvguard.studies.catastrophes.live.names import (
+    DECODING,
+    PREFILL,
+    PROTOCOL,
+    ROLLBACK,
+    STATIC,
+    UNCOMPRESSED,
+)
 from kvguard.studies.catastrophes.params import FeaturizeParams, LiveValidateParams, Params
 from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import read_split
@@ -46,9 +54,6 @@ from kvguard.tasks.base import Task
 
 _log = logging.getLogger(__name__)
 
-UNCOMPRESSED, STATIC, ROLLBACK = "uncompressed", "static", "rollback"
-PREFILL, DECODING, SWITCH = "prefill", "decoding", "switch"
-PROTOCOL: Literal["v2"] = "v2"  # whose hazard model and operating point
 Trigger = Literal["hazard", "entropy", "loop"]
 
 

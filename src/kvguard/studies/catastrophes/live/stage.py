@@ -1,4 +1,4 @@
-"""The ``live-validate`` stage: run every policy on fresh prompts, judge, and say what it did."""
+"""The ``live-validate`` stage: run every policy on fresh prompts, and judge."""
 
 from __future__ import annotations
 
@@ -17,20 +17,11 @@ from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes.live.block import make_live_parts
 from kvguard.studies.catastrophes.live.branches import BranchPart, cut_branches, make_branch_parts
-from kvguard.studies.catastrophes.live.gap import add_gap, simulate_live
 from kvguard.studies.catastrophes.live.latency import measure_latency
-from kvguard.studies.catastrophes.live.outcomes import add_policies, arms_of, sound
-from kvguard.studies.catastrophes.live.plan import (
-    DECODING,
-    PREFILL,
-    PROTOCOL,
-    STATIC,
-    Live,
-    cut_by_policy,
-)
+from kvguard.studies.catastrophes.live.names import PREFILL, PROTOCOL, STAGE, STATIC
+from kvguard.studies.catastrophes.live.plan import Live, cut_by_policy
 from kvguard.studies.catastrophes.live.switch import (
     SwitchPart,
-    add_switch,
     choose_cases,
     cut_by_offset,
     make_switch_parts,
@@ -39,7 +30,6 @@ from kvguard.sweep.plan import Plan, compile_sweep, plan_workers
 from kvguard.sweep.progress import Report
 from kvguard.sweep.workers import Work, cpu_threads, make_missing
 
-STAGE = "live-validate"
 _BATCH, _TOKENS, _ROUNDS = 64, 64, 7  # of the timing
 
 
@@ -116,30 +106,6 @@ def _judged(live: Live, paths: Sequence[Path]) -> pd.DataFrame:
     return conform("live", pd.concat([raw, verdicts], axis=1).assign(model=live.name))
 
 
-def live_results(live: Live, table: pd.DataFrame, n_resamples: int, seed: int) -> Results:
-    """Fill the tables policies-prefill, policies-decoding, gap, switch and prompts.
-
-    Parameters
-    ----------
-    table
-        The live table.
-    """
-    results = Results(STAGE, live.name, PROTOCOL)
-    kept = sound(table)
-    n_prompts = {"n_prompts": table["prompt_id"].nunique(), "n_used": kept["prompt_id"].nunique()}
-    results.add("prompts", "all", n_prompts)
-    for regime in (PREFILL, DECODING):
-        if ((kept["regime"] == regime) & (kept["policy"] == STATIC)).any():
-            arms = arms_of(kept, regime)
-            weights = arms.weights(n_resamples, seed)
-            add_policies(results, arms, regime, weights, seed)
-            if regime == PREFILL:
-                simulated = simulate_live(kept, live.triggers["hazard"])
-                add_gap(results, arms, simulated, weights)
-    add_switch(results, kept, live.settings.switch_offsets, n_resamples, seed)
-    return results
-
-
 def live_latency(live: Live, loaded: LoadedModel) -> Results:
     """Fill the table latency, on the threads that a worker has."""
     _, threads = plan_workers(live.sweep.settings, loaded)
@@ -147,12 +113,3 @@ def live_latency(live: Live, loaded: LoadedModel) -> Results:
     with cpu_threads(threads):
         measure_latency(results, live, loaded, batch_size=_BATCH, n_tokens=_TOKENS, rounds=_ROUNDS)
     return results
-
-
-def headline(results: Results) -> dict[str, Any]:
-    """Return what the metrics file holds: every table, over all conditions together."""
-    found = results.metrics(*results.frame["table"].unique())
-    return {
-        table: {subject: numbers for subject, numbers in subjects.items() if "/" not in subject}
-        for table, subjects in found.items()
-    }

@@ -21,14 +21,11 @@ from kvguard.engine.loop import Generated, finished
 from kvguard.engine.memory import within_memory
 from kvguard.engine.requests import Decoding
 from kvguard.guard import VERSION
-from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.models.load import LoadedModel
-from kvguard.stats.bootstrap import mean_by, resample_weights
 from kvguard.store.parts import Part, digest, fingerprint, slices
-from kvguard.store.results import Results
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.block import error_of
-from kvguard.studies.catastrophes.live.plan import SWITCH
+from kvguard.studies.catastrophes.live.names import SWITCH
 from kvguard.sweep.make import tally, text_of
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report
@@ -196,30 +193,3 @@ def _saved(cases: pd.DataFrame, kept: np.ndarray) -> np.ndarray:
     for held, n_prompt, n in zip(cases["kv_tokens"], cases["n_prompt_tokens"], kept, strict=True):
         sums.append(float((1 - held[:n] / (n_prompt + np.arange(n))).sum()))
     return np.array(sums)
-
-
-def add_switch(
-    results: Results, live: pd.DataFrame, offsets: Sequence[int], n_resamples: int, seed: int
-) -> None:
-    """Add the table switch: what became of the cases at each offset.
-
-    Parameters
-    ----------
-    live
-        A live table, see :func:`kvguard.studies.catastrophes.live.outcomes.sound`.
-    """
-    rows = live[live["regime"] == SWITCH].reset_index(drop=True)
-    if rows.empty:
-        return
-    cluster, prompts = pd.factorize(rows["prompt_id"])
-    weights = resample_weights(len(prompts), n_resamples, seed)
-    recovered, correct = ~is_catastrophic(rows), rows["correct"].astype("float64").to_numpy()
-    for offset in dict.fromkeys(offsets):
-        here = (rows["policy"] == str(offset)).to_numpy()
-        if here.any():
-            values = {
-                "recovered": mean_by(weights, cluster[here], recovered[here]),
-                "correct": mean_by(weights, cluster[here], correct[here]),
-            }
-            results.add_resampled("switch", str(offset), values)
-            results.add("switch", str(offset), {"n_traces": int(here.sum())})
