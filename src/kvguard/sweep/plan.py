@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q", bound=Part)
 
+_WORTH_A_WORKER = 1e11  # multiplications that take a core about as long as a process takes to start
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -268,9 +270,14 @@ def check_prompts(sweep: Sweep, presses: Presses, loaded: LoadedModel, lengths: 
 def spread(sweep: Sweep, loaded: LoadedModel) -> Sweep:
     """Return a sweep with parts of so few prompts that each worker of this machine gets some.
 
+    One that ends before a second worker has started is left whole.
     A part's rows are decoded together, so the signals of a small sweep may differ between machines in their
     last bits, as they may with other numbers of threads. The fingerprint of a part names its prompts.
     """
+    n_traces = len(sweep.prompts) * len(sweep.conditions)
+    weights = sum(weight.numel() for weight in loaded.model.parameters())
+    if weights * n_traces * sweep.task.max_new_tokens < _WORTH_A_WORKER:
+        return sweep
     workers, _ = plan_workers(sweep.settings, loaded, len(sweep.prompts))
     size = min(sweep.settings.prompts_per_part, -(-len(sweep.prompts) // workers))
     return replace(sweep, settings=sweep.settings.model_copy(update={"prompts_per_part": size}))
