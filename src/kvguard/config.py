@@ -79,19 +79,16 @@ class Settings:
             raise KvguardError(f"{path}: {error}") from None
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Open a file of settings."""
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise KvguardError(f"{path}: no such file: run in the repository, or pass --params") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise KvguardError(f"{path}: cannot be read ({error}): restore it with git") from None
-        except yaml.YAMLError as error:
-            raise KvguardError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(data, dict):
-            raise KvguardError(f"{path}: holds no settings: restore it with `git checkout {path}`")
-        return cls(data, path)
+    def load(cls, path: Path, defaults: Path | None = None) -> Self:
+        """Open a file of settings.
+
+        Parameters
+        ----------
+        defaults
+            Settings that hold where the file says nothing: a section's by key, a registry's by name.
+        """
+        data = read_settings(path)
+        return cls(_over(read_settings(defaults), data) if defaults is not None else data, path)
 
     @classmethod
     def keys(cls) -> dict[str, "Key[Any]"]:
@@ -152,6 +149,36 @@ class Settings:
                 wrong = [one for one in error.errors() if one["type"] != "missing" or len(one["loc"]) > 1]
                 if wrong:
                     raise KvguardError(_said(wrong[0], key.kind, *name.split("."))) from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of settings, without a look at what they are.
+
+    Raises
+    ------
+    KvguardError
+        It is missing or unreadable, or holds no mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KvguardError(f"{path}: no such file: run in the repository, or pass --params") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvguardError(f"{path}: cannot be read ({error}): restore it with git") from None
+    except yaml.YAMLError as error:
+        raise KvguardError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise KvguardError(f"{path}: holds no settings: restore it with `git checkout {path}`")
+    return data
+
+
+def _over(defaults: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data`` over ``defaults``, two keys deep: what stands below belongs together."""
+    merged = {**defaults, **data}
+    for name, value in data.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            merged[name] = {**defaults[name], **value}
+    return merged
 
 
 def check_known(key: str, name: str, known: Iterable[str]) -> None:

@@ -25,14 +25,26 @@ def gsm8k_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def task_of(name: str, gsm8k_file: str, **settings: int) -> Task:
-    source = {"source": gsm8k_file} if name == "gsm8k" else {}
-    return make_task(name, **source, **settings)
+@pytest.fixture
+def own_file(tmp_path: Path) -> str:
+    rows = [{"prompt": f"What is {i} plus 1000?", "answer": 1000 + i} for i in range(9)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0]])), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def sources(gsm8k_file: str, own_file: str) -> dict[str, dict[str, str]]:
+    return {"gsm8k": {"source": gsm8k_file}, "own": {"source": own_file}}
+
+
+def task_of(name: str, sources: dict[str, dict[str, str]], **settings: int) -> Task:
+    return make_task(name, **sources.get(name, {}), **settings)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_sampling_is_deterministic_and_without_repeats(name: str, gsm8k_file: str) -> None:
-    task = task_of(name, gsm8k_file)
+def test_sampling_is_deterministic_and_without_repeats(name: str, sources: dict) -> None:
+    task = task_of(name, sources)
     samples = task.samples(9, 3)
     assert samples == task.samples(9, 3)
     assert samples != task.samples(9, 4)
@@ -40,17 +52,17 @@ def test_sampling_is_deterministic_and_without_repeats(name: str, gsm8k_file: st
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_larger_sample_begins_with_the_smaller_one(name: str, gsm8k_file: str) -> None:
-    task = task_of(name, gsm8k_file)
+def test_a_larger_sample_begins_with_the_smaller_one(name: str, sources: dict) -> None:
+    task = task_of(name, sources)
     assert task.samples(9, 3)[:4] == task.samples(4, 3)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "own"])  # asked as they are
 @pytest.mark.parametrize("n_shots", [0, 3])
 def test_prompts_hold_the_demonstrations_and_end_with_the_question(
-    name: str, n_shots: int, gsm8k_file: str
+    name: str, n_shots: int, sources: dict
 ) -> None:
-    table = task_of(name, gsm8k_file, n_shots=n_shots).prompts(5, 0)
+    table = task_of(name, sources, n_shots=n_shots).prompts(5, 0)
     assert table["prompt_id"].is_unique
     for row in table.itertuples():
         (message,) = row.prompt["messages"]
@@ -63,10 +75,10 @@ def test_prompts_hold_the_demonstrations_and_end_with_the_question(
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_reference_solution_is_right_and_no_other_text(name: str, gsm8k_file: str) -> None:
-    task = task_of(name, gsm8k_file)
+def test_every_reference_solution_is_right_and_no_other_text(name: str, sources: dict) -> None:
+    task = task_of(name, sources)
     for sample in task.samples(9, 0):
-        scores = task.score(sample.solution, sample)
+        scores = task.score(sample.solution or sample.references[0], sample)
         assert scores[task.headline] == 1
         assert task.score("I do not know.", sample)[task.headline] == 0
 
@@ -97,7 +109,7 @@ def test_prompt_ids_do_not_depend_on_the_sample() -> None:
 
 
 def test_calculator_notes_are_removed_and_answers_canonical(gsm8k_file: str) -> None:
-    sample = task_of("gsm8k", gsm8k_file).samples(1, 0)[0]
+    sample = task_of("gsm8k", {"gsm8k": {"source": gsm8k_file}}).samples(1, 0)[0]
     assert "<<" not in sample.solution
     assert sample.references[0].isdigit()
 
@@ -111,7 +123,7 @@ def test_every_real_gsm8k_answer_parses() -> None:
 @pytest.mark.parametrize(
     ("name", "n", "settings", "message"),
     [
-        ("algebra", 1, {}, "unknown name 'algebra'.*arithmetic, gsm8k"),
+        ("algebra", 1, {}, "unknown name 'algebra'.*arithmetic, gsm8k, own"),
         ("", 1, {}, "unknown name ''"),
         ("arithmetic", 0, {}, "at least one"),
         ("arithmetic", 1, {"source": "file.jsonl"}, "unknown key 'tasks.arithmetic.source'"),
@@ -126,7 +138,7 @@ def test_bad_requests_name_the_cause_and_the_fix(name: str, n: int, settings: di
 
 def test_asking_beyond_the_set_is_rejected_with_its_size(gsm8k_file: str) -> None:
     with pytest.raises(KvguardError, match=r"n is 10, .* has 9 problems"):
-        task_of("gsm8k", gsm8k_file).samples(10, 0)
+        task_of("gsm8k", {"gsm8k": {"source": gsm8k_file}}).samples(10, 0)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +159,4 @@ def test_a_damaged_gsm8k_file_is_named(line: str, message: str, tmp_path: Path) 
 
 def test_more_demonstrations_than_written_are_rejected(gsm8k_file: str) -> None:
     with pytest.raises(KvguardError, match=r"lower tasks\.gsm8k\.n_shots"):
-        task_of("gsm8k", gsm8k_file, n_shots=99).prompts(1, 0)
+        task_of("gsm8k", {"gsm8k": {"source": gsm8k_file}}, n_shots=99).prompts(1, 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kvguard import stage
+from kvguard.cli.asking import open_settings, params_option
 
 PROTOCOL = click.Choice(["v1", "v2"])
 
@@ -18,9 +19,9 @@ PROTOCOL = click.Choice(["v1", "v2"])
     multiple=True,
     help="A name from models in the settings, again for another; by default its model and transfer_to.",
 )
-@stage.params_option
+@params_option
 @stage.one_line_errors
-def compare(first: str, second: str, models: tuple[str, ...], params_path: Path) -> None:
+def compare(first: str, second: str, models: tuple[str, ...], params_path: Path | None) -> None:
     """Print what two protocols make of the same traces: `kvguard compare v1 v2`.
 
     v1 keeps the mistakes of earlier work: a prompt in train and test, a feature that looks ahead, thresholds
@@ -31,9 +32,8 @@ def compare(first: str, second: str, models: tuple[str, ...], params_path: Path)
     """
     from kvguard import tracking
     from kvguard.studies.catastrophes.chapter.comparison import comparison_text
-    from kvguard.studies.catastrophes.params import load_params
 
-    params = load_params(params_path)
+    params = open_settings(params_path)
     chosen = models or (params.model, params.transfer_to)
     for model in chosen:
         params.spec(model)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kvguard import stage
+from kvguard.cli.asking import Asked, model_options
 
 
 @click.group()
@@ -69,11 +70,10 @@ def train(
 
 
 @reference.command()
-@stage.model_option
+@model_options
 @click.option("-n", "n", type=click.IntRange(min=1), default=500, show_default=True, help="Prompts.")
-@stage.params_option
 @stage.one_line_errors
-def evaluate(model: str, n: int, params_path: Path) -> None:
+def evaluate(asked: Asked, n: int) -> None:
     """Measure a model without compression on held-out arithmetic, family by family."""
     import dataclasses
     import tempfile
@@ -82,17 +82,15 @@ def evaluate(model: str, n: int, params_path: Path) -> None:
     from kvguard.judging.judge import read_judged
     from kvguard.report.terminal import table
     from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
-    from kvguard.studies.catastrophes.params import load_params
     from kvguard.sweep.run import run_sweep
     from kvguard.sweep.settings import Preset
     from kvguard.tasks import Sample
 
-    params = load_params(params_path).asking(model, "arithmetic")
+    model, params = dataclasses.replace(asked, task="arithmetic").settings()
     prompts = draw_prompts(params, model, n)
     sweep = plan_sweep(params, model, prompts, Preset(compressors=("none",)))
-    settings = sweep.settings.model_copy(update={"prompts_per_part": max(1, -(-n // 8))})
     with tempfile.TemporaryDirectory(prefix="kvguard-") as folder:
-        traces = read_judged(run_sweep(dataclasses.replace(sweep, settings=settings), Path(folder)).traces)
+        traces = read_judged(run_sweep(sweep, Path(folder)).traces)
     traces["failed"] = is_catastrophic(traces)
     family = {row["prompt_id"]: Sample.of(row).metadata["family"] for _, row in prompts.iterrows()}
     groups = [*traces.groupby(traces["prompt_id"].map(family)), ("all", traces)]

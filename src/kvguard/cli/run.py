@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvguard import stage
+from kvguard.cli.asking import Asked, announce, asking_options, n_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,9 +16,16 @@ if TYPE_CHECKING:
     from kvguard.studies.catastrophes.params import Params
     from kvguard.sweep.settings import Preset
 
+EXAMPLES = """\b
+The three commonest uses, as they are typed:
+  kvguard run --model reference --compressor snapkv --ratio 0.75
+  kvguard run --model Qwen/Qwen2.5-0.5B-Instruct --preset experiment-001 -n 24
+  kvguard run --model path:DIR --prompts my.jsonl --compressor snapkv --ratio 0.5 --show
+"""
 
-@click.command()
-@stage.model_option
+
+@click.command(epilog=EXAMPLES)
+@asking_options
 @click.option("--compressor", help="A name from compressors in the settings; asked beside the baseline.")
 @click.option(
     "--ratio",
@@ -25,8 +33,7 @@ if TYPE_CHECKING:
     help="The share of KV pairs that the compressor removes.",
 )
 @click.option("--preset", help="A name from presets in the settings, experiment-001 say, in their place.")
-@click.option("--task", help="A name from tasks in the settings, in place of the model's own.")
-@click.option("-n", "n", type=click.IntRange(min=1), default=10, show_default=True, help="Prompts.")
+@click.option("-n", "n", type=click.IntRange(min=1), help="Prompts; 10 by default, of --prompts all.")
 @click.option("--show", is_flag=True, help="Print one trace of each condition too.")
 @click.option("--guard", "guarded", is_flag=True, help="Ask under guard too, and print both side by side.")
 @click.option(
@@ -49,28 +56,25 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Under guard, compress while decoding too, every so many tokens; hold needs it.",
 )
-@stage.device_option
-@stage.params_option
 @stage.one_line_errors
 def run(
-    model: str,
+    asked: Asked,
     compressor: str | None,
     ratio: float | None,
     preset: str | None,
-    task: str | None,
-    n: int,
+    n: int | None,
     show: bool,
     guarded: bool,
     action: str | None,
     point: str | None,
     bundle: Path | None,
     interval: int | None,
-    device: str | None,
-    params_path: Path,
 ) -> None:
     """Ask a model N prompts with and without compression, and print how they ended."""
     if (preset is None) == (compressor is None) or (compressor is None) != (ratio is None):
         raise click.UsageError("give --compressor with --ratio, or --preset")
+    if guarded and asked.stop:
+        raise click.UsageError("--stop ends no text under --guard: leave out one of them")
     if not guarded and (action or point or bundle or interval):
         raise click.UsageError("--action, --point, --bundle and --interval go with --guard")
     if action == "hold" and interval is None:
@@ -81,12 +85,12 @@ def run(
     from kvguard.store.tables import read_tokens
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
-    from kvguard.studies.catastrophes.params import load_params
     from kvguard.sweep.run import run_sweep
 
-    params = load_params(params_path).on(device).asking(model, task)
+    model, params = asked.settings()
     chosen = _preset(params, preset, compressor, ratio)
-    prompts = draw_prompts(params, model, n)
+    prompts = draw_prompts(params, model, n_prompts(params, model, n, 10))
+    announce(params, model)
     if guarded:
         act, where = action or "rollback", bundle or layout.exported(model)
         _guarded(params, model, prompts, chosen, act, point or "balanced", where, interval, show)
@@ -95,7 +99,7 @@ def run(
         result = run_sweep(plan_sweep(params, model, prompts, chosen), Path(folder))
         traces = read_judged(result.traces)
         tokens = read_tokens(Path(folder), ["token_id", "entropy", "top1_prob"])
-    click.echo(_screen(params, model, n, traces, tokens))
+    click.echo(_screen(params, model, len(prompts), traces, tokens))
     if show:
         _show(params, model, traces, tokens)
 

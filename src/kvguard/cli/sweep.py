@@ -5,19 +5,21 @@ from pathlib import Path
 import click
 
 from kvguard import stage
+from kvguard.cli.asking import Asked, announce, asking_options, n_prompts, remember
 
 
 @click.command()
-@stage.model_option
+@asking_options
 @click.option("--preset", help="A name from presets in the settings; that of generate by default.")
-@click.option("-n", "n", type=click.IntRange(min=1), help="Prompts; as many as the settings say by default.")
+@click.option(
+    "-n",
+    "n",
+    type=click.IntRange(min=1),
+    help="Prompts; by default sample.n of the settings, of --prompts all.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder.")
-@stage.device_option
-@stage.params_option
 @stage.one_line_errors
-def sweep(
-    model: str, preset: str | None, n: int | None, out: Path, device: str | None, params_path: Path
-) -> None:
+def sweep(asked: Asked, preset: str | None, n: int | None, out: Path) -> None:
     """Generate the traces of a preset; started again, it keeps what is finished."""
     from kvguard.config import check_known
     from kvguard.judging.judge import read_judged
@@ -25,16 +27,17 @@ def sweep(
     from kvguard.store.tables import write_table
     from kvguard.studies.catastrophes.generate import draw_prompts, plan_sweep
     from kvguard.studies.catastrophes.measure.outcomes import outcomes
-    from kvguard.studies.catastrophes.params import load_params
     from kvguard.sweep.run import run_sweep
 
-    params = load_params(params_path).on(device)
+    model, params = asked.settings()
     if preset is not None:
         check_known("--preset", preset, params.presets)
     chosen = params.presets[preset or params.generate.preset]
-    prompts = draw_prompts(params, model, n)
+    prompts = draw_prompts(params, model, n_prompts(params, model, n, None))
+    announce(params, model)
     plan = plan_sweep(params, model, prompts, chosen)
     result = run_sweep(plan, out)
     write_table("prompts", prompts, out / "prompts.parquet")
+    remember(out, params, model)
     click.echo(condition_table(outcomes(read_judged(result.traces))))
     click.echo(f"\n{out}: {result.n_made} parts made, {result.n_kept} kept")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvguard import stage
+from kvguard.cli.asking import Asked, folder_of, model_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@stage.model_option
+@model_options
 @click.option("--id", "trace_id", type=int, help="The trace; by default the first that fits the rest.")
 @click.option("--compressor", help="Only traces of this compressor.")
 @click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Only traces at this ratio.")
@@ -26,27 +27,23 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="A folder of generate or of a sweep; data/generate/MODEL by default.",
 )
-@stage.params_option
 @stage.one_line_errors
 def trace(
-    model: str,
+    asked: Asked,
     trace_id: int | None,
     compressor: str | None,
     ratio: float | None,
     prompt_id: str | None,
     catastrophe: str | None,
     data: Path | None,
-    params_path: Path,
 ) -> None:
     """Print the tokens of one trace, its entropy curve and the onset of its catastrophe."""
     from kvguard.judging.judge import read_judged
     from kvguard.models.load import load_tokenizer
     from kvguard.store.tables import read_tokens
-    from kvguard.studies.catastrophes import layout
-    from kvguard.studies.catastrophes.params import load_params
 
-    spec = load_params(params_path).spec(model)
-    folder = data or layout.generated(model)
+    model, params, folder = folder_of(asked, data)
+    spec = params.spec(model)
     traces = read_judged(folder / "traces.parquet")
     wanted = {"trace_id": trace_id, "compressor": compressor, "ratio": ratio, "prompt_id": prompt_id}
     row = _first(traces, {key: value for key, value in wanted.items() if value is not None}, catastrophe)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from kvguard import stage
+from kvguard.cli.asking import Asked, folder_of, model_options
 
 if TYPE_CHECKING:
     from kvguard.studies.catastrophes.params import Params
 
 
 @click.command()
-@stage.model_option
+@model_options
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
@@ -32,19 +33,16 @@ if TYPE_CHECKING:
     help="Compute the features of every trace again, token by token as the guard does, and compare them "
     "with the table of `dvc repro featurize`.",
 )
-@stage.params_option
 @stage.one_line_errors
-def verify(model: str, data: Path | None, n: int | None, features: bool, params_path: Path) -> None:
+def verify(asked: Asked, data: Path | None, n: int | None, features: bool) -> None:
     """Check that every file of a data set is whole and that its tables agree."""
     if features and data:
         raise click.UsageError("--features needs the features table of the pipeline: leave out --data")
     from kvguard.store.tables import read_table
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes import verify as verification
-    from kvguard.studies.catastrophes.params import load_params
 
-    params = load_params(params_path)
-    folder = data or layout.generated(model)
+    model, params, folder = folder_of(asked, data)
     prompts = read_table("prompts", folder / "prompts.parquet" if data else layout.prompts(model))
     counts = verification.check_dataset(folder, prompts)
     click.echo(f"{folder}: whole: {counts.n_traces} traces, {counts.n_tokens} tokens, {counts.n_files} files")

@@ -61,7 +61,7 @@ def check_available(name: str, spec: ModelSpec, device: str = "auto") -> None:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(source, revision=spec.revision)
-        needed = weight_bytes(config, spec.dtype, spec.quantisation)
+        needed = weight_bytes(config, spec.dtype_on(where.type), spec.quantisation)
     free = free_bytes(where)
     if needed > free:
         raise KvguardError(
@@ -82,7 +82,7 @@ def resolve(name: str, spec: ModelSpec) -> str:
         return spec.source
     if not (path / "config.json").is_file():
         raise KvguardError(
-            f"model {name}: no model lies at {path} (config.json is missing); mend models.{name}.source"
+            f"model {name}: no model lies at {path} (config.json is missing); mend {_key(name, spec)}"
         )
     return str(path)
 
@@ -156,13 +156,13 @@ def _check_hub(name: str, spec: ModelSpec) -> None:
         problem = f"{repository} has no revision {spec.revision!r}: mend models.{name}.revision"
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         problem = (
-            f"the hub has no {repository}, or it is private: mend models.{name}.source, set HF_TOKEN, "
+            f"the hub has no {repository}, or it is private: mend {_key(name, spec)}, set HF_TOKEN, "
             "or use path:/some/dir"
         )
     except (httpx.HTTPError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
         problem = (
             f"{repository} is not cached and the hub cannot be reached ({type(error).__name__}): connect, "
-            f"or set models.{name}.source to a local copy, path:/some/dir"
+            f"or set {_key(name, spec)} to a local copy, path:/some/dir"
         )
     else:
         return
@@ -171,13 +171,19 @@ def _check_hub(name: str, spec: ModelSpec) -> None:
 
 def _too_large(name: str, spec: ModelSpec, device: torch.device | None, needed: str, free: str) -> str:
     fixes = ["free some memory, or use a larger device"]
-    if spec.dtype == "float32":
-        fixes.insert(0, f"set models.{name}.dtype: bfloat16")
-    elif spec.quantisation == "none":
+    dtype = spec.dtype_on(device.type if device is not None else "cpu")
+    if dtype == "float32":
+        fixes.insert(0, f"set {_key(name, spec, 'dtype')}: bfloat16")
+    elif spec.quantisation == "none" and name != spec.source:
         fixes.insert(0, f"set models.{name}.quantisation: nf4")
     place = f" on {device.type}" if device is not None else ""
     return (
-        f"model {name}: its weights need {needed} as {spec.dtype}"
+        f"model {name}: its weights need {needed} as {dtype}"
         f"{' in NF4' if spec.quantisation == 'nf4' else ''}, {free} is free{place}; "
         f"{', '.join(fixes)}"
     )
+
+
+def _key(name: str, spec: ModelSpec, key: str = "source") -> str:
+    """Return where the user says something of a model: one that is in no settings is named by its source."""
+    return f"models.{name}.{key}" if name != spec.source else "--model" if key == "source" else f"--{key}"

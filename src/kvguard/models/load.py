@@ -91,7 +91,7 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
     tokenizer = load_tokenizer(name, spec)
     with loading(name, spec, where):
         model = AutoModelForCausalLM.from_pretrained(
-            source, revision=spec.revision, device_map={"": where}, **_how(spec)
+            source, revision=spec.revision, device_map={"": where}, **_how(spec, where.type)
         )
     model.usual_attention = model.config._attn_implementation
     model.cuda_graphs = spec.cuda_graphs  # type: ignore[assignment]
@@ -115,12 +115,12 @@ def vocabulary_size(name: str, spec: ModelSpec) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def _how(spec: ModelSpec) -> dict[str, Any]:
+def _how(spec: ModelSpec, device_type: str) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that say in which form the weights are held."""
     import torch
     from transformers import BitsAndBytesConfig
 
-    dtype = getattr(torch, spec.dtype)
+    dtype = getattr(torch, spec.dtype_on(device_type))
     how: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": "sdpa" if spec.attention == "auto" else spec.attention,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
+import psutil
 from numpy.typing import NDArray
 
 from kvguard.engine.presses import NONE, Condition, Presses
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     Ids = NDArray[np.int32]
 
 Q = TypeVar("Q", bound=Part)
+
+_WORTH_A_WORKER = 1e11  # multiplications that take a core about as long as a process takes to start
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,12 @@ def compile_sweep(
     encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
     lengths = [len(ids) for ids in encoded]
     check_prompts(sweep, presses, loaded, lengths)
-    workers, threads = plan_workers(sweep.settings, loaded)
+    workers, threads = plan_workers(sweep.settings, loaded, len(sweep.prompts))
     batch_size = BatchSize(sweep, presses, loaded, lengths, workers, out, restorable)
     stops = stop_strings(sweep.task, loaded)
     depends_on = {
         "weights": loaded.fingerprint,
-        "dtype": sweep.spec.dtype,
+        "dtype": sweep.spec.dtype_on(loaded.model.device.type),
         "quantised_by": version("bitsandbytes") if sweep.spec.quantisation == "nf4" else None,
         "device": loaded.model.device.type,
         "max_new_tokens": sweep.task.max_new_tokens,
@@ -217,9 +220,12 @@ def cut_by_compressor(plan: Plan[Any]) -> list[SweepPart]:
 
 
 def stop_strings(task: Task, loaded: LoadedModel) -> StopStrings | None:
-    """Return what else ends a text: the task's stop strings, where no chat template ends the model's turn."""
-    strings = task.stop_strings
-    return StopStrings(loaded.tokenizer, strings) if strings and not loaded.has_chat else None
+    """Return what else ends a text: the task's stop strings, where no chat template ends the model's turn.
+
+    Those that a user names (``stop_in_chat``) end it there too.
+    """
+    strings = task.stop_strings if task.stop_in_chat or not loaded.has_chat else ()
+    return StopStrings(loaded.tokenizer, strings) if strings else None
 
 
 def check_engine(settings: GenerateParams) -> None:
@@ -261,13 +267,35 @@ def check_prompts(sweep: Sweep, presses: Presses, loaded: LoadedModel, lengths: 
             )
 
 
-def plan_workers(settings: GenerateParams, loaded: LoadedModel) -> tuple[int, int]:
+def spread(sweep: Sweep, loaded: LoadedModel) -> Sweep:
+    """Return a sweep with parts of so few prompts that each worker of this machine gets some.
+
+    One that ends before a second worker has started is left whole.
+    A part's rows are decoded together, so the signals of a small sweep may differ between machines in their
+    last bits, as they may with other numbers of threads. The fingerprint of a part names its prompts.
+    """
+    n_traces = len(sweep.prompts) * len(sweep.conditions)
+    weights = sum(weight.numel() for weight in loaded.model.parameters())
+    if weights * n_traces * sweep.task.max_new_tokens < _WORTH_A_WORKER:
+        return sweep
+    workers, _ = plan_workers(sweep.settings, loaded, len(sweep.prompts))
+    size = min(sweep.settings.prompts_per_part, -(-len(sweep.prompts) // workers))
+    return replace(sweep, settings=sweep.settings.model_copy(update={"prompts_per_part": size}))
+
+
+def plan_workers(settings: GenerateParams, loaded: LoadedModel, n_prompts: int) -> tuple[int, int]:
     """Return (processes on this machine, CPU threads of each); on an accelerator one process drives it.
 
     On a CPU the steps of a small model are too short to split: a process per core beats a thread per core.
+    Each holds weights of its own, so of a large model there are as many as fit into half of the memory; and
+    none without a prompt.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if loaded.model.device.type != "cpu":
         return 1, cores
-    workers = cores if settings.workers == "auto" else settings.workers
+    if settings.workers == "auto":
+        weights = sum(weight.nbytes for weight in loaded.model.parameters())
+        workers = max(1, min(cores, n_prompts, psutil.virtual_memory().total // 2 // weights))
+    else:
+        workers = settings.workers
     return workers, max(1, cores // workers)

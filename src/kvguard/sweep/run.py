@@ -15,7 +15,7 @@ from kvguard.models.load import load_model
 from kvguard.store.schemas import conform
 from kvguard.store.tables import open_table, read_table
 from kvguard.sweep.make import generate_parts
-from kvguard.sweep.plan import Sweep, SweepPart, compile_sweep, cut_by_compressor
+from kvguard.sweep.plan import Sweep, SweepPart, compile_sweep, cut_by_compressor, spread
 from kvguard.sweep.workers import Work, make_missing
 
 
@@ -41,7 +41,7 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
         written), or if memory or disk run out.
     """
     loaded = load_model(sweep.name, sweep.spec, sweep.device)
-    plan = compile_sweep(sweep, loaded, out, cut_by_compressor)
+    plan = compile_sweep(spread(sweep, loaded), loaded, out, cut_by_compressor)
     traces, scores = out / "traces.parquet", out / SCORES
     for path in (traces, scores):
         path.unlink(missing_ok=True)

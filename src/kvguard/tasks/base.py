@@ -61,6 +61,8 @@ class Task(Section, ABC):
         Demonstrations before each question; tokens that a text may have.
     stop_strings
         What ends a text of a model that is asked in plain text, since no chat template ends its turn.
+    stop_in_chat
+        They end texts of models with a chat template too.
     """
 
     name: ClassVar[str]
@@ -70,6 +72,7 @@ class Task(Section, ABC):
     n_shots: Natural = 3
     max_new_tokens: Count = 256
     stop_strings: tuple[Text, ...] = ("\n\nQ:",)
+    stop_in_chat: bool = False
 
     @abstractmethod
     def samples(self, n: int, seed: int) -> list[Sample]:

@@ -16,7 +16,8 @@ from kvguard.sweep.settings import CompressorSpec, GenerateParams, Preset, parse
 from kvguard.tasks import Task, make_task
 
 WORST = "worst"  # the condition that fails most in the sweep
-
+REGISTRIES = ("models", "tasks", "presets", "compressors")
+SHIPPED = Path(__file__).with_name("params.yaml")  # a link to the repository's; a wheel holds a copy
 
 Protocol = Literal["v1", "v2"]
 Point = Literal["conservative", "balanced", "aggressive"]
@@ -253,13 +254,9 @@ class Params(Settings):
         check_known(f"models.{model}.task", name, self.value("tasks") if self.has("tasks") else ())
         return make_task(name, **(self.read(f"tasks.{name}", dict[str, Any] | None) or {}))
 
-    def asking(self, model: str, task: str | None) -> "Params":
-        """Return these settings with another task for ``model``, if one is named."""
-        if task is None:
-            return self
-        check_known("--task", task, self.tasks)
-        models = self.value("models")
-        return self.with_value("models", {**models, model: {**models[model], "task": task}})
+    def with_entry(self, registry: str, name: str, entry: Mapping[str, Any]) -> "Params":
+        """Return these settings with one entry of ``models`` or ``tasks`` added or replaced."""
+        return self.with_value(registry, {**self.value(registry), name: dict(entry)})
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -108,7 +108,7 @@ def _judged(live: Live, paths: Sequence[Path]) -> pd.DataFrame:
 
 def live_latency(live: Live, loaded: LoadedModel) -> Results:
     """Fill the table latency, on the threads that a worker has."""
-    _, threads = plan_workers(live.sweep.settings, loaded)
+    _, threads = plan_workers(live.sweep.settings, loaded, len(live.sweep.prompts))
     results = Results(STAGE, live.name, PROTOCOL)
     with cpu_threads(threads):
         measure_latency(results, live, loaded, batch_size=_BATCH, n_tokens=_TOKENS, rounds=_ROUNDS)
