@@ -44,7 +44,9 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except KvguardError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(
+                " ".join(str(error).splitlines())
+            ) from error  # also with such a path in it
         except ModuleNotFoundError as error:
             absent = (error.name or "").partition(".")[0]
             if absent in ("", "kvguard"):
