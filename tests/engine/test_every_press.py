@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from kvguard.engine.attention import attention
 from kvguard.engine.loop import decode
 from kvguard.engine.oracle import Reference, kvpress_generate
-from kvguard.engine.prefill import clear_head_masks, prefill
+from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, attention_for, build_press
 from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
