@@ -145,7 +145,8 @@ def build_press(spec: PressSpec, ratio: float) -> BasePress:
     ----------
     spec : PressSpec
         The press class and its parameters; a parameter that is itself a mapping with a ``press`` key
-        (AdaKV's inner press, say) is built the same way.
+        (AdaKV's inner press, say) is built the same way, whether its own parameters stand beside that key or
+        under ``params``.
     ratio : float
         Compression ratio in [0, 1): the fraction of KV pairs removed.
 
@@ -183,7 +184,10 @@ def _inner(value: Any, ratio: float) -> Any:
     if isinstance(value, list):  # ComposedPress takes several
         return [_inner(item, ratio) for item in value]
     if isinstance(value, Mapping) and "press" in value:
-        return _build(value["press"], {k: v for k, v in value.items() if k != "press"}, ratio)
+        params = value.get("params")  # apart, where one of them is called press as well
+        if not isinstance(params, Mapping):
+            params = {k: v for k, v in value.items() if k != "press"}
+        return _build(value["press"], params, ratio)
     return value
 
 
