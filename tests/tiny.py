@@ -1,7 +1,11 @@
-"""Small random models of the two reference architectures: real code paths, no training needed."""
+"""Small random models of the architectures that tests run on: real code paths, no training needed."""
+
+from typing import Any
 
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -22,11 +26,22 @@ SHAPE = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
+WINDOW = 24
+SLIDING = {
+    "hidden_size": 96,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 4,
+    "sliding_window": WINDOW,
+    "tie_word_embeddings": False,
+}
+ARCHITECTURES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, SLIDING),  # text only, with sliding windows
+}
 
 
-def build(architecture: str, **changes: int) -> PreTrainedModel:
+def build(architecture: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    config, cls = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[
-        architecture
-    ]
-    return cls(config(**{**SHAPE, **changes})).eval()
+    config, cls, own = ARCHITECTURES[architecture]
+    return cls(config(**{**SHAPE, **own, **changes})).eval()

@@ -296,7 +296,7 @@ def test_a_press_that_cannot_compress_while_decoding_is_refused(model: PreTraine
 def test_a_row_that_a_press_refuses_is_named(model: PreTrainedModel) -> None:
     press = SnapKVPress(0.95, window_size=8)
     prompts, forced = distinct_tokens(12, new=5)
-    with pytest.raises(KvguardError, match="row 0: SnapKVPress refuses to keep 1 of 2 entries"):
+    with pytest.raises(KvguardError, match="row 0: SnapKVPress is to keep 1 of 2 entries: the press rejects"):
         final_entries(Run(model, prompts, [press], forced))
 
 

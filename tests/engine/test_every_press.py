@@ -1,26 +1,31 @@
-"""Every press of kvpress on both reference models, against kvpress's own run of one prompt."""
+"""Every press of kvpress on three architectures, against kvpress's own run of one prompt.
+
+The two reference models, and a random Gemma 3, text only, whose prompt is beyond its sliding windows.
+"""
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import kvpress
 import pytest
 import torch
 from kvpress import BasePress
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from kvguard.engine.attention import attention
+from kvguard.engine.layers import sliding_windows
 from kvguard.engine.loop import decode
 from kvguard.engine.oracle import Reference, kvpress_generate
-from kvguard.engine.prefill import clear_head_masks, prefill
+from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, attention_for, build_press
 from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
-from kvguard.models.load import LoadedModel, load_model
+from kvguard.models.load import load_model
 from kvguard.models.reference import REFERENCE_PATHS
 from kvguard.models.spec import ModelSpec
 from kvguard.sweep.settings import CompressorSpec
 from kvguard.tasks import sample_prompts
+from tiny import WINDOW, build
 
 RATIO, NEW = 0.5, 16
 KNORM = {"press": "KnormPress"}
@@ -60,6 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "TOVAPress": {},
     "ThinKPress": {"key_channel_compression_ratio": 0.5},
 }
+DMS_OF_NORMED_KEYS = {**RUNS["DMSPress"], "threshold": 0.0}  # Gemma 3's keys are all of one norm
 KEEPS_EVERY_ENTRY = {"ThinKPress"}  # it zeroes channels of the keys
 
 DECODING = "compresses what is being generated"
@@ -78,61 +84,63 @@ CANNOT_RUN: dict[str, tuple[dict[str, Any], str]] = {
     "PrefillDecodingPress": ({"prefilling_press": KNORM}, DECODING),
     "QFilterPress": ({}, UNTRAINED),
     "RestoreKVPress": ({}, UNTRAINED),
-    "ScorerPress": ({}, "refuses"),
+    "ScorerPress": ({}, "rejects"),
+}
+
+WHOLE = "sliding-window layers"  # it compresses all layers at once, those with a window too
+ROTARY = "inv_freq"  # it wants one rotary frequency for all layers, and Gemma 3 has one per kind of layer
+CANNOT_RUN_WITH_WINDOWS = {
+    "CapPress": ROTARY,
+    "ExpectedAttentionPress": ROTARY,
+    "FastKVzipPress": WHOLE,
+    "FinchPress": WHOLE,
+    "KVComposePress": WHOLE,
+    "KVgradPress": WHOLE,
+    "KVzipPress": WHOLE,
+    "KeyRerotationPress": ROTARY,
+    "RestoreKVPress": WHOLE,
 }
 
 
-@pytest.fixture(scope="module", params=sorted(REFERENCE_PATHS))
-def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+@dataclass(frozen=True)
+class Subject:
+    """A model, a prompt, and what ends its texts."""
+
+    model: PreTrainedModel
+    prompt: torch.Tensor
+    eos_ids: list[int]
+
+    @property
+    def with_windows(self) -> bool:
+        """Whether some layers slide."""
+        return any(sliding_windows(self.model))
+
+    def reference(self, press: BasePress) -> Reference:
+        """Generate under kvpress alone."""
+        torch.manual_seed(0)  # some presses sketch with random matrices
+        return kvpress_generate(self.model, self.prompt, press, NEW, self.eos_ids)
+
+    def prefilled(self, name: str, press: BasePress) -> Row:
+        """Prefill under a press."""
+        condition = Condition(name, RATIO)
+        torch.manual_seed(0)
+        done = prefill(self.model, self.prompt, {condition: press}, attention_for(press))
+        return Row(self.prompt, done.logits, done.kept[condition])
+
+
+@pytest.fixture(scope="module", params=[*sorted(REFERENCE_PATHS), "gemma3"])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    if request.param == "gemma3":
+        ids = torch.randint(3, 258, (4 * WINDOW,), generator=torch.Generator().manual_seed(1))
+        return Subject(build("gemma3"), ids, [1])
     source = f"embedded:{REFERENCE_PATHS[request.param].name}"
-    return load_model(request.param, ModelSpec(source=source, task="arithmetic"), "cpu")
-
-
-@pytest.fixture(scope="module")
-def prompt(loaded: LoadedModel) -> torch.Tensor:
-    return torch.tensor(loaded.encode(sample_prompts("arithmetic", 1, seed=9, n_shots=1)["prompt"][0]))
+    loaded = load_model(request.param, ModelSpec(source=source, task="arithmetic"), "cpu")
+    ids = torch.tensor(loaded.encode(sample_prompts("arithmetic", 1, seed=9, n_shots=1)["prompt"][0]))
+    return Subject(loaded.model, ids, loaded.eos_ids)
 
 
 def make(name: str, params: dict[str, Any]) -> BasePress:
     return build_press(CompressorSpec(press=name, params=params), RATIO)
-
-
-def compresses_afterwards(press: BasePress) -> bool:
-    """Whether a press does its work when its context ends, so that nothing may be generated inside."""
-    names = [cls.__name__ for cls in type(press).__mro__]
-    return "KVzipPress" in names or "KVComposePress" in names
-
-
-@torch.inference_mode()
-def prefill_then_generate(
-    model: PreTrainedModel, ids: torch.Tensor, press: BasePress, eos_ids: list[int]
-) -> Reference:
-    """Generate as kvpress's pipeline does: the prompt inside the press's context, the answer outside."""
-    cache = DynamicCache(config=model.config)
-    tokens: list[int] = []
-    gaps: list[float] = []
-    with attention(model, attention_for(press)):
-        with press(model):
-            logits = model(input_ids=ids[None], past_key_values=cache, logits_to_keep=1).logits[0, -1]
-        while True:
-            top = logits.topk(2).values
-            gaps.append(float(top[0] - top[1]))
-            tokens.append(int(logits.argmax()))
-            if len(tokens) == NEW or tokens[-1] in eos_ids:
-                break
-            logits = model(
-                input_ids=torch.tensor([tokens[-1:]]),
-                past_key_values=cache,
-                position_ids=torch.tensor([[len(ids) + len(tokens) - 1]]),
-            ).logits[0, -1]
-    clear_head_masks(model)
-    return Reference(tokens, gaps)
-
-
-def oracle(loaded: LoadedModel, prompt: torch.Tensor, press: BasePress) -> Reference:
-    if compresses_afterwards(press):
-        return prefill_then_generate(loaded.model, prompt, press, loaded.eos_ids)
-    return kvpress_generate(loaded.model, prompt, press, NEW, loaded.eos_ids)
 
 
 def test_every_press_is_either_run_or_listed_with_its_reason() -> None:
@@ -146,29 +154,50 @@ def test_every_press_is_either_run_or_listed_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
-def test_a_press_generates_what_kvpress_generates(
-    name: str, loaded: LoadedModel, prompt: torch.Tensor
-) -> None:
-    condition, press = Condition(name, RATIO), make(name, RUNS[name])
-    torch.manual_seed(0)  # some presses sketch with random matrices
-    done = prefill(loaded.model, prompt, {condition: press}, attention_for(press))
-    kept = done.kept[condition]
-    assert (kept.n_kept < len(prompt)) == (name not in KEEPS_EVERY_ENTRY)
-    row = Row(prompt, done.logits, kept)
-    got = decode(loaded.model, [row], Decoding(NEW, loaded.eos_ids), batch_size=1)
+def test_a_press_generates_what_kvpress_generates(name: str, subject: Subject) -> None:
+    if subject.with_windows and name in CANNOT_RUN_WITH_WINDOWS:
+        pytest.skip("rejected, see below")
+    params = RUNS[name] if name != "DMSPress" or not subject.with_windows else DMS_OF_NORMED_KEYS
+    row = subject.prefilled(name, make(name, params))
+    for live, window in zip(row.cache.live, sliding_windows(subject.model), strict=True):
+        assert window is None or live == window - 1
+    full = [n for n, window in zip(row.cache.live, sliding_windows(subject.model), strict=True) if not window]
+    assert (sum(full) < len(full) * row.n_prompt) == (name not in KEEPS_EVERY_ENTRY)
+    got = decode(subject.model, [row], Decoding(NEW, subject.eos_ids), batch_size=1)
     tokens = got.token_ids[0, : got.lengths[0]].tolist()
-    torch.manual_seed(0)
-    reference = oracle(loaded, prompt, make(name, RUNS[name]))
+    reference = subject.reference(make(name, params))
     assert reference.agrees(tokens), f"{tokens} is not kvpress's {reference.token_ids}"
 
 
-@pytest.mark.parametrize("name", sorted(CANNOT_RUN))
-def test_a_press_that_cannot_run_says_why_in_one_line(
-    name: str, loaded: LoadedModel, prompt: torch.Tensor, offline: None
+@pytest.mark.parametrize("name", sorted(CANNOT_RUN.keys() | CANNOT_RUN_WITH_WINDOWS.keys()))
+def test_a_press_that_cannot_run_says_why_in_one_line_every_time(
+    name: str, subject: Subject, offline: None
 ) -> None:
-    params, reason = CANNOT_RUN[name]
-    with pytest.raises(KvguardError, match=rf"^[^\n]*{reason}[^\n]*$"):
-        prefill(loaded.model, prompt, {Condition(name, RATIO): make(name, params)}, "sdpa")
+    params, reason = CANNOT_RUN.get(name) or (RUNS[name], "")
+    if subject.with_windows:
+        reason = CANNOT_RUN_WITH_WINDOWS.get(name, reason)
+    elif name not in CANNOT_RUN:
+        pytest.skip("runs where no layer slides")
+    if reason == DECODING:
+        with pytest.raises(KvguardError, match=rf"^[^\n]*{reason}[^\n]*$"):
+            make(name, params)
+        return
+    press = make(name, params)
+    said = set()
+    for _ in range(2):
+        with pytest.raises(KvguardError, match=rf"^[^\n]*{reason}[^\n]*$") as raised:
+            subject.prefilled(name, press)
+        said.add(str(raised.value))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["CapPress", "KeyRerotationPress"])
+def test_where_kvpress_itself_fails_that_is_said(name: str, subject: Subject) -> None:
+    if subject.with_windows:
+        with pytest.raises(KvguardError, match=f"^{name}: kvpress itself[^\n]*inv_freq[^\n]*$"):
+            subject.reference(make(name, RUNS[name]))
+    else:
+        assert subject.reference(make(name, RUNS[name])).token_ids
 
 
 @pytest.fixture
@@ -177,8 +206,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def test_the_comparison_notices_another_ratio(loaded: LoadedModel, prompt: torch.Tensor) -> None:
-    press = make("KnormPress", {})
-    harder = build_press(CompressorSpec(press="KnormPress"), 0.9)
-    tokens = oracle(loaded, prompt, harder).token_ids
-    assert not oracle(loaded, prompt, press).agrees(tokens)
+@pytest.mark.parametrize("name", ["KnormPress", "KVgradPress", "KVzipPress", "KVComposePress"])
+def test_the_comparison_notices_another_ratio(name: str, subject: Subject) -> None:
+    """Those too that compress on leaving their context, after the prompt."""
+    if subject.with_windows and name in CANNOT_RUN_WITH_WINDOWS:
+        pytest.skip("rejected, see above")
+    harder = build_press(CompressorSpec(press=name), 0.9)
+    tokens = subject.reference(harder).token_ids
+    assert not subject.reference(make(name, {})).agrees(tokens)

@@ -7,9 +7,10 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
+from kvguard.engine.layers import attention_modules
 from kvguard.engine.loop import decode
 from kvguard.engine.oracle import kvpress_generate
-from kvguard.engine.prefill import attention_modules, prefill
+from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, attention_for, build_press, only_scores
 from kvguard.engine.requests import Decoding, Row
 from kvguard.models.load import load_model

@@ -135,8 +135,8 @@ def _guarded(
 
     from kvguard.cli.trace import pieces
     from kvguard.cli.trial import run_trial, summary, trace_text
-    from kvguard.engine.budget import scorer_for
     from kvguard.engine.presses import NONE, build_press
+    from kvguard.engine.scorers import scorer_for
     from kvguard.guard.session import Guard
     from kvguard.models.load import load_model
     from kvguard.sweep.settings import conditions

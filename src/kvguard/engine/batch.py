@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from kvguard.engine.cache import RaggedCache
 from kvguard.engine.graphs import RECORDERS, RecordedStep
 from kvguard.engine.kept import KeptCache
-from kvguard.engine.prefill import full_cache, full_pass, sliding_windows
+from kvguard.engine.layers import sliding_windows
+from kvguard.engine.prefill import full_cache, full_pass
 from kvguard.engine.records import Records
 from kvguard.engine.requests import Finished, Follower, Reason, Request, StopTest
 from kvguard.engine.sampling import Draw, Sampler

@@ -17,9 +17,7 @@ batch; with a seed it starts its generator anew at every scoring, as in kvpress.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,98 +29,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from kvguard.engine.cache import RaggedCache
 from kvguard.engine.eviction import best, flags_of, window_of
-from kvguard.engine.prefill import attention_modules, sliding_windows
-from kvguard.engine.presses import attention_for, only_scores
+from kvguard.engine.layers import attention_modules
+from kvguard.engine.presses import asked_ratio
 from kvguard.engine.requests import Follower, Request
+from kvguard.engine.scorers import BUFFER, READS_ENTRIES, TOGETHER, Call, budgets, forwarded, scorer_for
 from kvguard.errors import KvguardError
 
 if TYPE_CHECKING:
-    from kvpress import BasePress, ScorerPress
+    from kvpress import BasePress
 
     from kvguard.engine.batch import Batch
 
 Ints = NDArray[np.int64]
 
-_BUFFER = 257  # hidden states: kvpress trims to 256 after a token, and compresses before it trims
 _NEW = -1
-
-# Presses held against kvpress in tests/engine/test_budget.py. Others run too if `scorer_for` lets them.
-_READS_ENTRIES = frozenset({"KeyDiffPress", "KnormPress", "LagKVPress", "RandomPress", "StreamingLLMPress"})
-_READS_QUERIES = frozenset({"ExpectedAttentionPress", "SnapKVPress", "TOVAPress"})
-_TOGETHER = (_READS_ENTRIES | _READS_QUERIES) - {"RandomPress"}  # a row's scores do not depend on other rows
-
-
-def scorer_for(model: PreTrainedModel, press: BasePress, interval: int) -> ScorerPress:
-    """Return a copy of a press, ready to score while decoding.
-
-    Raises
-    ------
-    KvguardError
-        If it cannot: it does more than score, or its scores need what decoding does not have; or if the
-        model has sliding-window layers.
-    """
-    if any(window is not None for window in sliding_windows(model)):
-        raise KvguardError(
-            "a budget while decoding: the model's sliding-window layers evict by themselves; set no interval"
-        )
-    reason = _unfit(press, min(interval, _BUFFER))
-    if reason is None:
-        scorer = copy.deepcopy(press)
-        scorer.post_init_from_model(model)
-        n_hidden = min(interval, _BUFFER)
-        reason = _fails(scorer, attention_modules(model)[0], n_hidden, n_hidden + 64)
-    if reason is not None:
-        known = ", ".join(sorted(_READS_ENTRIES | _READS_QUERIES))
-        raise KvguardError(
-            f"{type(press).__name__}: cannot compress while decoding, every {interval} tokens: {reason} "
-            f"(presses that can: {known})"
-        )
-    return scorer
-
-
-def too_small(model: PreTrainedModel, press: BasePress, interval: int, n_prompt: int) -> str | None:
-    """Say why a press cannot hold the budget of a prompt this short, if so.
-
-    A budget of one entry is enforced after every token: the press has one hidden state, and two entries.
-    """
-    ratio = np.array([getattr(press, "compression_ratio", 0.0)])
-    single = _targets(np.array([n_prompt + 1]), ratio)[0] == 1
-    if not single or isinstance(press, StreamingLLMPress):  # which does not score
-        return None
-    return _fails(scorer_for(model, press, interval), attention_modules(model)[0], n_hidden=1, n=2)
-
-
-def _unfit(press: BasePress, n_hidden: int) -> str | None:
-    if not only_scores(press):
-        return "it is not a plain scorer; name one, or set no interval"
-    if attention_for(press) == "eager":
-        return "it reads attention weights, which are not kept; name another press, or set no interval"
-    window = getattr(press, "window_size", 0)
-    if window >= n_hidden:
-        return (
-            f"its window_size {window} must be below the {n_hidden} hidden states between two times; "
-            "lower window_size or raise the interval"
-        )
-    return None
-
-
-def _fails(scorer: ScorerPress, module: Any, n_hidden: int, n: int) -> str | None:
-    """Score ``n`` made-up entries; say what went wrong."""
-    heads, dim, weight = module.config.num_key_value_heads, module.head_dim, next(module.parameters())
-    entries = torch.linspace(-1, 1, n).expand(1, heads, dim, n).mT.to(weight)
-    hidden = torch.linspace(-1, 1, n_hidden).expand(1, module.config.hidden_size, n_hidden).mT.to(weight)
-    scorer.compression_ratio = 0.5
-    try:
-        with torch.inference_mode():
-            kwargs = _forwarded(module, weight, torch.tensor([[n]], device=weight.device))
-            scores = scorer.score(module, hidden, entries, entries, None, kwargs)
-    except Exception as error:  # a press may fail in any way: that it fails is the answer
-        return f"it fails on {n_hidden} hidden states and {n} entries ({' '.join(str(error).split())})"
-    if scores.shape != entries.shape[:3] or not scores.isfinite().all():
-        return f"{n_hidden} hidden states are too few for it; raise the interval"
-    return None
 
 
 class Budget(Follower):
@@ -154,10 +75,10 @@ class Budget(Follower):
         self._scorers = {
             id(press): scorer_for(model, press, interval)
             for press in {id(press): press for press in of_rows}.values()
-            if press is not None and getattr(press, "compression_ratio", 1.0) > 0
+            if press is not None and asked_ratio(press) != 0
         }
         self._modules = attention_modules(model)
-        self._size = min(interval, _BUFFER)
+        self._size = min(interval, BUFFER)
         self._hooks: list[RemovableHandle] = []
         self._batch: Batch | None = None
         self._hidden: Tensor | None = None
@@ -166,7 +87,7 @@ class Budget(Follower):
         self._positions: Tensor | None = None
 
     def __enter__(self) -> Self:
-        if any(type(press).__name__ not in _READS_ENTRIES for press in self._scorers.values()):
+        if any(type(press).__name__ not in READS_ENTRIES for press in self._scorers.values()):
             self._hooks = [
                 module.register_forward_pre_hook(self._collect, with_kwargs=True) for module in self._modules
             ]
@@ -184,7 +105,7 @@ class Budget(Follower):
         self.attach(batch)
         seats, seen = batch.seat[slots], _seen(batch, slots)
         fed = seen - self._last[seats]
-        single = _targets(seen, self._ratio[seats]) == 1
+        single = budgets(seen, self._ratio[seats]) == 1
         return slots[((fed >= self.interval) | ((fed > 0) & single)) & (self._ratio[seats] > 0)]
 
     @torch.inference_mode()
@@ -212,7 +133,7 @@ class Budget(Follower):
             return
         exempt = dict(zip(slots.tolist(), protected, strict=True)) if protected is not None else {}
         seats, seen = batch.seat[due], _seen(batch, due)
-        over = batch.cache.lengths[0].numpy()[due] > _targets(seen, self._ratio[seats])
+        over = batch.cache.lengths[0].numpy()[due] > budgets(seen, self._ratio[seats])
         kinds = np.where(self._windowed[seats], self._kind[seats], 0)  # all other scorers go together
         for kind in np.unique(kinds[over]):
             slots = due[over & (kinds == kind)]
@@ -237,7 +158,7 @@ class Budget(Follower):
             self._windowed = np.pad(self._windowed, (0, new))
             self._last, self._known = np.pad(self._last, (0, new)), np.pad(self._known, (0, new))
         press = self._presses[row] if isinstance(self._presses, list) else self._presses
-        self._ratio[seat], self._kind[seat] = getattr(press, "compression_ratio", 0.0), id(press)
+        self._ratio[seat], self._kind[seat] = asked_ratio(press) or 0.0, id(press)
         self._windowed[seat] = isinstance(press, StreamingLLMPress)
         self._last[seat] = request.n_prompt  # tokens seen when last enforced
         self._known[seat] = _NEW  # entries, from the left, whose positions are stored
@@ -299,7 +220,7 @@ class Budget(Follower):
         window = press.n_sink if isinstance(press, StreamingLLMPress) else None
         for slot in slots[self._known[seats] == _NEW]:
             self._locate(batch, int(slot), window is not None)
-        lengths, targets = cache.lengths[0].numpy()[slots], _targets(seen, self._ratio[seats])
+        lengths, targets = cache.lengths[0].numpy()[slots], budgets(seen, self._ratio[seats])
         place = torch.from_numpy(seats).to(cache.device)
         columns = torch.arange(int(lengths.max()))
         tail = (columns + torch.from_numpy(seen - lengths)[:, None])[:, None].to(cache.device)  # [R, 1, W]
@@ -324,11 +245,11 @@ class Budget(Follower):
             cache.evict(slots, index, keep, targets)
         self._known[seats] = targets
 
-    def _calls(self, batch: Batch, slots: Ints, lengths: Ints, targets: Ints) -> list[_Call]:
+    def _calls(self, batch: Batch, slots: Ints, lengths: Ints, targets: Ints) -> list[Call]:
         """Part rows into those that one call can score."""
         seats, seen = batch.seat[slots], _seen(batch, slots)
         fed = np.minimum(seen - self._last[seats], self._size)
-        alone = np.array([type(self._scorers[kind]).__name__ not in _TOGETHER for kind in self._kind[seats]])
+        alone = np.array([type(self._scorers[kind]).__name__ not in TOGETHER for kind in self._kind[seats]])
         told_apart = np.stack([self._kind[seats], lengths, targets, fed, np.where(alone, slots, -1)])
         kinds, inverse = np.unique(told_apart, axis=1, return_inverse=True)
         calls = []
@@ -342,8 +263,8 @@ class Budget(Follower):
             ring = (newest - np.arange(n_hidden)[::-1]) % self._size
             at = members, seats[members, None], ring, newest
             *tensors, position = (torch.from_numpy(part).to(batch.cache.device) for part in at)
-            kwargs = _forwarded(self._modules[0], batch.cache.none[0], position)
-            calls.append(_Call(press, row, length, n_kept, kwargs, slots[members], *tensors))
+            kwargs = forwarded(self._modules[0], batch.cache.none[0], position)
+            calls.append(Call(press, row, length, n_kept, kwargs, slots[members], *tensors))
         return calls
 
     def _locate(self, batch: Batch, slot: int, in_order: bool) -> None:
@@ -374,45 +295,6 @@ class Budget(Follower):
                 cache.evict(np.array([slot]), index, keep, np.array([length]))
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Rows that are scored together."""
-
-    press: ScorerPress
-    row: int  # the first of them
-    length: int
-    n_kept: int
-    kwargs: dict[str, Any]
-    slots: Ints  # [g]
-    members: Tensor  # [g], among the rows evicted from
-    place: Tensor  # [g, 1]
-    ring: Tensor  # [g, m], where their hidden states are
-
-    def scores(self, index: int, module: nn.Module, cache: RaggedCache, hidden: Tensor | None) -> Tensor:
-        """Score the entries of the rows in one layer. [g, H, L]"""
-        keys, values = cache.gather(index, self.slots, self.length)
-        collected = keys[:, 0, :0] if hidden is None else hidden[index, self.place, self.ring]
-        self.press.compression_ratio = 1 - self.n_kept / self.length
-        try:
-            scores: Tensor = self.press.score(module, collected, keys, values, None, self.kwargs)
-        except AssertionError as error:
-            raise KvguardError(
-                f"row {self.row}: {type(self.press).__name__} refuses to keep {self.n_kept} of {self.length} "
-                f"entries ({error}); use a longer prompt or a lower ratio"
-            ) from None
-        return scores
-
-
 def _seen(batch: Batch, slots: Ints) -> Ints:
     """Tokens that rows have been fed, the prompt's included; also the position of the newest token drawn."""
     return batch.n_prompt[slots] + batch.t[slots] - 1
-
-
-def _targets(seen: Ints, ratio: NDArray[np.float64]) -> Ints:
-    return np.maximum(1, (seen * (1 - ratio)).astype(np.int64))
-
-
-def _forwarded(module: Any, like: Tensor, newest: Tensor) -> dict[str, Any]:
-    """What kvpress's hook passes on to a press: about the newest token alone, at its position [g, 1]."""
-    cos_sin = module.rotary_emb(like, newest)
-    return {"position_ids": newest, "cache_position": newest[:1, 0], "position_embeddings": cos_sin}

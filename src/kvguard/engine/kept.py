@@ -39,13 +39,18 @@ class KeptCache:
         return [t.shape[1] for t in (self.indices if self.indices is not None else self.keys)]
 
     @property
-    def n_kept(self) -> float:
-        """Mean number of live entries over layers and heads."""
+    def live(self) -> list[float]:
+        """Entries per layer that are not masked out, a mean over its heads."""
         alive = [float(n) for n in self.lengths]
         for layer, dead in enumerate(self.dead or []):
             if dead is not None:
                 alive[layer] -= dead.sum().item() / dead.shape[0]
-        return sum(alive) / len(alive)
+        return alive
+
+    @property
+    def n_kept(self) -> float:
+        """Mean number of live entries over layers and heads."""
+        return sum(self.live) / len(self.lengths)
 
     @property
     def positions(self) -> list[Tensor] | None:

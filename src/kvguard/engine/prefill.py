@@ -7,8 +7,7 @@ kvpress's own context manager.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvguard.engine.attention import attention
 from kvguard.engine.kept import KeptCache, smaller_form
+from kvguard.engine.layers import attention_modules, clear_head_masks, sliding_windows
+from kvguard.engine.press_code import compressing, introduce, scores_of
 from kvguard.engine.presses import Condition, only_scores, ratio_free
-from kvguard.errors import KvguardError
+from kvguard.errors import foreign
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -33,31 +34,6 @@ class Prefill:
 
     logits: Tensor
     kept: dict[Condition, KeptCache]
-
-
-def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """List the self-attention modules layer by layer, ready for a press (it wants ``rotary_emb``)."""
-    decoder = getattr(model.model, "language_model", model.model)
-    modules = [layer.self_attn for layer in decoder.layers]
-    for module in modules:
-        module.rotary_emb = decoder.rotary_emb
-    return modules
-
-
-def sliding_windows(model: PreTrainedModel) -> list[int | None]:
-    """Return the window of each layer that attends to the last tokens only; None where attention is full.
-
-    Such a layer holds at most window - 1 entries, and no press compresses it.
-    """
-    layers = DynamicCache(config=model.config).layers
-    return [getattr(layer, "sliding_window", None) for layer in layers]
-
-
-def clear_head_masks(model: PreTrainedModel) -> None:
-    """Remove what a head-wise press leaves on the modules: it would mask the next generation."""
-    for module in model.modules():
-        if getattr(module, "masked_key_indices", None) is not None:
-            module.masked_key_indices = None  # type: ignore[assignment]
 
 
 @torch.inference_mode()
@@ -83,14 +59,13 @@ def prefill(
     Raises
     ------
     KvguardError
-        If a press refuses the prompt.
+        If a press cannot serve the model, or rejects the prompt.
     """
     for condition, press in presses.items():
         if press is not None:
-            _introduce(model, condition, press)
-    scorers = {
-        c: p for c, p in presses.items() if p is not None and only_scores(p) and p.compression_ratio > 0
-    }
+            introduce(model, press, str(condition))
+    scoring = {c: p for c, p in presses.items() if p is not None and only_scores(p)}
+    scorers = {c: p for c, p in scoring.items() if p.compression_ratio > 0}
     with attention(model, implementation), ExitStack() as hooks:
         selections: list[dict[Condition, Tensor]] = []
         for module, window in zip(attention_modules(model), sliding_windows(model), strict=True):
@@ -108,30 +83,11 @@ def prefill(
                     for layer, k in zip(selections, keys, strict=True)
                 ]
                 kept[condition] = KeptCache(keys, values, chosen)
-            elif press is None or _keeps_all(press):
+            elif press is None or condition in scoring:
                 kept[condition] = KeptCache(keys, values)
             else:
                 kept[condition] = _through_kvpress(model, input_ids, condition, press)
     return Prefill(output, smaller_form(kept))
-
-
-def _introduce(model: PreTrainedModel, condition: Condition, press: BasePress) -> None:
-    """Let a press prepare itself for the model: some load what was trained for it."""
-    try:
-        press.post_init_from_model(model)
-    except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
-        raise KvguardError(f"{condition}: the press cannot serve this model: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error))[:200]
-
-
-def _keeps_all(press: BasePress) -> bool:
-    try:
-        return bool(press.compression_ratio == 0)
-    except (AttributeError, AssertionError, ValueError):  # known only after a pass: DMSPress, SimLayerKVPress
-        return False
 
 
 @torch.inference_mode()
@@ -163,14 +119,10 @@ class _Selection:
         for condition, press in self.scorers.items():
             key = condition.compressor if ratio_free(press) else str(condition)
             if key not in scores:
-                try:
-                    scores[key] = press.score(
-                        module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs
-                    )[0]
-                except (AssertionError, NotImplementedError) as error:
-                    raise KvguardError(
-                        f"{condition}: the press refuses this prompt: {_line(error)}"
-                    ) from None
+                hidden = kwargs["hidden_states"]
+                scores[key] = scores_of(
+                    press, str(condition), module, hidden, layer.keys, layer.values, output[1], kwargs
+                )[0]
             n_kept = compute_n_kept(layer.keys.shape[2], press.compression_ratio)
             selection[condition] = scores[key].topk(n_kept, dim=-1).indices.to(torch.int32)
         self.into.append(selection)
@@ -184,21 +136,29 @@ def _through_kvpress(
     model: PreTrainedModel, input_ids: Tensor, condition: Condition, press: BasePress
 ) -> KeptCache:
     cache = DynamicCache(config=model.config)
-    modules = attention_modules(model)
     try:
-        with press(model):
+        with compressing(model, press, str(condition)):
             _forward(model, input_ids, cache)
         keys, values = _layers(cache)
-        dead = [_dead_entries(module, k) for module, k in zip(modules, keys, strict=True)]
-    except (AssertionError, KeyError, NotImplementedError, OSError, ValueError) as error:
-        raise KvguardError(f"{condition}: the press refuses this prompt: {_line(error)}") from None
+        masked = [getattr(module, "masked_key_indices", None) for module in attention_modules(model)]
     finally:
         clear_head_masks(model)
-    return KeptCache(keys, values, dead=dead if any(d is not None for d in dead) else None)
+    with foreign(f"{condition}: the press left no compressed cache", "use other arguments of it"):
+        dead = [_dead_entries(mask, k) for mask, k in zip(masked, keys, strict=True)]
+        kept = KeptCache(keys, values, dead=dead if any(d is not None for d in dead) else None)
+        _check_kept(kept, len(input_ids))
+    return kept
 
 
-def _dead_entries(module: nn.Module, keys: Tensor) -> Tensor | None:
-    masked = getattr(module, "masked_key_indices", None)
+def _check_kept(kept: KeptCache, n_tokens: int) -> None:
+    for layer, (keys, values, live) in enumerate(zip(kept.keys, kept.values, kept.live, strict=True)):
+        if keys.shape != values.shape or not 0 < live <= n_tokens:
+            raise ValueError(
+                f"layer {layer} holds {live:g} keys and {values.shape[1]} values of {n_tokens} tokens"
+            )
+
+
+def _dead_entries(masked: Sequence[Tensor] | None, keys: Tensor) -> Tensor | None:
     if masked is None:
         return None
     dead = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)

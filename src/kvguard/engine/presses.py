@@ -6,9 +6,10 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kvguard.errors import KvguardError
+from kvguard.errors import KvguardError, foreign
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -41,6 +42,12 @@ _RATIO_FREE = frozenset(
     }
 )
 _NEEDS_EAGER = frozenset({"ObservedAttentionPress"})
+_LONGER_THAN = {  # arguments that a prompt must be longer than; other classes give these names other meanings
+    "CapPress": "n_sink",
+    "ExpectedAttentionPress": "n_sink",
+    "SnapKVPress": "window_size",
+    "StreamingLLMPress": "n_sink",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -138,7 +145,8 @@ def build_press(spec: PressSpec, ratio: float) -> BasePress:
     ----------
     spec : PressSpec
         The press class and its parameters; a parameter that is itself a mapping with a ``press`` key
-        (AdaKV's inner press, say) is built the same way.
+        (AdaKV's inner press, say) is built the same way, whether its own parameters stand beside that key or
+        under ``params``.
     ratio : float
         Compression ratio in [0, 1): the fraction of KV pairs removed.
 
@@ -153,23 +161,22 @@ def build_press(spec: PressSpec, ratio: float) -> BasePress:
 def _build(name: str, params: Mapping[str, Any], ratio: float) -> BasePress:
     import kvpress
 
-    cls = getattr(kvpress, name, None)
     known = sorted(n for n in kvpress.__all__ if n.endswith("Press"))
-    if name not in known or cls is None:
-        near = difflib.get_close_matches(name, known, n=3)
-        raise KvguardError(f"press: kvpress has no '{name}'; did you mean {', '.join(near or known)}?")
-    arguments = {key: _inner(value, ratio) for key, value in params.items()}
-    if "compression_ratio" in inspect.signature(cls).parameters:
-        arguments["compression_ratio"] = ratio
-    try:
-        press = cls(**arguments)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise KvguardError(f"press {name}: {error}; fix its parameters in params.yaml, compressors") from None
-    if isinstance(press, kvpress.DecodingPress | kvpress.PrefillDecodingPress):
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=3)
+        raise KvguardError(f"press: kvpress has no {name!r}; did you mean {', '.join(near or known)}?")
+    if "compression_ratio" in params:
         raise KvguardError(
-            f"press {name}: it compresses what is being generated, and a sweep compresses prompts: name the "
-            "press inside it instead, and give the guard a compression interval"
+            f"press {name}: its compression_ratio is that of the condition, {ratio:g}, as is that of presses "
+            "inside it: leave it out of params.yaml, compressors"
         )
+    cls = getattr(kvpress, name)
+    arguments = {key: _inner(value, ratio) for key, value in params.items()}
+    with foreign(f"press {name}", "fix its parameters in params.yaml, compressors"):
+        if "compression_ratio" in inspect.signature(cls).parameters:
+            arguments["compression_ratio"] = ratio
+        press: BasePress = cls(**arguments)
+    check_press(press)
     return press
 
 
@@ -177,17 +184,75 @@ def _inner(value: Any, ratio: float) -> Any:
     if isinstance(value, list):  # ComposedPress takes several
         return [_inner(item, ratio) for item in value]
     if isinstance(value, Mapping) and "press" in value:
-        return _build(value["press"], {k: v for k, v in value.items() if k != "press"}, ratio)
+        params = value.get("params")  # apart, where one of them is called press as well
+        if not isinstance(params, Mapping):
+            params = {k: v for k, v in value.items() if k != "press"}
+        return _build(value["press"], params, ratio)
     return value
+
+
+def presses_in(press: object) -> Iterator[BasePress]:
+    """Yield a press and every press inside it, at any depth: in its attributes, and in lists of them."""
+    from kvpress import BasePress
+
+    seen: dict[int, object] = {}
+    waiting = [press]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        if isinstance(found, BasePress):
+            yield found
+            waiting += vars(found).values()
+        elif isinstance(found, Mapping):
+            waiting += found.values()
+        elif isinstance(found, list | tuple | set):
+            waiting += found
+        seen[id(found)] = found
+
+
+def check_press(press: object) -> None:
+    """Reject what is no press, and a press that would not do what its arguments say, at any depth.
+
+    Raises
+    ------
+    KvguardError
+        If it is no press, compresses while decoding, or removes no share from 0 to below 1.
+    """
+    from kvpress import BasePress, DecodingPress, DMSPress, PrefillDecodingPress, ScorerPress
+
+    if not isinstance(press, BasePress):
+        raise KvguardError(f"press: {press!r} is no kvpress press: pass SnapKVPress(0.75), say, or None")
+    for inner in presses_in(press):
+        name, ratio = f"press {type(inner).__name__}", asked_ratio(inner)
+        if isinstance(inner, DecodingPress | PrefillDecodingPress):
+            raise KvguardError(
+                f"{name}: it compresses what is being generated, by itself: name the press inside it "
+                "instead, and give the guard a compression_interval"
+            )
+        if isinstance(inner, DMSPress) and inner.decoding:
+            raise KvguardError(
+                f"{name}: with decoding it compresses what is being generated, by itself: set decoding=False"
+            )
+        if (ratio is None and isinstance(inner, ScorerPress)) or not 0 <= (ratio or 0) < 1:
+            shown = "" if ratio is None else f" of {ratio:g}"
+            raise KvguardError(
+                f"{name}: a compression_ratio{shown} is no share to remove: pass one from 0 to below 1"
+            )
+
+
+def asked_ratio(press: BasePress | None) -> float | None:
+    """Return the ratio that a press was asked for; None for those that know theirs only after a pass."""
+    try:
+        ratio = getattr(press, "compression_ratio", None)
+    except Exception:  # a property of whatever kind: that it has no answer is the answer
+        return None
+    return float(ratio) if isinstance(ratio, Real) else None
 
 
 def attention_for(press: BasePress | None) -> str:
     """Name the attention implementation that a press's prefill runs under: ``eager`` or ``sdpa``."""
-    while press is not None:
-        if type(press).__name__ in _NEEDS_EAGER:
-            return "eager"
-        press = getattr(press, "press", None)
-    return "sdpa"
+    return "eager" if any(_of(inner, *_NEEDS_EAGER) for inner in presses_in(press)) else "sdpa"
 
 
 def only_scores(press: BasePress) -> bool:
@@ -212,7 +277,16 @@ def ratio_free(press: BasePress) -> bool:
 
 
 def shortest_prompt(press: BasePress) -> int:
-    """Return the fewest prompt tokens that the press accepts."""
-    needed = [getattr(press, name, 0) for name in ("window_size", "n_sink")]
-    inner = getattr(press, "press", None)
-    return max(int(max(needed)) + 1, shortest_prompt(inner) if inner is not None else 1)
+    """Return the fewest prompt tokens that the press, and those inside it, are known to need."""
+    counts = [
+        getattr(inner, argument, 0)
+        for inner in presses_in(press)
+        for name, argument in _LONGER_THAN.items()
+        if _of(inner, name)
+    ]
+    return 1 + max((count for count in counts if isinstance(count, int)), default=0)
+
+
+def _of(press: BasePress, *names: str) -> bool:
+    """Tell whether a press is of one of kvpress's classes, or of one derived from them."""
+    return any(cls.__name__ in names for cls in type(press).__mro__)

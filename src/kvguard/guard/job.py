@@ -8,18 +8,28 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from kvguard.engine.batch import Batch
-from kvguard.engine.budget import Budget, scorer_for, too_small
+from kvguard.engine.budget import Budget
+from kvguard.engine.layers import attention_modules
 from kvguard.engine.memory import batch_of, rows_in_memory
-from kvguard.engine.prefill import attention_modules, prefill
-from kvguard.engine.presses import NONE, Condition, attention_for, shortest_prompt
+from kvguard.engine.prefill import prefill
+from kvguard.engine.press_code import introduce
+from kvguard.engine.presses import (
+    NONE,
+    Condition,
+    asked_ratio,
+    attention_for,
+    check_press,
+    shortest_prompt,
+)
 from kvguard.engine.requests import Decoding, Row
 from kvguard.engine.sampling import Nucleus, Sampler, greedy
+from kvguard.engine.scorers import scorer_for, too_small
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Action, Guarded, GuardedRun, GuardedStep, GuardParams
 from kvguard.guard.controller import ControllerParams
@@ -72,7 +82,8 @@ class Options:
                 raise KvguardError(f"{name}: {value!r} will not do: pass a whole number, at least 1")
         if action not in set(Action):
             raise KvguardError(f"action: unknown name {action!r} (known: {', '.join(Action)})")
-        _check_press(press)
+        if press is not None:
+            check_press(press)
         if compression_interval is not None and press is None:
             raise KvguardError("compression_interval: there is nothing to evict by: pass a press too")
         if action == Action.HOLD and compression_interval is None:
@@ -99,7 +110,10 @@ class Options:
                 f"model {loaded.name}: a {type(loaded.model).__name__} has no attention layers where kvpress "
                 "looks for them: use a Llama, Mistral, Phi3, Qwen2, Qwen3 or Gemma3"
             ) from None
-        if self.press is not None and self.interval is not None:
+        if self.press is None:
+            return
+        introduce(loaded.model, self.press, str(self.condition))
+        if self.interval is not None:
             scorer_for(loaded.model, self.press, self.interval)
 
     @property
@@ -107,13 +121,13 @@ class Options:
         """The press under the name of its class."""
         if self.press is None:
             return Condition(NONE, 0.0)
-        return Condition(type(self.press).__name__, _asked(self.press) or 0.0)
+        return Condition(type(self.press).__name__, asked_ratio(self.press) or 0.0)
 
     def ratio(self, row: Row) -> float:
         """Return the compression ratio of a row: what the press was asked, else what it came to."""
         if self.press is None:
             return 0.0
-        asked = _asked(self.press)
+        asked = asked_ratio(self.press)
         return float(asked) if asked is not None else 1 - row.cache.n_kept / row.n_prompt
 
     def refusal(self, n_tokens: int, loaded: LoadedModel) -> str | None:
@@ -252,31 +266,6 @@ class _Asking:
 
     def _done(self) -> dict[int, Guarded]:
         return {self._numbers[row]: found for row, found in self._run.collect().items()}
-
-
-def _check_press(press: Any) -> None:
-    from kvpress import BasePress, DecodingPress, PrefillDecodingPress
-
-    if press is not None and not isinstance(press, BasePress):
-        raise KvguardError(f"press: {press!r} is no kvpress press: pass SnapKVPress(0.75), say, or None")
-    if isinstance(press, DecodingPress | PrefillDecodingPress):
-        raise KvguardError(
-            f"press: a {type(press).__name__} compresses while decoding by itself: pass the press inside "
-            "it, and compression_interval"
-        )
-    ratio = _asked(press)
-    if ratio is not None and not 0 <= ratio < 1:
-        raise KvguardError(
-            f"press: a compression_ratio of {ratio:g} is no share to remove: pass one from 0 to below 1"
-        )
-
-
-def _asked(press: BasePress) -> float | None:
-    """Return the ratio that a press was asked for; None for those that know theirs only after a pass."""
-    try:
-        return getattr(press, "compression_ratio", None)
-    except (AssertionError, ValueError):
-        return None
 
 
 def _is(value: object, kind: type) -> bool:

@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 from numpy.typing import NDArray
 
+from kvguard.engine.press_code import introduce
 from kvguard.engine.presses import NONE, Condition, Presses
 from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
@@ -248,7 +249,7 @@ def check_prompts(sweep: Sweep, presses: Presses, loaded: LoadedModel, lengths: 
     Raises
     ------
     KvguardError
-        Naming the prompt, the lengths and the fix.
+        Naming the prompt, the lengths and the fix; or the press that cannot serve the model.
     """
     longest, shortest = int(np.argmax(lengths)), int(np.argmin(lengths))
     name = sweep.prompts["prompt_id"].iloc
@@ -259,6 +260,8 @@ def check_prompts(sweep: Sweep, presses: Presses, loaded: LoadedModel, lengths: 
             "smaller max_new_tokens"
         )
     for condition, built in presses.items():
+        if built.press is not None:
+            introduce(loaded.model, built.press, str(condition))
         if lengths[shortest] < built.shortest_prompt:
             raise KvguardError(
                 f"prompt {name[shortest]}: {lengths[shortest]} tokens are too few for "

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvguard.engine.budget import Budget, too_small
+from kvguard.engine.budget import Budget
 from kvguard.engine.columns import SIGNALS
 from kvguard.engine.loop import assemble
 from kvguard.engine.memory import within_memory
 from kvguard.engine.presses import Condition, Presses
 from kvguard.engine.repetition import positions
 from kvguard.engine.requests import Decoding, Reason, Row
+from kvguard.engine.scorers import too_small
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun
 from kvguard.guard.features import Bools, thinking_mask

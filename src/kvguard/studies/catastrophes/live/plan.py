@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
-from kvguard.engine.budget import scorer_for
 from kvguard.engine.presses import NONE, Condition, Presses
+from kvguard.engine.scorers import scorer_for
 from kvguard.errors import KvguardError
 from kvguard.guard import VERSION
 from kvguard.guard.actions import Action, GuardParams
