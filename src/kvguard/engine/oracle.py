@@ -64,8 +64,8 @@ def kvpress_generate(
             attention_mask=torch.ones_like(input_ids[None]),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=eos_ids,
-            pad_token_id=eos_ids[0],
+            eos_token_id=eos_ids or None,
+            pad_token_id=0,  # one prompt is never padded
             output_logits=True,
             return_dict_in_generate=True,
         )
