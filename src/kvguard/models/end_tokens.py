@@ -1,7 +1,7 @@
 """Which tokens end a text, and what a user should know of them before a run.
 
-A text ends at what ``generation_config.json`` names, as in transformers' ``generate``, and at the tokenizer's own
-end token too: of some models only the tokenizer names the token that ends their turn.
+A text ends at what ``generation_config.json`` names, as in transformers' ``generate``, and at the tokenizer's
+own end token too: of some models only the tokenizer names the token that ends their turn.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def end_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     if own is not None and own not in named:
         if named and 0 <= own < size:
             doubts.append(
-                f"model {name}: a text ends at its tokenizer's {tokenizer.eos_token!r} ({own}) too, which its "
-                f"generation_config.json does not name ({named}), so transformers' generate would go on: add it "
-                "to eos_token_id there and both agree"
+                f"model {name}: a text ends at its tokenizer's {tokenizer.eos_token!r} ({own}) too; its "
+                f"generation_config.json names only {named}, so transformers' generate would go on: add "
+                f"{own} to eos_token_id there and both agree"
             )
         named, ids = [*named, own], [*ids, own] if 0 <= own < size else ids
     for token in named:
