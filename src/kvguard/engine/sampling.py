@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_COLD = 1e-6  # a temperature below this
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -54,7 +56,10 @@ class Nucleus:
 
     def __call__(self, logits: Tensor, draw: Draw) -> Tensor:
         """Draw the tokens."""
-        scaled = torch.nan_to_num(logits.float()) / self.temperature
+        scaled = torch.nan_to_num(logits.float())
+        if self.temperature < _COLD:  # what is divided may grow past all numbers: the largest are made 0
+            scaled = scaled - scaled.amax(dim=-1, keepdim=True)
+        scaled = torch.nan_to_num(scaled / self.temperature)
         probabilities, order = torch.softmax(scaled, dim=-1).sort(dim=-1, descending=True, stable=True)
         total = probabilities.double().cumsum(-1)  # [B, V]
         kept = ((total - probabilities) < self.top_p).sum(-1, keepdim=True)  # at least the first token

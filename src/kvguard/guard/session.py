@@ -11,11 +11,11 @@ in that prompt's ``error``, and the others finish.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -24,23 +24,24 @@ from numpy.typing import NDArray
 from kvguard.engine.memory import enough_memory, within_memory
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Event, Guarded, GuardedStep, GuardParams
+from kvguard.guard.arguments import Arguments, Options
 from kvguard.guard.bundle import Card, load
 from kvguard.guard.controller import ControllerParams, State
 from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.hazard_model import HazardModel
-from kvguard.guard.job import Job, Options
+from kvguard.guard.job import Job
 from kvguard.guard.text import Unfolding
 from kvguard.models.identity import weights_digest
 from kvguard.models.load import LoadedModel
 
 if TYPE_CHECKING:
-    from kvpress import BasePress
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
 INVALID, REFUSED = "invalid", "refused"
+_PLAIN = "What is new?"  # that any chat template and tokenizer can ask
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,8 @@ class Guard:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         *,
-        press: BasePress | None = None,
-        max_new_tokens: int | None = None,
-        action: str = "rollback",
-        compression_interval: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int | None = None,
         on_finish: Callable[[int], None] | None = None,
+        **how: Unpack[Arguments],
     ) -> list[Output]:
         """Generate from every prompt under guard, many at a time.
 
@@ -201,11 +195,9 @@ class Guard:
         KvguardError
             An argument is wrong, or memory runs out.
         """
-        options = Options.checked(
-            press, self._budget(max_new_tokens), action, compression_interval,
-            temperature, top_p, seed, batch_size,
-        )  # fmt: skip
-        job = self._job(model, tokenizer, prompts, options)
+        if not callable(on_finish) and on_finish is not None:
+            raise KvguardError(f"on_finish: {on_finish!r} cannot be called: pass a function of one number")
+        job = self._job(model, tokenizer, prompts, how)
         reported: set[int] = set()
 
         def report(number: int) -> None:
@@ -222,37 +214,23 @@ class Guard:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
-        *,
-        press: BasePress | None = None,
-        max_new_tokens: int | None = None,
-        action: str = "rollback",
-        compression_interval: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int | None = None,
+        **how: Unpack[Arguments],
     ) -> Iterator[Piece]:
         """Yield the tokens of :meth:`generate` as they are drawn, those too that are rewound later.
 
         The same arguments give the same tokens. Wrong ones raise here, not at the first piece. Until the
         iterator is used up or closed the model is its own: do not run it otherwise in between.
         """
-        options = Options.checked(
-            press, self._budget(max_new_tokens), action, compression_interval,
-            temperature, top_p, seed, batch_size,
-        )  # fmt: skip
-        return _pieces(self._job(model, tokenizer, prompts, options))
-
-    def _budget(self, max_new_tokens: int | None) -> int:
-        return self.card.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return _pieces(self._job(model, tokenizer, prompts, how))
 
     def _job(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
-        options: Options,
+        how: Arguments,
     ) -> Job:
+        options = Options.checked(how, self.card.max_new_tokens)
         if not hasattr(model, "config") or not hasattr(tokenizer, "batch_decode"):
             raise KvguardError(
                 f"model, tokenizer: a {type(model).__name__} and a {type(tokenizer).__name__} are none: pass "
@@ -263,12 +241,16 @@ class Guard:
         self._meet(loaded)
         if tokenizer not in self._masks:
             self._masks[tokenizer] = thinking_mask(tokenizer, self.card.thinking_words)
-        encoded = _encoded(prompts, loaded)
-        return Job(loaded, encoded, options, self.hazard, self.point, self.params, self._masks[tokenizer])
+        encoded, unasked = _encoded(prompts, loaded)
+        mask = self._masks[tokenizer]
+        return Job(loaded, encoded, unasked, options, self.hazard, self.point, self.params, mask)
 
     def _meet(self, loaded: LoadedModel) -> None:
-        """Warn, once, of a model that the hazard is not from."""
-        if loaded.model not in self._met and weights_digest(loaded.model) != self.card.weights:
+        """Warn, once, of a model whose end tokens are doubtful, or that the hazard is not from."""
+        if loaded.model in self._met:
+            return
+        loaded.warn_of_doubts()
+        if weights_digest(loaded.model) != self.card.weights:
             _log.warning(
                 "%s is not the model that this guard was trained on, which is %s (%s): its forecasts are "
                 "carried over, and neither thresholds nor rates are known to hold; see docs/guard.md",
@@ -279,20 +261,38 @@ class Guard:
         self._met.add(loaded.model)
 
 
-def _encoded(prompts: Iterable[Prompt], loaded: LoadedModel) -> list[list[int]]:
-    """Return the token ids of every prompt.
+def _encoded(prompts: Iterable[Prompt], loaded: LoadedModel) -> tuple[list[list[int]], dict[int, str]]:
+    """Return the token ids of every prompt, and why those that have none cannot be encoded.
 
     Raises
     ------
     KvguardError
-        Something is neither a text nor token ids.
+        Something is neither a text nor token ids, or the model's chat template asks nothing.
     """
     if isinstance(prompts, str):
         raise KvguardError("prompts: a text stands where a list of them is wanted: pass [prompt]")
+    encoded: list[list[int]] = []
+    unasked: dict[int, str] = {}
     try:
-        return [loaded.encode(p) if isinstance(p, str) else [index(token) for token in p] for p in prompts]
+        for number, prompt in enumerate(prompts):
+            try:
+                encoded.append(_ids(prompt, loaded))
+            except KvguardError as error:
+                if not unasked:
+                    loaded.encode(_PLAIN)  # else it is not the prompt: say so before anything runs
+                encoded.append([])
+                unasked[number] = str(error)
     except TypeError as error:
         raise KvguardError(f"prompts: {error}: pass a list of texts, or of lists of token ids") from None
+    return encoded, unasked
+
+
+def _ids(prompt: Prompt, loaded: LoadedModel) -> list[int]:
+    if isinstance(prompt, str):
+        return loaded.encode(prompt)
+    if isinstance(prompt, bytes | bytearray | Mapping):
+        raise TypeError(f"a {type(prompt).__name__} is neither a text nor token ids")
+    return [index(token) for token in prompt]
 
 
 def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[Output]:
@@ -307,12 +307,13 @@ def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[O
 
 def _pieces(job: Job) -> Iterator[Piece]:
     texts: dict[int, Unfolding] = {}
+    eos_ids = job.loaded.eos_ids
     with enough_memory(job.loaded.name):
         for turn in job.turns(job.batch_size()):
             if turn.step is not None:
                 for slot, number in enumerate(turn.numbers):
                     text = texts.setdefault(number, Unfolding(job.loaded.tokenizer))
-                    yield _piece(turn.step, slot, number, text, job.loaded.eos_ids)
+                    yield _piece(turn.step, slot, number, text, eos_ids)
                 for slot in np.flatnonzero(turn.step.left).tolist():
                     del texts[turn.numbers[slot]]
             for number, reason in turn.refused.items():

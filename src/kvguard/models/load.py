@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvguard.models.availability import check_available, loading, pick_device, resolve
+from kvguard.models.encoding import Encoder
+from kvguard.models.end_tokens import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kvguard.models.spec import ModelSpec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,13 @@ class LoadedModel:
 
     @property
     def eos_ids(self) -> list[int]:
-        """Token ids that end a generation."""
-        eos = self.model.generation_config.eos_token_id
-        if eos is None:
-            eos = self.tokenizer.eos_token_id
-        return [eos] if isinstance(eos, int) else list(eos)
+        """Token ids that end a generation, see :mod:`kvguard.models.end_tokens`."""
+        return list(end_tokens(self.name, self.model, self.tokenizer).ids)
+
+    def warn_of_doubts(self) -> None:
+        """Say, before a run, what about the end of its texts may be wrong."""
+        for doubt in end_tokens(self.name, self.model, self.tokenizer).doubts:
+            _log.warning(doubt)
 
     @property
     def window(self) -> int:
@@ -46,17 +54,25 @@ class LoadedModel:
     def encode(self, prompt: str | Mapping[str, Any]) -> list[int]:
         """Return the token ids of a prompt, through the chat template where there is one.
 
+        Control tokens that stand in a text are encoded as text, see :mod:`kvguard.models.encoding`.
+
         Parameters
         ----------
         prompt
             A user message; or its forms as the prompts table has them: ``messages``, each with role and
             content, for a model with a chat template, ``text`` for one without.
+
+        Raises
+        ------
+        KvguardError
+            It cannot be encoded, or the chat template leaves a message out.
         """
-        if not self.has_chat:
-            return self.tokenizer.encode(prompt if isinstance(prompt, str) else prompt["text"])
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt["messages"]
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._encoder.encode(prompt)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        size = int(self.model.config.get_text_config().vocab_size)
+        return Encoder(self.name, self.tokenizer, tuple(self.eos_ids), size)
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of generated tokens, without special tokens."""

@@ -162,7 +162,8 @@ def compile_sweep(
     """
     check_engine(sweep.settings)
     presses = Presses(sweep.conditions, sweep.compressors)
-    encoded = [loaded.encode(prompt) for prompt in sweep.prompts["prompt"]]
+    loaded.warn_of_doubts()
+    encoded = encode_prompts(sweep.prompts, loaded)
     lengths = [len(ids) for ids in encoded]
     check_prompts(sweep, presses, loaded, lengths)
     workers, threads = plan_workers(sweep.settings, loaded, len(sweep.prompts))
@@ -193,6 +194,23 @@ def compile_sweep(
     out.mkdir(parents=True, exist_ok=True)
     batch_size.remember()
     return whole
+
+
+def encode_prompts(prompts: pd.DataFrame, loaded: LoadedModel) -> list[list[int]]:
+    """Return the token ids of a prompts table, in its order.
+
+    Raises
+    ------
+    KvguardError
+        Naming the prompt that cannot be encoded.
+    """
+    encoded = []
+    for prompt_id, prompt in zip(prompts["prompt_id"], prompts["prompt"], strict=True):
+        try:
+            encoded.append(loaded.encode(prompt))
+        except KvguardError as error:
+            raise KvguardError(f"prompt {prompt_id}: {error}") from None
+    return encoded
 
 
 def cut_by_compressor(plan: Plan[Any]) -> list[SweepPart]:
