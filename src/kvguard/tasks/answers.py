@@ -17,8 +17,9 @@ from kvguard.tasks.statements import Statement, statements
 
 # A further problem begins, after an answer, with such a line or, after a mark, with a question that asks for
 # a number. An empty line and "Q:" end the text of a model without a chat template, and so they do here.
+_MAYBE = re.compile(r"\n|How|how|What|what|Which|which")  # literals, since they are found fast
 _FURTHER = re.compile(
-    r"""^[ \t]{0,8}[#*_>]{0,8}[ ]?[*_]{0,3}
+    r"""\n[ \t]{0,8}[#*_>]{0,8}[ ]?[*_]{0,3}
         (?:(?P<q>(?<=\n\n)Q:)
         | (?:(?:Next|New|Another|Follow-up)[ ])?(?:Q|[Qq]uestion|[Pp]roblem|Exercise|Example|Task)
             [ ]?\#?[0-9]{0,3}[*_]{0,3}(?:[.:)]|$)
@@ -31,7 +32,6 @@ _FURTHER = re.compile(
 )
 _DIGIT, _SEEN, _WORD = re.compile("[0-9]"), re.compile(r"\S"), re.compile(r"\w")
 _ENUMERATED = re.compile(r"(?P<number>[0-9]{1,2})[.)][*_]{0,2}[ ]+[*_]{0,2}[A-Za-z]")
-_NAME = re.compile(r"(?:[A-Za-z_]|\^\{?)\Z")  # before a digit: m2, m^2, x_1
 _PART = re.compile(r"[0-9][:/.,–-]?\Z")  # before a number: 3:30, 3-5, 5/6/2024, 1.2.3
 
 
@@ -94,17 +94,20 @@ def _problems(text: str, found: list[Statement]) -> Iterator[tuple[int, int]]:
     latest: Statement | None = None
     marked = False
     digit = _DIGIT.search(text)
-    for further in _FURTHER.finditer(text):
+    for maybe in _MAYBE.finditer(text):
+        further = _FURTHER.match(text, maybe.start())
+        if further is None:
+            continue
         while at < len(found) and found[at].start < further.start():
             if found[at].states:
                 latest, marked = found[at], marked or found[at].kind != "said"
             at += 1
         if further["asked"]:
             begins = marked
+        elif further["q"] and digit is not None and digit.start() < further.start():
+            begins = True
         else:
-            begins = latest is not None or (
-                further["q"] and digit is not None and digit.start() < further.start()
-            )
+            begins = latest is not None
         if begins:
             end = latest.end if further["asked"] and latest else further.start()
             yield start, end
@@ -143,9 +146,8 @@ def _without_headings(text: str, end: int, own: list[Statement]) -> Iterator[Sta
 
 def _last_number(text: str, start: int, end: int) -> Iterator[Statement]:
     last = None
-    for number in RUNNING.finditer(text, start, end):
-        if not _NAME.search(text, max(start, number.start() - 2), number.start()):
-            last = number
+    for last in RUNNING.finditer(text, start, end):  # noqa: B007
+        pass
     if last is not None:
         part = _PART.search(text, max(start, last.start() - 2), last.start())
         yield Statement("said", last.start(), last.end(), None if part else value_of(last))

@@ -20,11 +20,13 @@ _MOST_DIGITS = 1000  # of a number that is read: one with more is a text that ru
 _LARGEST_POWER = 100  # of ten
 
 # One character for one, so that places in a text stay.
-_PLAIN = {
+_PLAIN: dict[int, str | int] = {
     **dict.fromkeys([*range(0x2002, 0x200B), 0x202F, 0x205F, 0x3000, ord("~")], "\u00a0"),
     **str.maketrans("−﹣－＋⁄∕÷×·∙⋅’ʼ，．＝％＄：", "---+///****'',.=%$:"),
     **{0xFF10 + digit: str(digit) for digit in range(10)},
 }
+Number = int | Fraction
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 _SCALES = {
@@ -48,7 +50,9 @@ _SPACE = r"[\s\u00a0]"
 _LATEX_GROUP = r",\\!|\{,\}|\\[,;:! ]"
 
 
-def _pattern(grouping: str, decimal_comma: bool, sign: str = rf"{_SIGN}{_SPACE}*") -> re.Pattern[str]:
+def _pattern(
+    grouping: str, decimal_comma: bool, sign: str = rf"(?P<sign>{_SIGN}{_SPACE}*)?+"
+) -> re.Pattern[str]:
     """Build the pattern of a number; no part of it can match a stretch of text in two ways."""
     whole = (
         rf"[1-9][0-9]{{0,2}}(?:(?P<by>,|{_LATEX_GROUP}|{grouping})[0-9]{{3}}(?:(?P=by)[0-9]{{3}})*+)(?![0-9])"
@@ -84,15 +88,20 @@ def _pattern(grouping: str, decimal_comma: bool, sign: str = rf"{_SIGN}{_SPACE}*
     ten = r"10(?:(?:\^|\*\*)\{?\s*(?P<tenth>-?[0-9]++)\s*\}?|(?P<tenth_raised>⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))"
     alone = frac.replace("?P<", "?P<alone_") + "|" + vulgar.replace("?P<", "?P<alone_")
     return re.compile(
-        rf"(?P<sign>{sign})?+(?P<currency>(?:{_CURRENCY}{_SPACE}*){{1,2}}+)?+(?P<second>[-+]{_SPACE}*)?+"
+        rf"{sign}(?P<currency>(?:{_CURRENCY}{_SPACE}*){{1,2}}+)?+(?P<second>[-+]{_SPACE}*)?+"
         rf"(?:{alone}|{ten}|{digits}(?:{part}|{power})?(?:{scale})?)"
     )
 
 
 STATED = _pattern(r"[ \u00a0'_]", decimal_comma=True)
 BOXED = _pattern(r"[ \u00a0'_]", decimal_comma=False)  # (3,5) and 3,5 are pairs in mathematics
-# In a sentence a space may stand between two numbers, and a sign may be an operator or a hyphen.
-RUNNING = _pattern(r"[\u00a0'_]", True, r"(?:(?<![\w)\s])|(?<=\s))[-–](?=[$€£¥0-9.])")
+# In a sentence a space may stand between two numbers, a sign may be an operator or a hyphen, and a digit may
+# be part of a name (m2, m^2, x_1).
+RUNNING = _pattern(
+    r"[\u00a0'_]",
+    True,
+    r"(?:(?:(?<![\w)\s])|(?<=\s))(?P<sign>[-–](?=[$€£¥0-9.]))|(?<![A-Za-z0-9_^])(?<!\^\{))",
+)
 
 
 def plain(text: str) -> str:
@@ -100,10 +109,12 @@ def plain(text: str) -> str:
     return text if text.isascii() and "~" not in text else text.translate(_PLAIN)
 
 
-def value_of(match: re.Match[str]) -> Fraction | None:
+def value_of(match: re.Match[str]) -> Number | None:
     """Return what a number is worth; None if it is not finite or beyond what is read."""
     if match.end() - match.start() > _MOST_DIGITS:
         return None
+    if match[0].removeprefix("-").isdecimal():  # nearly all
+        return int(match[0])
     found = match.groupdict()
     try:
         value = _size(found)
@@ -150,8 +161,10 @@ def _decimal(found: dict[str, str | None]) -> Fraction:
     return Fraction(re.sub(r"[^0-9.]", "", found["english"] or ""))
 
 
-def canonical(value: Fraction) -> str:
+def canonical(value: Number) -> str:
     """Return a value as a plain decimal number, or as a fraction where its decimals do not end."""
+    if value.denominator == 1:
+        return str(value.numerator)
     rest, places = value.denominator, 0
     for prime in (2, 5):
         times = 0

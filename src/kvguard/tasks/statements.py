@@ -2,15 +2,17 @@ r"""Where a text states an answer, and what that is worth: after ``####``, in ``
 
 import re
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from kvguard.tasks.notation import BOXED, STATED, value_of
+from kvguard.tasks.notation import BOXED, STATED, Number, value_of
 
 Kind = Literal["mark", "box", "said"]
 
 _LONGEST = 400  # characters of a statement; it bounds the work at each of a text's cues
 
+_MAYBE = re.compile(
+    r"####|\\boxed|\\fbox|answer|Answer|ANSWER|Ans|ans"
+)  # literals, since they are found fast
 _CUE = re.compile(
     r"""(?P<mark>\#{4,}+)
     | (?P<box>\\(?:boxed|fbox)[ ]{0,4}(?:\{|(?=[0-9])))
@@ -90,20 +92,21 @@ class Statement(NamedTuple):
     kind: Kind
     start: int
     end: int
-    value: Fraction | None
+    value: Number | None
     states: bool = True
 
 
 def statements(text: str) -> Iterator[Statement]:
     """Yield what ``text``, as :func:`kvguard.tasks.notation.plain` gives it, states as answers, in order."""
     reached = 0
-    for cue in _CUE.finditer(text):
-        if cue.start() < reached:
-            continue
-        found = _read(text, cue)
-        if found is not None:
-            reached = found.end
-            yield found
+    for maybe in _MAYBE.finditer(text):
+        cue = _CUE.match(text, maybe.start()) if maybe.start() >= reached else None
+        if cue is not None:
+            reached = cue.end()
+            found = _read(text, cue)
+            if found is not None:
+                reached = max(reached, found.end)
+                yield found
 
 
 def _read(text: str, cue: re.Match[str]) -> Statement | None:
@@ -169,7 +172,7 @@ def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[
     return number if whole and not _DIGIT.search(text, number.end(), stop) else None
 
 
-def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[int, int, Fraction | None]:
+def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[int, int, Number | None]:
     """Return (start, end, value) of what begins with ``number``: itself, or an equation's result."""
     sides = [[number]]
     while following := _NEXT.match(text, sides[-1][-1].end(), stop):
