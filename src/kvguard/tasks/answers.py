@@ -1,15 +1,15 @@
 r"""The final answers that a text states, and whether one is right.
 
 An answer stands after ``####``, in ``\boxed{}``, or in words ("the answer is 42", "Final answer: 42"). Marks
-go before words, and a text that has neither is taken at its last number. An equation is worth its result. What
-is no single number is an answer without a value: a range, a list, a time, an expression without its result, a
-word like twelve. A line of ``####`` that is a heading states nothing.
+go before words, and a text that has neither is taken at its last number. An equation is worth its result.
+What is no single number is an answer without a value: a range, a list, a time, an expression without its
+result, a word like twelve. A line of ``####`` that is a heading states nothing.
 
 Each problem of a text is read by itself, since a model that does not stop invents further ones.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from kvguard.tasks.notation import RUNNING, canonical, canonical_number, plain, value_of
@@ -46,18 +46,21 @@ class Answer(NamedTuple):
         Its place in the text.
     problem
         Which problem of the text it answers: 0 is the one that was asked.
+    stated
+        Whether it is marked or said; a last number is not.
     """
 
     value: str | None
     start: int
     end: int
     problem: int
+    stated: bool
 
 
 def final_answers(text: str) -> list[Answer]:
     """Return the answers that ``text`` states, in order, problem by problem."""
     simple = plain(text)
-    found = list(statements(simple))
+    found = list(_uncounted(simple, statements(simple)))
     answers, at = [], 0
     for problem, (start, end) in enumerate(_problems(simple, found)):
         own = []
@@ -65,7 +68,9 @@ def final_answers(text: str) -> list[Answer]:
             own.append(found[at])
             at += 1
         answers += [
-            Answer(None if one.value is None else canonical(one.value), one.start, one.end, problem)
+            Answer(
+                None if one.value is None else canonical(one.value), one.start, one.end, problem, one.states
+            )
             for one in _of_problem(simple, start, end, own)
         ]
     return answers
@@ -75,6 +80,12 @@ def parse_answer(text: str) -> str | None:
     """Return the last final answer to the first problem of ``text``, in canonical form, or None."""
     values = [answer.value for answer in final_answers(text) if answer.problem == 0]
     return values[-1] if values else None
+
+
+def stated_number(text: str) -> str | None:
+    """Return the answer of a reference: what it states, or itself if it is no more than a number; else None."""
+    found = [answer.value for answer in final_answers(text) if answer.stated and answer.problem == 0]
+    return found[-1] if found else canonical_number(text)
 
 
 def is_correct(predicted: str | None, answer: str) -> bool | None:
@@ -119,29 +130,32 @@ def _problems(text: str, found: list[Statement]) -> Iterator[tuple[int, int]]:
 
 def _of_problem(text: str, start: int, end: int, own: list[Statement]) -> list[Statement]:
     """Return the answers to one problem: those marked, else those said, else its last number."""
-    marks = list(_without_headings(text, end, own))
-    marked = [one for one in marks if one.states]
     said = [one for one in own if one.kind == "said"]
-    if marked or said:
-        return marked or said
-    return [] if marks else list(_last_number(text, start, end))
+    marked = [one for one in own if one.kind != "said" and one.states]
+    failed = [one for one in own if not one.states and not _is_heading(text, one, end)]
+    return marked or said or ([] if failed else list(_last_number(text, start, end)))
 
 
-def _without_headings(text: str, end: int, own: list[Statement]) -> Iterator[Statement]:
-    """Yield the marks that are no headings: words, or 1., 2., 3., on a line that others follow."""
+def _followed(text: str, one: Statement, end: int) -> bool:
+    """Return whether lines with anything on them follow that of a statement."""
+    line = text.find("\n", one.end, end)
+    return line >= 0 and _SEEN.search(text, line, end) is not None
+
+
+def _is_heading(text: str, one: Statement, end: int) -> bool:
+    line = text.find("\n", one.end, end)
+    return _followed(text, one, end) and _WORD.search(text, one.end, line) is not None
+
+
+def _uncounted(text: str, found: Iterable[Statement]) -> Iterator[Statement]:
+    """Leave out marks that count headings: 1., 2., 3. and words, with lines below them."""
     number = 1
-    for one in own:
-        if one.kind == "said":
-            continue
-        line = text.find("\n", one.end, end)
-        if line >= 0 and _SEEN.search(text, line, end):
-            counted = _ENUMERATED.match(text, one.start, end) if one.kind == "mark" else None
-            if counted is not None and int(counted["number"]) == number:
-                number += 1
-                continue
-            if not one.states and _WORD.search(text, one.end, line):
-                continue
-        yield one
+    for one in found:
+        counted = _ENUMERATED.match(text, one.start) if one.kind == "mark" else None
+        if counted is not None and int(counted["number"]) == number and _followed(text, one, len(text)):
+            number += 1
+        else:
+            yield one
 
 
 def _last_number(text: str, start: int, end: int) -> Iterator[Statement]:
@@ -150,4 +164,4 @@ def _last_number(text: str, start: int, end: int) -> Iterator[Statement]:
         pass
     if last is not None:
         part = _PART.search(text, max(start, last.start() - 2), last.start())
-        yield Statement("said", last.start(), last.end(), None if part else value_of(last))
+        yield Statement("said", last.start(), last.end(), None if part else value_of(last), states=False)
