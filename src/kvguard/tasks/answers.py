@@ -83,7 +83,7 @@ def parse_answer(text: str) -> str | None:
 
 
 def stated_number(text: str) -> str | None:
-    """Return the answer of a reference: what it states, or itself if it is no more than a number; else None."""
+    """Return the answer of a reference: what it states, or itself if it is a number; else None."""
     found = [answer.value for answer in final_answers(text) if answer.stated and answer.problem == 0]
     return found[-1] if found else canonical_number(text)
 
@@ -110,7 +110,7 @@ def _problems(text: str, found: list[Statement]) -> Iterator[tuple[int, int]]:
         if further is None:
             continue
         while at < len(found) and found[at].start < further.start():
-            if found[at].states:
+            if found[at].states or not _is_heading(text, found[at], len(text)):
                 latest, marked = found[at], marked or found[at].kind != "said"
             at += 1
         if further["asked"]:

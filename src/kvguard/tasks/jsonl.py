@@ -24,14 +24,14 @@ _OTHERS = {  # how files begin that are something else
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     r"""Return the objects of a file, each with the number of its line.
 
-    Lines end at ``\n`` or ``\r\n`` and nowhere else: U+2028, U+0085 and their like may stand in strings. A byte
-    order mark and empty lines are passed over.
+    Lines end at ``\n`` or ``\r\n`` and nowhere else: U+2028, U+0085 and their like may stand in strings.
+    A byte order mark and empty lines are passed over.
 
     Raises
     ------
     KvguardError
-        The file cannot be read, is no UTF-8 text, or has no rows; or a line is no JSON object, repeats a key, or
-        holds a number that is not finite or half of a surrogate pair. The line is named.
+        The file cannot be read, is no UTF-8 text, or has no rows; or a line is no JSON object, repeats a
+        key, or holds a number that is not finite or half of a surrogate pair. The line is named.
     """
     try:
         data = Path(path).read_bytes()

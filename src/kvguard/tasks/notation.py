@@ -46,7 +46,7 @@ _CURRENCY = (
     r"(?=[\s$0-9\u00a0])|\\(?:pounds|euro)\b)"
 )
 _SIGN = r"(?:[-+–]|(?<![A-Za-z])(?:[Mm]inus|[Nn]egative)(?=\s))"
-_SPACE = r"[\s\u00a0]"
+_SPACE = r"[ \t\u00a0]"
 _LATEX_GROUP = r",\\!|\{,\}|\\[,;:! ]"
 
 
@@ -88,7 +88,7 @@ def _pattern(
     ten = r"10(?:(?:\^|\*\*)\{?\s*(?P<tenth>-?[0-9]++)\s*\}?|(?P<tenth_raised>⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))"
     alone = frac.replace("?P<", "?P<alone_") + "|" + vulgar.replace("?P<", "?P<alone_")
     return re.compile(
-        rf"{sign}(?P<currency>(?:{_CURRENCY}{_SPACE}*){{1,2}}+)?+(?P<second>[-+]{_SPACE}*)?+"
+        rf"{sign}(?:(?P<currency>(?:{_CURRENCY}{_SPACE}*){{1,2}}+)(?P<second>[-+]{_SPACE}*)?+)?+"
         rf"(?:{alone}|{ten}|{digits}(?:{part}|{power})?(?:{scale})?)"
     )
 

@@ -37,7 +37,7 @@ _DRESS = re.compile(
         |exactly        |precisely|just|simply|only|indeed|still|now|clearly|equal[ ]to|a[ ]total[ ]of
         |at[ ]least|at[ ]most|the|an?
         )(?![A-Za-z]),?)*+""",
-    re.VERBOSE,
+    re.VERBOSE | re.IGNORECASE,
 )
 _STOP = re.compile(r"[.!?;](?=[\s*_\"”')\]}$]|\Z)|\n")
 _LABELLED = re.compile(
@@ -56,11 +56,13 @@ _NO_NUMBER = re.compile(
 _UNIT = r"""(?:\s*(?:\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|textbf)\s*\{[^{}\n]{0,40}\}(?:\^\{?[0-9]\}?)?
     |(?!(?:and|or|to|of|x|because|since|as|for|if|when|while|in|on|at|by|with|from|per|than|out|after|before|over|minus
     |plus|times)\b)[A-Za-z][A-Za-z.'²³]*+(?:\^\{?[0-9]\}?)?)){0,3}?"""
+_BEGINS = r"(?=[-+$€£¥(.0-9½¼¾]|\\[dt]?frac|\\\$)"  # a number
 _NEXT = re.compile(
-    rf"""{_UNIT}[*_)\]}}$\s]{{0,4}}?
-    (?:(?P<equals>=>?|≈|\\approx|->|→)[\s*_$\\({{\[]{{0,6}}?(?:[A-Za-z]\s?=\s?)?
-    | \s*(?P<operator>[-+*/^–]|\\times|\\cdot|\\div|x(?=\s?[0-9$])|(?:of|minus|plus|times)\b)[\s({{]{{0,4}})
-    (?=[-+$€£¥(\\.0-9½¼¾])""",
+    rf"""(?:\^[({{]{{0,2}}
+    | {_UNIT}[*_)\]}}$\s]{{0,4}}?
+      (?:(?P<equals>=>?|≈|\\approx|->|→)[\s*_$\\({{\[]{{0,6}}?(?:[A-Za-z]\s?=\s?)?
+      | \s*(?:[-+*/–]|\\times|\\cdot|\\div|x(?=\s?[0-9$])|(?P<share>of)\b|(?:minus|plus|times)\b)[\s({{]{{0,4}}))
+    {_BEGINS}""",
     re.VERBOSE,
 )
 # What makes something else of a number: a time, a ratio, a date, algebra, an inequality, a root.
@@ -68,11 +70,11 @@ _ELSE = re.compile(
     r"[ ]?:[ ]?[0-9]|[.,/][0-9]|[eE][-+]?[0-9]|\^(?!\{?\\circ)"
     r"|\s?(?:[xyz](?![A-Za-z])|\\pi\b|π|\\sqrt|√|\\frac|[<>≤≥±]|\\[lg]eq?\b|\\pm\b)"
 )
+_SHARE = re.compile("[%/]|percent")  # 30% of 40, but not 5 of 12
+_FORMULA = re.compile(r"\\(?!(?:text|math|left|,|;|\s|\$))|[<>≤≥^+/]")
 _DIGIT = re.compile(r"[0-9½¼¾]")
 _BRACE = re.compile(r"(?<!\\)[{}]")
-_SEPARATOR = re.compile(
-    rf"{_UNIT}\s*(?P<by>,?\s*(?:and|or|to|through)\b|[,;&])?\s*(?=[-+$€£¥\\.0-9½¼¾])", re.VERBOSE
-)
+_SEPARATOR = re.compile(rf"{_UNIT}\s*(?P<by>,?\s*(?:and|or|to|through)\b|[,;&])?\s*{_BEGINS}", re.VERBOSE)
 _CLOSING = re.compile(rf"{_UNIT}[\s\u00a0*_.)\]}}$\\]*(?:\Z|(?=,|;|\b(?:and|or)\b))", re.VERBOSE)
 
 
@@ -116,8 +118,8 @@ def _read(text: str, cue: re.Match[str]) -> Statement | None:
     if inside:
         limit = _closing_brace(text, cue.end(), limit)
     at = _past(_DRESS, text, cue.end(), limit)
-    stop = limit if inside else _end(text, at, limit)
-    number = _match(text, at, stop, inside)
+    number = _match(text, at, limit, inside)
+    stop = limit if inside else _end(text, at if number is None else number.end(), limit)
     if number is None and "\n" not in text[cue.end() : at]:
         number = _later(text, at, stop, inside, kind)
     if number is not None:
@@ -161,6 +163,8 @@ def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[
     number = grammar.search(text, at, stop)
     if number is None or (kind == "mark" and _NUMBERED.search(text, at, number.start())):
         return None
+    if inside and _FORMULA.search(text, at, number.start()):
+        return None
     if _LABELLED.search(text, at, number.start()):
         return number
     sign = max(text.rfind(sign, at, stop) for sign in "=:")
@@ -177,7 +181,9 @@ def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[i
     sides = [[number]]
     while following := _NEXT.match(text, sides[-1][-1].end(), stop):
         operand = _match(text, following.end(), stop, inside)
-        if operand is None:
+        if operand is None or (
+            following["share"] and not _SHARE.search(text, number.start(), following.end())
+        ):
             break
         if following["equals"]:
             sides.append([operand])
@@ -185,7 +191,8 @@ def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[i
             sides[-1].append(operand)
     last = sides[-1][-1]
     results = [side[0] for side in (sides[-1], sides[0]) if len(side) == 1]
-    if not results or _ELSE.match(text, last.end(), stop) or _is_list(text, last, stop, inside):
+    cut = text[last.end() : last.end() + 1].isdigit()  # by the longest statement that is read
+    if not results or cut or _ELSE.match(text, last.end(), stop) or _is_list(text, last, stop, inside):
         return number.start(), last.end(), None
     return results[0].start(), results[0].end(), value_of(results[0])
 
