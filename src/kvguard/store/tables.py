@@ -30,6 +30,26 @@ _TEMPORARY = ".kvguard-tmp"
 _ARROW_KEYS = {b"ARROW:schema", b"pandas"}
 
 
+def as_stored(kind: str, frame: pd.DataFrame, path: Path, first_row: int = 0) -> arrow.Table:
+    """Return ``frame`` as it would be written to ``path``: who is about to make what costs hours asks first.
+
+    Raises
+    ------
+    KvguardError
+        The frame breaks the schema: file, column, row.
+    """
+    columns = TABLES[kind].columns
+    for name in columns:
+        if name not in frame.columns:
+            raise KvguardError(f"{path} ({kind} table): column {name} is missing")
+    check_table(kind, frame, path, first_row)
+    try:
+        return arrow.Table.from_pandas(frame, arrow_schema(kind, columns), preserve_index=False)
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError, UnicodeEncodeError) as error:
+        reason = " ".join(str(error).split())
+        raise KvguardError(f"{path} ({kind} table): {reason[:300]}") from error
+
+
 class TableWriter:
     """Appends checked frames to a table that is being written; made by :func:`open_table`."""
 
@@ -39,15 +59,7 @@ class TableWriter:
 
     def write(self, frame: pd.DataFrame) -> None:
         """Check ``frame`` and append its rows, in row groups of at most ``ROW_GROUP``."""
-        for name in TABLES[self._kind].columns:
-            if name not in frame.columns:
-                raise KvguardError(f"{self._path} ({self._kind} table): column {name} is missing")
-        check_table(self._kind, frame, self._path, self.n_rows)
-        try:
-            table = arrow.Table.from_pandas(frame, self._writer.schema, preserve_index=False)
-        except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
-            reason = " ".join(str(part) for part in error.args)
-            raise KvguardError(f"{self._path} ({self._kind} table): {reason}") from error
+        table = as_stored(self._kind, frame, self._path, self.n_rows)
         self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata), ROW_GROUP)
         self.n_rows += len(frame)
 

@@ -23,6 +23,7 @@ from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.load import LoadedModel
 from kvguard.models.spec import ModelSpec
 from kvguard.store.parts import P, Part, fingerprint, slices
+from kvguard.store.tables import as_stored
 from kvguard.sweep.batch_size import BatchSize
 from kvguard.sweep.settings import CompressorSpec, GenerateParams
 from kvguard.tasks.base import Task
@@ -157,10 +158,11 @@ def compile_sweep(
     Raises
     ------
     KvguardError
-        If the engine is not installed, a press does not take its parameters, or a prompt does not fit the
-        model or a press.
+        If the engine is not installed, the prompts table breaks its schema, a press does not take its
+        parameters, or a prompt does not fit the model or a press.
     """
     check_engine(sweep.settings)
+    as_stored("prompts", sweep.prompts, out / "prompts.parquet")
     presses = Presses(sweep.conditions, sweep.compressors)
     loaded.warn_of_doubts()
     encoded = encode_prompts(sweep.prompts, loaded)

@@ -1,16 +1,16 @@
 """GSM8K: grade-school word problems by Cobbe et al. (2021), from a local file or the hub."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kvguard.config import Count, Text
 from kvguard.errors import KvguardError
-from kvguard.tasks.answers import parse_answer
+from kvguard.tasks.answers import stated_number
 from kvguard.tasks.base import Sample
+from kvguard.tasks.jsonl import read_jsonl, text_of
 from kvguard.tasks.numeric import WordProblems
 
 _CALCULATOR_NOTE = re.compile(r"<<[^>]*>>")
@@ -44,46 +44,54 @@ class Gsm8k(WordProblems):
 
 
 def load(source: str | None) -> list[Sample]:
-    """Return every problem of the set: of the JSONL file ``source``, or of the hub's test split."""
-    problems = list(_problems(_hub_rows(), "the hub") if source is None else _problems(_rows(source), source))
-    return list({problem.question: problem for problem in problems}.values())
+    """Return every problem of the set: of the JSONL file ``source``, or of the hub's test split.
+
+    Rows that ask the same question count once.
+
+    Raises
+    ------
+    KvguardError
+        The set cannot be read, a row is none of its kind, or two rows answer the same question differently.
+    """
+    problems: dict[str, tuple[Sample, str]] = {}
+    for row, where in _hub_rows() if source is None else _rows(source):
+        problem = _problem(row, where)
+        known, there = problems.setdefault(problem.question, (problem, where))
+        if known.references != problem.references:
+            raise KvguardError(
+                f"{where}: its question has the answer {problem.references[0]}, and {known.references[0]} in "
+                f"{there}: keep the right one"
+            )
+    return [problem for problem, _ in problems.values()]
 
 
-def _rows(source: str) -> list[Mapping[str, str]]:
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
-        raise KvguardError(
-            f"cannot read gsm8k from {source} ({error}): give a JSONL file of question and answer"
-        ) from error
+def _rows(source: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    for number, row in read_jsonl(Path(source)):
+        yield row, f"{source}, line {number}"
 
 
-def _hub_rows() -> Iterable[Mapping[str, str]]:
+def _hub_rows() -> Iterator[tuple[Mapping[str, Any], str]]:
     import datasets
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # it would announce each of its retries
     try:
-        return datasets.load_dataset("openai/gsm8k", "main", split="test")
+        rows = datasets.load_dataset("openai/gsm8k", "main", split="test")
     except Exception as error:  # datasets and its HTTP layer share no base class
         raise KvguardError(
             f"cannot load gsm8k from the hub ({type(error).__name__}): connect, or give a local JSONL file"
         ) from error
-
-
-def _problems(rows: Iterable[Mapping[str, str]], where: str) -> Iterable[Sample]:
     for number, row in enumerate(rows, start=1):
-        try:
-            question, solution = row["question"], _CALCULATOR_NOTE.sub("", row["answer"])
-        except (KeyError, TypeError) as error:
-            raise KvguardError(
-                f"row {number} of gsm8k in {where} lacks {error}: each row needs question and answer"
-            ) from error
-        answer = parse_answer(solution)
-        if answer is None:
-            raise KvguardError(f"row {number} of gsm8k in {where} has no '#### N': fix that row's answer")
-        yield Sample(question, (answer,), solution)
+        yield row, f"gsm8k in the hub, row {number}"
+
+
+def _problem(row: Mapping[str, Any], where: str) -> Sample:
+    question = text_of(row, "question", where)
+    solution = _CALCULATOR_NOTE.sub("", text_of(row, "answer", where))
+    answer = stated_number(solution)
+    if answer is None:
+        raise KvguardError(f"{where}: 'answer' does not end with '#### N', N a number: fix it")
+    return Sample(question, (answer,), solution)
 
 
 def _demonstration(question: str, *steps: str, answer: str) -> Sample:

@@ -4,7 +4,6 @@ A row is a fixed number of tokens with one loss weight per token. Batch ``i`` de
 and ``i`` alone, so a resumed training sees what an uninterrupted one would have seen.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from kvguard.errors import KvguardError
 from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
 from kvguard.tasks import arithmetic
+from kvguard.tasks.jsonl import read_jsonl, text_of
 from kvguard.tasks.prompts import INSTRUCTION, build_prompt
 
 CHAT_SHARE = 0.5
@@ -55,14 +54,13 @@ _Piece = tuple[str, float]
 
 def read_gsm8k_text(path: Path) -> list[tuple[str, str]]:
     """Return (question, solution) pairs of a GSM8K JSONL file, calculator notes removed."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-        return [(row["question"], _CALCULATOR_NOTE.sub("", row["answer"])) for row in rows]
-    except (OSError, ValueError, KeyError) as error:
-        raise KvguardError(
-            f"cannot read GSM8K training text from {path} ({error}): give the path of its train.jsonl"
-        ) from error
+    return [
+        (
+            text_of(row, "question", f"{path}, line {number}"),
+            _CALCULATOR_NOTE.sub("", text_of(row, "answer", f"{path}, line {number}")),
+        )
+        for number, row in read_jsonl(path)
+    ]
 
 
 def tokenizer_texts(gsm8k: list[tuple[str, str]], seed: int, n: int = 6000) -> Iterator[str]:

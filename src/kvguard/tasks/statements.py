@@ -1,0 +1,206 @@
+r"""Where a text states an answer, and what that is worth: after ``####``, in ``\boxed{}``, or in words."""
+
+import re
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from kvguard.tasks.notation import BOXED, STATED, Number, value_of
+
+Kind = Literal["mark", "box", "said"]
+
+_LONGEST = 400  # characters of a statement; it bounds the work at each of a text's cues
+
+_MAYBE = re.compile(
+    r"####|\\boxed|\\fbox|answer|Answer|ANSWER|Ans|ans"
+)  # literals, since they are found fast
+_CUE = re.compile(
+    r"""(?P<mark>\#{4,}+)
+    | (?P<box>\\(?:boxed|fbox)[ ]{0,4}(?:\{|(?=[0-9])))
+    | (?P<said>(?<![A-Za-z])(?:[Aa]nswer|ANSWER|[Aa]ns\.?)(?![A-Za-z])
+        (?:[ ](?:to|for)[ ](?:the|this|your|that)(?:[ ]\w{1,20}){1,4}?(?=[ ]is\b|:))?+
+        [*_"”)\s]{0,8}+
+        (?:(?:is|was|(?:will|would|should|must)[ ]be|equals|becomes|comes[ ](?:out[ ])?to)\b
+          | [:=≈→] | [-=]> | [-–—](?=\s)))
+    | (?P<heading>(?:^|(?<=^[#*])|(?<=[#*][ ])|(?<=\*\*)|(?<=[Ff]inal[ ]))[Aa]nswer[*_:]{0,4}[ ]{0,4}$)""",
+    re.VERBOSE | re.MULTILINE,
+)
+# Before a number: emphasis, brackets, what LaTeX wraps it in, a variable and its "=", words that add nothing.
+_DRESS = re.compile(
+    r"""(?:[\s\u00a0*_`"“”':≈>→(\[{]
+    | (?<=\n)[-–•][ ]
+    | \\[()\[\],;:!{ ]
+    | \\(?:text|mathrm|mathbf|textbf|mathit|boxed|fbox|displaystyle|left|approx|quad|qquad)(?![A-Za-z])
+    | \$(?=[\s\\$*(]|[A-Za-z]\s?=)
+    | (?<![A-Za-z])[A-Z]\)(?=[\s*}])
+    | (?<![A-Za-z])[A-Za-z](?:_\{?\w{1,8}\}?)?\s{0,4}=
+    | (?<![A-Za-z])(?:therefore|thus|then|so|hence|approximately|approx\.?|about|around|roughly|nearly|almost
+        |exactly        |precisely|just|simply|only|indeed|still|now|clearly|equal[ ]to|a[ ]total[ ]of
+        |at[ ]least|at[ ]most|the|an?
+        )(?![A-Za-z]),?)*+""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_STOP = re.compile(r"[.!?;](?=[\s*_\"”')\]}$]|\Z)|\n")
+_LABELLED = re.compile(
+    r"(?:[:=]|\b(?:is|are|was|be|equals?|answer|between|from))[\s*_(\[$\\{]*$", re.IGNORECASE
+)
+_NUMBERED = re.compile(
+    r"\b(?:step|part|question|problem|case|section|method|option|phase|stage|example|exercise|approach|solution"
+    r"|day|q|no\.?|number)\s*\#?\s*$",
+    re.IGNORECASE,
+)
+_NO_NUMBER = re.compile(
+    r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven"
+    r"|eigh|nine)ty(?:-\w+)?|half|hundred|unknown|undefined|impossible|infinit\w+|indeterminate|unclear|none|not|no)\b",
+    re.IGNORECASE,
+)
+_UNIT = r"""(?:\s*(?:\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|textbf)\s*\{[^{}\n]{0,40}\}(?:\^\{?[0-9]\}?)?
+    |(?!(?:and|or|to|of|x|because|since|as|for|if|when|while|in|on|at|by|with|from|per|than|out|after|before|over|minus
+    |plus|times)\b)[A-Za-z][A-Za-z.'²³]*+(?:\^\{?[0-9]\}?)?)){0,3}?"""
+_BEGINS = r"(?=[-+$€£¥(.0-9½¼¾]|\\[dt]?frac|\\\$)"  # a number
+_NEXT = re.compile(
+    rf"""(?:\^[({{]{{0,2}}
+    | {_UNIT}[*_)\]}}$\s]{{0,4}}?
+      (?:(?P<equals>=>?|≈|\\approx|->|→)[\s*_$\\({{\[]{{0,6}}?(?:[A-Za-z]\s?=\s?)?
+      | \s*(?:[-+*/–]|\\times|\\cdot|\\div|x(?=\s?[0-9$])|(?P<share>of)\b|(?:minus|plus|times)\b)[\s({{]{{0,4}}))
+    {_BEGINS}""",
+    re.VERBOSE,
+)
+# What makes something else of a number: a time, a ratio, a date, algebra, an inequality, a root.
+_ELSE = re.compile(
+    r"[ ]?:[ ]?[0-9]|[.,/][0-9]|[eE][-+]?[0-9]|\^(?!\{?\\circ)"
+    r"|\s?(?:[xyz](?![A-Za-z])|\\pi\b|π|\\sqrt|√|\\frac|[<>≤≥±]|\\[lg]eq?\b|\\pm\b)"
+)
+_SHARE = re.compile("[%/]|percent")  # 30% of 40, but not 5 of 12
+_FORMULA = re.compile(r"\\(?!(?:text|math|left|,|;|\s|\$))|[<>≤≥^+/]")
+_DIGIT = re.compile(r"[0-9½¼¾]")
+_BRACE = re.compile(r"(?<!\\)[{}]")
+_SEPARATOR = re.compile(rf"{_UNIT}\s*(?P<by>,?\s*(?:and|or|to|through)\b|[,;&])?\s*{_BEGINS}", re.VERBOSE)
+_CLOSING = re.compile(rf"{_UNIT}[\s\u00a0*_.)\]}}$\\]*(?:\Z|(?=,|;|\b(?:and|or)\b))", re.VERBOSE)
+
+
+class Statement(NamedTuple):
+    """One statement of an answer.
+
+    Attributes
+    ----------
+    start, end
+        The place of what is stated; of the mark, where it states nothing.
+    value
+        None where what is stated is no number, and where nothing is.
+    states
+        False for a mark without an answer.
+    """
+
+    kind: Kind
+    start: int
+    end: int
+    value: Number | None
+    states: bool = True
+
+
+def statements(text: str) -> Iterator[Statement]:
+    """Yield what ``text``, as :func:`kvguard.tasks.notation.plain` gives it, states as answers, in order."""
+    reached = 0
+    for maybe in _MAYBE.finditer(text):
+        cue = _CUE.match(text, maybe.start()) if maybe.start() >= reached else None
+        if cue is not None:
+            reached = cue.end()
+            found = _read(text, cue)
+            if found is not None:
+                reached = max(reached, found.end)
+                yield found
+
+
+def _read(text: str, cue: re.Match[str]) -> Statement | None:
+    kind: Kind = "mark" if cue["mark"] else "box" if cue["box"] else "said"
+    limit = min(len(text), cue.end() + _LONGEST)
+    inside = text[cue.end() - 1] == "{"
+    if inside:
+        limit = _closing_brace(text, cue.end(), limit)
+    at = _past(_DRESS, text, cue.end(), limit)
+    number = _match(text, at, limit, inside)
+    stop = limit if inside else _end(text, at if number is None else number.end(), limit)
+    if number is None and "\n" not in text[cue.end() : at]:
+        number = _later(text, at, stop, inside, kind)
+    if number is not None:
+        return Statement(kind, *_worth(text, number, stop, inside))
+    if _NO_NUMBER.match(text, at, stop) and not _DIGIT.search(text, at, stop):
+        return Statement(kind, at, stop, None)
+    return None if kind == "said" else Statement(kind, cue.start(), cue.end(), None, states=False)
+
+
+def _past(pattern: re.Pattern[str], text: str, at: int, stop: int) -> int:
+    found = pattern.match(text, at, stop)
+    return at if found is None else found.end()
+
+
+def _end(text: str, at: int, limit: int) -> int:
+    """Return where the sentence or line that holds ``at`` ends."""
+    found = _STOP.search(text, at, limit)
+    return limit if found is None else found.start()
+
+
+def _closing_brace(text: str, at: int, limit: int) -> int:
+    """Return where the brace that opened before ``at`` closes; where the line ends if it does not."""
+    depth = 1
+    for brace in _BRACE.finditer(text, at, limit):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.start()
+    line = text.find("\n", at, limit)
+    return limit if line < 0 else line
+
+
+def _match(text: str, at: int, stop: int, inside: bool) -> re.Match[str] | None:
+    """Return the number that begins at ``at``; a comma divides no number in brackets."""
+    grammar = BOXED if inside or text[at - 1] in "([{" else STATED
+    return grammar.match(text, at, stop)
+
+
+def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[str] | None:
+    """Return the number that words lead up to: behind a label, as a last result, or alone in its sentence."""
+    grammar = BOXED if inside else STATED
+    number = grammar.search(text, at, stop)
+    if number is None or (kind == "mark" and _NUMBERED.search(text, at, number.start())):
+        return None
+    if inside and _FORMULA.search(text, at, number.start()):
+        return None
+    if _LABELLED.search(text, at, number.start()):
+        return number
+    sign = max(text.rfind(sign, at, stop) for sign in "=:")
+    if sign > number.start():
+        result = _match(text, _past(_DRESS, text, sign + 1, stop), stop, inside)
+        if result is not None and _CLOSING.match(text, result.end(), stop):
+            return result
+    whole = kind != "mark" or text.startswith((".", "!"), stop)  # a heading is no sentence
+    return number if whole and not _DIGIT.search(text, number.end(), stop) else None
+
+
+def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[int, int, Number | None]:
+    """Return (start, end, value) of what begins with ``number``: itself, or an equation's result."""
+    sides = [[number]]
+    while following := _NEXT.match(text, sides[-1][-1].end(), stop):
+        operand = _match(text, following.end(), stop, inside)
+        if operand is None or (
+            following["share"] and not _SHARE.search(text, number.start(), following.end())
+        ):
+            break
+        if following["equals"]:
+            sides.append([operand])
+        else:
+            sides[-1].append(operand)
+    last = sides[-1][-1]
+    results = [side[0] for side in (sides[-1], sides[0]) if len(side) == 1]
+    cut = text[last.end() : last.end() + 1].isdigit()  # by the longest statement that is read
+    if not results or cut or _ELSE.match(text, last.end(), stop) or _is_list(text, last, stop, inside):
+        return number.start(), last.end(), None
+    return results[0].start(), results[0].end(), value_of(results[0])
+
+
+def _is_list(text: str, number: re.Match[str], stop: int, inside: bool) -> bool:
+    """Return whether other numbers follow, and nothing else: several answers, a range, hours and minutes."""
+    separator = _SEPARATOR.match(text, number.end(), stop)
+    if separator is None or (separator["by"] is None and not separator[0].strip()):
+        return False
+    other = _match(text, separator.end(), stop, inside)
+    return other is not None and _CLOSING.match(text, other.end(), stop) is not None
