@@ -28,7 +28,7 @@ def _of_ratio(ratio):
         ({"action": "hold", "press": KnormPress(0.5)}, "compression_interval.*restore, rollback, restart"),
         ({"compression_interval": 16}, "pass a press"),
         ({"press": "snapkv"}, "'snapkv' is no kvpress press"),
-        ({"press": DecodingPress(KnormPress())}, "DecodingPress .*compression_interval"),
+        ({"press": DecodingPress(KnormPress())}, "DecodingPress.*compression_interval"),
         (
             {"press": ObservedAttentionPress(0.5), "compression_interval": 32},
             "ObservedAttentionPress.*KnormPress",
