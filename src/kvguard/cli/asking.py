@@ -124,7 +124,7 @@ def _spec(params: Params, model: str) -> tuple[str, dict[str, Any]]:
     kind, colon, rest = model.partition(":")
     if colon and kind == "path" and rest:
         source = f"path:{_place(rest)}"
-    elif _place(model).is_dir():
+    elif model and _place(model).is_dir():
         raise KvguardError(f"--model: {model} is a folder here: write path:{model}")
     elif _HUB_ID.fullmatch(model):
         source = model
