@@ -17,7 +17,7 @@ REAL = {"smollm2": "smollm2-135m", "gemma": "gemma-270m"}  # real models, and th
 
 @pytest.fixture(scope="session")
 def real_model(tmp_path_factory):
-    """A real model's folder by name: that of KVGUARD_SMOLLM2 or KVGUARD_GEMMA, or made by a tool where it is."""
+    """Find a real model's folder: that of KVGUARD_SMOLLM2 or KVGUARD_GEMMA, or made by a tool, if there."""
     made = {}
 
     def find(name):
