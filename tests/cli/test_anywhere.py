@@ -104,6 +104,8 @@ def test_models_for_a_laptop_are_float32_on_a_cpu(nowhere, name):
         ("path:", "'path:' is no name of the settings"),
         ("~nobody/x y", "is no name of the settings"),
         ("", "unknown name ''"),
+        ("x" * 5000, "unknown name 'xxx"),
+        ("a\0b", "unknown name"),
     ],
 )
 def test_what_is_no_model_is_one_line(nowhere, model, message):
