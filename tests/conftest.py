@@ -1,6 +1,9 @@
 """A workspace with settings and two tiny random models: every stage and command runs on it in seconds."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,26 @@ import yaml
 from tiny import build
 
 REPOSITORY = Path(__file__).parents[1]
+REAL = {"smollm2": "smollm2-135m", "gemma": "gemma-270m"}  # real models, and the tools that make them
+
+
+@pytest.fixture(scope="session")
+def real_model(tmp_path_factory):
+    """Find a real model's folder: that of KVGUARD_SMOLLM2 or KVGUARD_GEMMA, or made by a tool, if there."""
+    made = {}
+
+    def find(name):
+        if folder := os.environ.get(f"KVGUARD_{name.upper()}"):
+            return Path(folder)
+        tool = REPOSITORY.parent / "shared" / "tools" / REAL[name]
+        if not tool.exists():
+            pytest.skip(f"set KVGUARD_{name.upper()} to the folder of {REAL[name]}")
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            subprocess.run([tool, made[name], sys.executable], check=True)
+        return made[name]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,7 @@ def test_a_guard_generates_where_only_its_own_dependencies_are_installed(absent)
         ["sweep", "--model", "reference", "-n", "1", "--out", "/nonexistent/kvguard"],
         ["compare", "v1", "v2"],
         ["run", "--model", "reference", "--compressor", "snapkv", "--ratio", "0.5", "-n", "1"],
+        ["run", "--model", "path:nowhere", "--prompts", "f.jsonl", "--preset", "experiment-001"],
     ],
 )
 def test_a_command_without_the_extra_says_what_to_install(absent, arguments):

@@ -1,9 +1,6 @@
 """Stop strings end a text at the token where transformers' ``stop_strings`` do."""
 
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,32 +19,12 @@ from kvguard.models.spec import ModelSpec
 from kvguard.tasks import sample_prompts
 
 SETS = (("\n\nQ:",), ("\n\nQ:", "\n\nQuestion", "###"), ("aa", "aaa"), (".",), (" the", "he c"), ("é", "12"))
-SMOLLM2 = Path(__file__).parents[3] / "shared" / "tools" / "smollm2-135m"
 
 
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory):
-    out = tmp_path_factory.mktemp("smollm2")
-    subprocess.run([SMOLLM2, out, sys.executable], check=True)
-    return out
-
-
-@pytest.fixture(
-    params=[
-        "reference",
-        "bytes",
-        pytest.param(
-            "smollm2",
-            marks=[
-                pytest.mark.real_model,
-                pytest.mark.skipif(not SMOLLM2.exists(), reason="the tool that makes SmolLM2 is not here"),
-            ],
-        ),
-    ]
-)
-def tokenizer(request, model_folder):
+@pytest.fixture(params=["reference", "bytes", pytest.param("smollm2", marks=pytest.mark.real_model)])
+def tokenizer(request, model_folder, real_model):
     if request.param == "smollm2":
-        return AutoTokenizer.from_pretrained(request.getfixturevalue("smollm2"))
+        return AutoTokenizer.from_pretrained(real_model("smollm2"))
     return AutoTokenizer.from_pretrained(WEIGHTS / "qwen2" if request.param == "reference" else model_folder)
 
 

@@ -11,7 +11,16 @@ from kvguard.engine import presses as presses_module
 from kvguard.engine.presses import NONE, Condition, Presses, attention_for, only_scores
 from kvguard.errors import KvguardError
 from kvguard.models.load import LoadedModel, load_model
-from kvguard.sweep.plan import Plan, Sweep, SweepPart, compile_sweep, cut_by_compressor
+from kvguard.store.tables import read_table
+from kvguard.sweep.plan import (
+    Plan,
+    Sweep,
+    SweepPart,
+    compile_sweep,
+    cut_by_compressor,
+    plan_workers,
+    spread,
+)
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import CompressorSpec
 from kvguard.sweep.workers import units_of
@@ -107,3 +116,64 @@ def test_a_press_that_cannot_be_built_is_rejected_before_anything_is_written(
     with pytest.raises(KvguardError, match=r"^press AdaKVPress: .*; fix its parameters"):
         run_sweep(replace(sweep, compressors=specs), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def wide(sweep: Sweep, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """A sweep of seven prompts in one part, on a machine of four cores."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
+    settings = sweep.settings.model_copy(update={"prompts_per_part": 100, "workers": "auto"})
+    return replace(sweep, prompts=sweep.task.prompts(7, 3), settings=settings)
+
+
+def test_a_small_sweep_has_work_for_every_worker(
+    wide: Sweep, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert spread(wide, loaded) == wide, "it ends before a worker has started"
+    monkeypatch.setattr("kvguard.sweep.plan._WORTH_A_WORKER", 0)
+    assert spread(wide, loaded).settings.prompts_per_part == 2
+    assert plan_workers(wide.settings, loaded, 7) == (4, 1)
+    few = wide.settings.model_copy(update={"prompts_per_part": 1})
+    assert spread(replace(wide, settings=few), loaded).settings.prompts_per_part == 1, "never larger parts"
+
+
+def test_every_core_works_on_less_prompts_than_cores(wide: Sweep, loaded: LoadedModel) -> None:
+    assert plan_workers(wide.settings, loaded, 2) == (2, 2)
+    assert plan_workers(wide.settings, loaded, 1) == (1, 4)
+
+
+def test_there_are_no_more_workers_than_the_memory_has_room_for(
+    wide: Sweep, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(weight.nbytes for weight in loaded.model.parameters())
+
+    class Memory:
+        total = 4 * weights
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
+    assert plan_workers(wide.settings, loaded, 7) == (2, 2)
+    Memory.total = weights
+    assert plan_workers(wide.settings, loaded, 7) == (1, 4)
+
+
+def test_how_the_prompts_are_cut_changes_no_token(
+    sweep: Sweep, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = sweep.settings.model_copy(update={"prompts_per_part": 100, "workers": 1})
+    run_sweep(replace(sweep, settings=settings), whole, progress=False)
+    monkeypatch.setattr("kvguard.sweep.plan._WORTH_A_WORKER", 0)
+    settings = settings.model_copy(update={"workers": 3})
+    monkeypatch.setattr("kvguard.sweep.plan.plan_workers", lambda *_: (3, 1))
+    monkeypatch.setattr("kvguard.sweep.workers._in_processes", in_this_process)
+    run_sweep(replace(sweep, settings=settings), cut, progress=False)
+    assert len(list(cut.glob("part-*"))) == 3 * len(list(whole.glob("part-*")))
+    one, three = (read_table("traces", folder / "traces.parquet") for folder in (whole, cut))
+    assert one["token_ids"].map(list).tolist() == three["token_ids"].map(list).tolist()
+
+
+def in_this_process(work, units, workers, report):
+    assert workers == 3
+    loaded = load_model("tiny", work.plan.sweep.spec, "cpu")
+    for unit in units:
+        work.make(work.plan, loaded, unit, work.out, report)

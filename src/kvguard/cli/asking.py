@@ -39,7 +39,7 @@ class Asked:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.prompts and (self.task or self.task_source):
+        if self.prompts is not None and (self.task or self.task_source):
             raise click.UsageError("--prompts goes without --task and --task-source")
         if not all(self.stop):
             raise click.UsageError("--stop needs at least one character")
@@ -54,8 +54,8 @@ class Asked:
         """
         params = open_settings(self.params_path).on(self.device)
         name, spec = _spec(params, self.model)
-        task = _OWN if self.prompts else self.task or spec["task"]
-        params = params.with_entry("tasks", task, {**self._task(params, task)})
+        task = _OWN if self.prompts is not None else self.task or spec["task"]
+        params = params.with_entry("tasks", task, self._task(params, task))
         dtype = {"dtype": self.dtype} if self.dtype else {}
         return name, params.with_entry("models", name, {**spec, **dtype, "task": task})
 
@@ -66,7 +66,8 @@ class Asked:
 
         check_known("--task", name, params.tasks)
         settings = dict(params.tasks[name] or {})
-        if source := self.prompts or self.task_source:
+        source = self.prompts if self.prompts is not None else self.task_source
+        if source is not None:
             if "source" not in TASKS[name].model_fields:
                 raise KvguardError(f"--task-source: task {name} takes no file: leave it out, or --task gsm8k")
             settings["source"] = source
@@ -124,7 +125,7 @@ def _spec(params: Params, model: str) -> tuple[str, dict[str, Any]]:
     kind, colon, rest = model.partition(":")
     if colon and kind == "path" and rest:
         source = f"path:{_place(rest)}"
-    elif _place(model).is_dir():
+    elif _is_folder(model):
         raise KvguardError(f"--model: {model} is a folder here: write path:{model}")
     elif _HUB_ID.fullmatch(model):
         source = model
@@ -141,6 +142,13 @@ def _place(text: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:  # a home that nobody has
         return Path(text).absolute()
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return bool(text) and _place(text).is_dir()
+    except (OSError, ValueError):  # no name that a folder could have
+        return False
 
 
 def announce(params: Params, model: str) -> None:

@@ -88,6 +88,8 @@ def run(
     from kvguard.sweep.run import run_sweep
 
     model, params = asked.settings()
+    if guarded and bundle is None and model == params.spec(model).source:
+        raise click.UsageError("--bundle: name the folder of the guard, none is this model's own")
     chosen = _preset(params, preset, compressor, ratio)
     prompts = draw_prompts(params, model, n_prompts(params, model, n, 10))
     announce(params, model)

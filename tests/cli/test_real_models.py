@@ -1,0 +1,56 @@
+"""Real models in a folder that is no repository, as people run them; `pytest -m real_model`."""
+
+import json
+
+import click.testing
+import pytest
+
+from conftest import REAL, REPOSITORY
+from kvguard import cli as commands
+from kvguard.store.tables import read_table
+
+GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+PROMPTS = [
+    {"prompt": "What is the capital of France?", "answer": "Paris"},
+    {"prompt": "Name three fruits."},
+    {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}],
+        "answer": 4,
+    },
+    {"prompt": "Which planet is called the red planet?", "answers": ["Mars", "the planet Mars"]},
+    {"prompt": "Write a sentence about the sea.", "answer": None},
+]
+pytestmark = pytest.mark.real_model
+
+
+def kvguard(*arguments):
+    result = click.testing.CliRunner().invoke(commands.main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(params=REAL)
+def model(request, real_model, tmp_path, monkeypatch):
+    folder = real_model(request.param)
+    monkeypatch.chdir(tmp_path)
+    return ["--model", f"path:{folder}"]
+
+
+def test_own_prompts_are_asked_and_kvpress_agrees(model, tmp_path):
+    (tmp_path / "five.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
+    how = ["--prompts", "five.jsonl", "--max-new-tokens", "24"]
+    kvguard("sweep", *model, *how, "--preset", "experiment-001", "--out", "out")
+    scores = read_table("scores", tmp_path / "out/scores.parquet")
+    unscored = scores[scores["metric"] == "accuracy"]["value"].isna()
+    assert unscored.sum() == 2 * 4
+    assert "8 of 8 traces agree" in kvguard("verify", *model, "--data", "out", "--against-kvpress", "8")
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K's file is not on this machine")
+def test_gsm8k_of_a_file_ends_by_itself_and_kvpress_agrees(model, tmp_path):
+    how = ["--task", "gsm8k", "--task-source", str(GSM8K), "-n", "3", "--max-new-tokens", "160"]
+    kvguard("sweep", *model, *how, "--preset", "experiment-001", "--out", "out")
+    traces = read_table("traces", tmp_path / "out/traces.parquet")
+    none = traces[traces["compressor"] == "none"]
+    assert (none["stop_reason"] != "length").any()
+    assert "4 of 4 traces agree" in kvguard("verify", *model, "--data", "out", "--against-kvpress", "4")
