@@ -113,7 +113,7 @@ def test_a_press_that_cannot_be_built_is_rejected_before_anything_is_written(
     sweep: Sweep, tmp_path: Path
 ) -> None:
     specs = {**SPECS, "ada": CompressorSpec(press="AdaKVPress", params={"no_such": 1})}
-    with pytest.raises(KvguardError, match=r"^press AdaKVPress: .*; fix its parameters"):
+    with pytest.raises(KvguardError, match=r"^press AdaKVPress: .*: fix its parameters"):
         run_sweep(replace(sweep, compressors=specs), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

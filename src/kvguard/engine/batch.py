@@ -201,7 +201,6 @@ class Batch:
 
         Parameters
         ----------
-        slots : sequence of int
         keep : sequence of int, optional
             How many generated tokens of each stay; with fewer than it has the row is rewound, and draws
             the others anew. All by default.

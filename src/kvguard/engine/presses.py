@@ -284,7 +284,7 @@ def shortest_prompt(press: BasePress) -> int:
         for name, argument in _LONGER_THAN.items()
         if _of(inner, name)
     ]
-    return 1 + max((count for count in counts if isinstance(count, int)), default=0)
+    return 1 + max(0, 0, *(count for count in counts if isinstance(count, int)))
 
 
 def _of(press: BasePress, *names: str) -> bool:

@@ -99,7 +99,13 @@ def check_dataset(folder: Path, prompts: pd.DataFrame) -> Counts:
 def compare_with_kvpress(
     params: Params, model: str, folder: Path, prompts: pd.DataFrame, n: int
 ) -> Agreement:
-    """Generate ``n`` traces again, one by one through kvpress, spread over the conditions."""
+    """Generate ``n`` traces again, one by one through kvpress, spread over the conditions.
+
+    Raises
+    ------
+    KvguardError
+        If kvpress itself fails: which trace, and how.
+    """
     import torch
     from tqdm import tqdm
 
@@ -117,14 +123,17 @@ def compare_with_kvpress(
     for trace in tqdm(traces.itertuples(), total=len(traces), desc="kvpress", unit="trace"):
         condition = Condition(trace.compressor, trace.ratio)
         ids = torch.tensor(loaded.encode(text[trace.prompt_id]), device=loaded.model.device)
-        reference = kvpress_generate(
-            loaded.model,
-            ids,
-            presses[condition].press,
-            task.max_new_tokens,
-            loaded.eos_ids,
-            stop_strings(task, loaded),
-        )
+        try:
+            reference = kvpress_generate(
+                loaded.model,
+                ids,
+                presses[condition].press,
+                task.max_new_tokens,
+                loaded.eos_ids,
+                stop_strings(task, loaded),
+            )
+        except KvguardError as error:
+            raise KvguardError(f"{condition} trace {trace.trace_id} cannot be compared: {error}") from None
         counted[str(condition)] += 1
         if not reference.agrees(list(trace.token_ids)):
             differing.append(f"{condition} trace {trace.trace_id}")
