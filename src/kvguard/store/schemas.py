@@ -41,6 +41,7 @@ _STAGE = {
     "live": "live-validate",
     "live_parts": "live-validate",
 }
+_OF_A_SWEEP = {"prompts", "parts", "tokens", "traces", "scores"}  # lie in a folder of `kvguard sweep` too
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def arrow_schema(kind: str, names: Iterable[str]) -> arrow.Schema:
 def mend(kind: str) -> str:
     """Return the half sentence that tells how to make a table of ``kind`` again."""
     command = f"dvc repro {_STAGE.get(kind, 'generate')}".rstrip()
-    return f"make it again with `{command}`"
+    return f"make it again with `{command}`" + (", or run the sweep again" if kind in _OF_A_SWEEP else "")
 
 
 def check_table(kind: str, frame: pd.DataFrame, path: Path, first_row: int = 0) -> None:

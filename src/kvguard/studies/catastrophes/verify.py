@@ -66,6 +66,15 @@ class Agreement:
             )
 
 
+def check_finished(folder: Path) -> None:
+    """Raise unless a sweep has ended in ``folder``: its traces are judged once all of its parts are made."""
+    if not (folder / "traces.parquet").is_file():
+        raise KvguardError(
+            f"{folder}: holds no finished sweep: run the sweep again (`dvc repro generate` in the pipeline): "
+            "it goes on where it stopped"
+        )
+
+
 def check_dataset(folder: Path, prompts: pd.DataFrame) -> Counts:
     """Read every file of ``folder`` and hold its tables against each other.
 
