@@ -13,7 +13,7 @@ import click
 
 from kvguard.errors import KvguardError
 
-# What the user can mend outside the program; any other OSError is a bug and keeps its traceback.
+# What the user can fix outside the program; any other OSError is a bug and keeps its traceback.
 _OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 params_option = click.option(
@@ -40,7 +40,7 @@ protocol_option = click.option(
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Make ``command`` print a failure the user can mend as one line on stderr, and exit with 1.
+    """Make ``command`` print a failure the user can fix as one line on stderr, and exit with 1.
 
     So do Ctrl-C and SIGTERM, with the exit status of shells: 128 and the signal's number.
     """

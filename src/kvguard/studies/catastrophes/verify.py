@@ -81,7 +81,7 @@ def check_dataset(folder: Path, prompts: pd.DataFrame) -> Counts:
     Raises
     ------
     KvguardError
-        The first thing that is broken: file, trace, and the mend.
+        The first thing that is broken: file, trace, and the fix.
     """
     traces = read_table("traces", folder / "traces.parquet").set_index("trace_id")
     parts = sorted(folder.glob("part-*.parquet"))

@@ -2,7 +2,7 @@
 
 An arm is a policy's outcomes, one for every (prompt, condition) of a regime in one fixed order; the
 uncompressed outcome of a prompt stands once under each condition. A prompt with a generation that broke off
-for logits that are no numbers, or was refused, is left out of every arm.
+for logits that are NaN, or was refused, is left out of every arm.
 """
 
 from __future__ import annotations
