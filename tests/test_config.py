@@ -1,4 +1,4 @@
-"""Every mistake in params.yaml is one line that names the key, the value and the mend."""
+"""Every mistake in params.yaml is one line that names the key, the value and the fix."""
 
 from pathlib import Path
 

@@ -2,7 +2,10 @@
 
 import errno
 import functools
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import click
 
 from kvguard.errors import KvguardError
 
-# What the user can mend outside the program; any other OSError is a bug and keeps its traceback.
+# What the user can fix outside the program; any other OSError is a bug and keeps its traceback.
 _OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 params_option = click.option(
@@ -37,12 +40,19 @@ protocol_option = click.option(
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Make ``command`` print a failure the user can mend as one line on stderr, and exit with 1."""
+    """Make ``command`` print a failure the user can fix as one line on stderr, and exit with 1.
+
+    So do Ctrl-C and SIGTERM, with the exit status of shells: 128 and the signal's number.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with _sigterm_interrupts() as received:
+                return command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            click.echo(str(error) or "interrupted", err=True)
+            raise click.exceptions.Exit(128 + (received or [signal.SIGINT])[0]) from None
         except KvguardError as error:
             raise click.ClickException(
                 " ".join(str(error).splitlines())
@@ -61,3 +71,22 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.ClickException(message) from error
 
     return wrapper
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[list[int]]:
+    """Let SIGTERM end the body as Ctrl-C does; yield where it is listed once it has come."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click.testing
 import pytest
@@ -62,6 +63,18 @@ def test_verify_reads_a_whole_dataset_and_agrees_with_kvpress(swept):
     assert "5 of 5 traces agree with kvpress" in result.stdout
 
 
+def test_verify_of_an_interrupted_sweep_says_to_run_the_sweep_again(workspace, swept):
+    out = Path(swept[3])
+    begun = workspace / "begun"
+    begun.mkdir()
+    for path in out.glob("part-*.parquet"):
+        (begun / path.name).write_bytes(path.read_bytes())
+    result = kvguard("verify", *swept[:3], str(begun), *swept[4:])
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert f"{begun}: holds no finished sweep: run the sweep again" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -69,7 +82,7 @@ def test_verify_reads_a_whole_dataset_and_agrees_with_kvpress(swept):
         (["run", "--preset", "experiment-01"], ["'experiment-01'", "did you mean 'experiment-001'"]),
         (["sweep", "--preset", "smal", "--out", "x"], ["'smal'", "did you mean 'small'"]),
         (["trace"], ["traces.parquet", "dvc repro"]),
-        (["verify"], ["tiny.parquet", "dvc repro"]),
+        (["verify"], ["data/generate/tiny", "dvc repro generate"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exits_with_1(workspace, arguments, words):

@@ -53,7 +53,7 @@ def test_one_screen_has_each_condition_without_and_with_the_guard(guarded):
         assert word in shown
 
 
-def test_a_press_that_cannot_compress_while_decoding_is_refused_before_any_prompt_is_asked(
+def test_a_press_that_cannot_compress_while_decoding_is_rejected_before_any_prompt_is_asked(
     guarded, monkeypatch
 ):
     monkeypatch.setattr("kvguard.cli.trial.run_trial", lambda *_, **__: pytest.fail("a prompt was asked"))

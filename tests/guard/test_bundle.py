@@ -1,4 +1,4 @@
-"""A guard's folder: whole, its own, and refused where it cannot work."""
+"""A guard's folder: whole, its own, and rejected where it cannot work."""
 
 import json
 import logging
@@ -60,14 +60,14 @@ def test_an_unknown_operating_point_lists_those_there_are(folder):
         load(folder, "bold")
 
 
-def test_a_hazard_model_of_features_that_no_decoding_knows_is_refused(tmp_path):
+def test_a_hazard_model_of_features_that_no_decoding_knows_is_rejected(tmp_path):
     features = [*FEATURES[:-1], "rank_of_chosen"]
     folder = bundles.write_bundle(tmp_path / "guard", features=features)
     with pytest.raises(KvguardError, match="rank_of_chosen"):
         load(folder, "balanced")
 
 
-def test_trees_that_read_other_columns_than_their_card_names_are_refused(tmp_path):
+def test_trees_that_read_other_columns_than_their_card_names_are_rejected(tmp_path):
     folder = bundles.write_bundle(tmp_path / "guard", features=FEATURES[:5])
     source = tmp_path / "guard-source"
     rewrite(source / "hazard.json", features=FEATURES[:6])

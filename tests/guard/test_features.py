@@ -205,7 +205,7 @@ def test_the_protocols_differ_by_their_position_and_the_rank():
     assert set(v2) - set(v1) == {"token_position"}
 
 
-def test_tokens_out_of_order_or_of_an_unknown_trace_are_refused():
+def test_tokens_out_of_order_or_of_an_unknown_trace_are_rejected():
     tokens, traces = dataset([[1, 2], [3]])
     with pytest.raises(KvguardError, match="column t, row 0: trace 0 has t = 1 where 0 is due"):
         featurize_tokens(tokens.iloc[1:], traces, PARAMS, MAX_NEW_TOKENS, MASK)

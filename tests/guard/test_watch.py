@@ -151,7 +151,7 @@ def test_signals_that_are_no_numbers_are_a_risk_unknown_for_their_row_alone(reco
     assert len(set(states[29:39])) == 1
 
 
-def test_a_model_of_a_feature_that_only_whole_traces_have_is_refused(recorded):
+def test_a_model_of_a_feature_that_only_whole_traces_have_is_rejected(recorded):
     model = HazardModel(recorded.model.booster, ("entropy", "token_position_v1"), Platt(1.0, 0.0), 0.5)
     with pytest.raises(KvguardError, match="reads token_position_v1"):
         HazardTrigger(model, synthetic.MASK)

@@ -206,7 +206,7 @@ def test_a_wrong_answer_is_a_failure_of_protocol_v1_only(raw, prompts):
     assert is_failure_v1(judged).tolist() == [False, True, False, False]
 
 
-def test_a_trace_of_an_unknown_prompt_is_refused(raw, prompts):
+def test_a_trace_of_an_unknown_prompt_is_rejected(raw, prompts):
     with pytest.raises(KvguardError, match="prompt b is not in the prompts table"):
         score(raw, prompts.iloc[:1], TASK)
 

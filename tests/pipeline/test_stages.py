@@ -60,7 +60,7 @@ def made(workspace):
 
 
 @pytest.mark.parametrize("stage", ["sample", "generate"])
-def test_a_model_that_is_not_there_is_refused_before_anything_is_written(workspace, change, stage):
+def test_a_model_that_is_not_there_is_rejected_before_anything_is_written(workspace, change, stage):
     change("models.tiny.source", "path:nowhere")
     before = files(workspace), (workspace / "mlflow.db").read_bytes()
     result = call(stage, "--model", "tiny")

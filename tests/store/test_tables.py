@@ -1,4 +1,4 @@
-"""The stored tables: written ones come back, broken ones are refused, nothing is half-written."""
+"""The stored tables: written ones come back, broken ones are rejected, nothing is half-written."""
 
 import errno
 import os
@@ -81,14 +81,14 @@ def test_only_the_columns_asked_for_are_read_in_schema_order(tokens, tmp_path):
         ("token_id", -1, "column token_id, row 7"),
     ],
 )
-def test_a_value_outside_the_schema_is_refused_with_its_column_and_row(
+def test_a_value_outside_the_schema_is_rejected_with_its_column_and_row(
     tokens, tmp_path, column, value, named
 ):
     tokens.loc[7, column] = tokens[column].dtype.type(value)
-    with pytest.raises(KvguardError, match=named) as refusal:
+    with pytest.raises(KvguardError, match=named) as rejection:
         traces.write_table("tokens", tokens, tmp_path / "t")
-    assert str(tmp_path / "t") in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    assert str(tmp_path / "t") in str(rejection.value)
+    assert "\n" not in str(rejection.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -102,13 +102,13 @@ def test_a_value_outside_the_schema_is_refused_with_its_column_and_row(
         (lambda frame: frame.assign(t=frame["t"].where(frame["t"] != 8, 0)), "row 14: duplicate 2, 0"),
     ],
 )
-def test_a_frame_of_another_shape_is_refused(tokens, tmp_path, broken, named):
+def test_a_frame_of_another_shape_is_rejected(tokens, tmp_path, broken, named):
     with pytest.raises(KvguardError, match=named):
         traces.write_table("tokens", broken(tokens), tmp_path / "t")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_list_of_the_wrong_kind_is_refused(judged, tmp_path):
+def test_a_list_of_the_wrong_kind_is_rejected(judged, tmp_path):
     judged["token_ids"] = [["one"], ["two"]]
     with pytest.raises(KvguardError, match="token_ids"):
         traces.write_table("traces", judged, tmp_path / "t")
@@ -116,17 +116,17 @@ def test_a_list_of_the_wrong_kind_is_refused(judged, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.99])
-def test_a_truncated_file_is_refused_in_one_line(tokens, tmp_path, kept):
+def test_a_truncated_file_is_rejected_in_one_line(tokens, tmp_path, kept):
     path = tmp_path / "t"
     traces.write_table("tokens", tokens, path)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     for read in (lambda: traces.read_table("tokens", path), lambda: traces.read_metadata(path)):
-        with pytest.raises(KvguardError, match="unreadable or truncated") as refusal:
+        with pytest.raises(KvguardError, match="unreadable or truncated") as rejection:
             read()
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(rejection.value)
 
 
-def test_a_flipped_bit_is_refused(tokens, tmp_path):
+def test_a_flipped_bit_is_rejected(tokens, tmp_path):
     path = tmp_path / "t"
     traces.write_table("tokens", tokens, path)
     data = bytearray(path.read_bytes())
@@ -136,7 +136,7 @@ def test_a_flipped_bit_is_refused(tokens, tmp_path):
         traces.read_table("tokens", path)
 
 
-def test_a_file_with_another_schema_is_refused_by_column(tokens, judged, tmp_path):
+def test_a_file_with_another_schema_is_rejected_by_column(tokens, judged, tmp_path):
     traces.write_table("tokens", tokens, tmp_path / "t")
     with pytest.raises(KvguardError, match="column model is missing"):
         traces.read_table("traces", tmp_path / "t")

@@ -4,14 +4,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from kvpress import KnormPress
 from test_sweep import sweep_of
 
-from kvguard.engine.presses import Presses
+from kvguard.engine.loop import assemble, decode_steps
+from kvguard.engine.memory import entry_bytes
+from kvguard.engine.prefill import prefill
+from kvguard.engine.presses import Condition, Presses
+from kvguard.engine.requests import Decoding, Row
 from kvguard.models.load import load_model
 from kvguard.sweep import batch_size as batch_module
-from kvguard.sweep.batch_size import BatchSize, predicted_peak
+from kvguard.sweep.batch_size import BatchSize, _capacity, predicted_peak
 
 LENGTHS = [300] * 6
 
@@ -74,9 +80,25 @@ def test_what_malloc_keeps_of_moved_rows_is_counted_up_to_its_limit(sweep, loade
         return peak_of(sweep, loaded, LENGTHS, 12)
 
     config = loaded.model.config
-    one_layer = 12 * (LENGTHS[0] // 2 + 512) * config.num_key_value_heads * 4  # keys of 12 rows, but for D
+    one_layer = (
+        6 * int(_capacity(np.array([LENGTHS[0] // 2]), 512)[0]) * config.num_key_value_heads * 4
+    )  # but for D
     assert peak(1000) - peak(0) == 1000
     assert peak(1 << 40) - peak(0) == one_layer * (config.hidden_size // config.num_attention_heads)
+
+
+def test_no_shelf_has_more_room_than_is_counted_nor_much_less(loaded) -> None:
+    conditions, new, n = {Condition("knorm", ratio): KnormPress(ratio) for ratio in (0.5, 0.75)}, 100, 400
+    rows = []
+    for seed in range(4):
+        ids = torch.randint(2, 200, (n,), generator=torch.Generator().manual_seed(seed))
+        done = prefill(loaded.model, ids, conditions, "sdpa")
+        rows += [Row(ids, done.logits, kept) for kept in done.kept.values()]
+    batch = assemble(loaded.model, rows, len(rows), Decoding(new, []))
+    taken = max(batch.cache.nbytes for _ in decode_steps(batch))
+    kept = np.array([n // 2, n // 4])
+    counted = int((4 * _capacity(kept, new)).sum()) * entry_bytes(loaded.model)
+    assert taken <= counted <= 1.1 * taken
 
 
 @pytest.mark.parametrize("workers", [1, 3])

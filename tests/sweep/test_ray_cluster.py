@@ -133,7 +133,7 @@ def test_what_a_worker_cannot_do_is_one_line_here_too(model_folder: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_worker_that_finds_no_room_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_a_worker_that_finds_no_room_is_rejected(model_folder: Path, tmp_path: Path) -> None:
     sweep = sweep_of(model_folder, n=2, engine="ray", batch_size=8)
     loaded = sweep_module.load_model(sweep.name, sweep.spec, "cpu")
     plan = replace(plan_of(sweep, tmp_path), threads=999)
@@ -156,7 +156,7 @@ def test_without_ray_nothing_is_written(
     ("folder", "message"),
     [(".", r"has another model tiny, kvguard"), ("/nowhere", r"has no folder /nowhere; share it")],
 )
-def test_a_machine_that_differs_is_refused(
+def test_a_machine_that_differs_is_rejected(
     model_folder: Path, tmp_path: Path, folder: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

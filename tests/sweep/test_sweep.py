@@ -293,7 +293,7 @@ def parts_of(folder: Path) -> list[Path]:
         ({"spec": {"source": "path:/nowhere"}}, r"model tiny: no model lies at /nowhere"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(
+def test_what_does_not_fit_is_rejected_before_anything_is_written(
     model_folder: Path, tmp_path: Path, change: dict[str, dict[str, object]], message: str
 ) -> None:
     sweep = sweep_of(model_folder, n=2)

@@ -43,6 +43,7 @@ def verify(asked: Asked, data: Path | None, n: int | None, features: bool) -> No
     from kvguard.studies.catastrophes import verify as verification
 
     model, params, folder = folder_of(asked, data)
+    verification.check_finished(folder)
     prompts = read_table("prompts", folder / "prompts.parquet" if data else layout.prompts(model))
     counts = verification.check_dataset(folder, prompts)
     click.echo(f"{folder}: whole: {counts.n_traces} traces, {counts.n_tokens} tokens, {counts.n_files} files")

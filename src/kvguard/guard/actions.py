@@ -94,7 +94,7 @@ class GuardedStep:
     row, t, token : ndarray
         [n]
     hazard, state : ndarray
-        [n], NaN and the state before where the logits were no numbers.
+        [n], NaN and the state before where the logits were NaN.
     left : ndarray
         [n] bool: this token is the row's last.
     valid : ndarray

@@ -96,7 +96,7 @@ def load(folder: Path, point: str) -> tuple[HazardModel, ControllerParams, Card]
 
 
 def _check_features(hazard: HazardModel, folder: Path) -> None:
-    """Refuse a model that wants what is not known while decoding, or not as much as its card says."""
+    """Reject a model that wants what is not known while decoding, or not as much as its card says."""
     stray = [name for name in hazard.features if name not in FEATURES]
     if stray:
         raise KvguardError(

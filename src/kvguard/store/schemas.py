@@ -41,6 +41,7 @@ _STAGE = {
     "live": "live-validate",
     "live_parts": "live-validate",
 }
+_OF_A_SWEEP = {"prompts", "parts", "tokens", "traces", "scores"}  # lie in a folder of `kvguard sweep` too
 
 
 @dataclass(frozen=True)
@@ -274,10 +275,10 @@ def arrow_schema(kind: str, names: Iterable[str]) -> arrow.Schema:
     )
 
 
-def mend(kind: str) -> str:
+def fix(kind: str) -> str:
     """Return the half sentence that tells how to make a table of ``kind`` again."""
     command = f"dvc repro {_STAGE.get(kind, 'generate')}".rstrip()
-    return f"make it again with `{command}`"
+    return f"make it again with `{command}`" + (", or run the sweep again" if kind in _OF_A_SWEEP else "")
 
 
 def check_table(kind: str, frame: pd.DataFrame, path: Path, first_row: int = 0) -> None:
@@ -297,19 +298,19 @@ def check_table(kind: str, frame: pd.DataFrame, path: Path, first_row: int = 0) 
     if tuple(frame.columns) != names:
         stray = next((name for name in frame.columns if name not in names), None)
         what = "the columns are out of order" if stray is None else f"column {stray} is not in the schema"
-        raise KvguardError(f"{path} ({kind} table): {what}; {mend(kind)}")
+        raise KvguardError(f"{path} ({kind} table): {what}; {fix(kind)}")
     frame = frame.copy(deep=False)
     frame.index = pd.RangeIndex(first_row, first_row + len(frame))
     try:
         _pandera_schema(kind, names).validate(frame, inplace=True)
     except SchemaError as error:
-        raise KvguardError(f"{path} ({kind} table): {_breach(error)}; {mend(kind)}") from error
+        raise KvguardError(f"{path} ({kind} table): {_breach(error)}; {fix(kind)}") from error
     duplicate = _first_duplicate(frame, TABLES[kind].only(names).key)
     if duplicate is not None:
         key = TABLES[kind].key
         value = ", ".join(str(frame[name].iloc[duplicate]) for name in key)
         where = f"column {' + '.join(key)}, row {first_row + duplicate}"
-        raise KvguardError(f"{path} ({kind} table): {where}: duplicate {value}; {mend(kind)}")
+        raise KvguardError(f"{path} ({kind} table): {where}: duplicate {value}; {fix(kind)}")
 
 
 def _breach(error: SchemaError) -> str:

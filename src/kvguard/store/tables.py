@@ -1,6 +1,6 @@
 """Atomic, schema-checked writing and reading of the stored tables.
 
-A table is refused where it breaks its schema, both when written and when read, in one line that names
+A table is rejected where it breaks its schema, both when written and when read, in one line that names
 the file, the column and the row. Files are Parquet with zstd, page checksums and no timestamps: the same
 frames give the same bytes. A file is written under a temporary name, synced and renamed, so a path either
 holds a complete table or nothing new.
@@ -21,7 +21,7 @@ from kvguard.engine.columns import LOGPROBS as LOGPROBS
 from kvguard.engine.columns import SIGNALS as SIGNALS
 from kvguard.errors import KvguardError
 from kvguard.guard.columns import FEATURES as FEATURES
-from kvguard.store.schemas import TABLES, arrow_schema, check_table, mend
+from kvguard.store.schemas import TABLES, arrow_schema, check_table, fix
 from kvguard.store.schemas import V1_ONLY as V1_ONLY
 from kvguard.store.schemas import conform as conform
 
@@ -93,7 +93,7 @@ def open_table(kind: str, path: Path, metadata: Mapping[str, str] | None = None)
     except OSError as error:
         reason = error.strerror or str(error)
         raise KvguardError(
-            f"cannot write {path}: {reason}; free some space or mend its permissions"
+            f"cannot write {path}: {reason}; free some space or fix its permissions"
         ) from error
     finally:
         with suppress(OSError):
@@ -132,7 +132,7 @@ def write_table(
 
 @contextmanager
 def _opened(kind: str | None, path: Path) -> Iterator[pq.ParquetFile]:
-    again = mend(kind) if kind else "make it again"
+    again = fix(kind) if kind else "make it again"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
@@ -197,13 +197,13 @@ def _requested(kind: str, path: Path, schema: arrow.Schema, columns: Sequence[st
             raise KvguardError(f"{kind} table has no column {name}; it has {', '.join(known)}")
     for name, column in known.items():
         if name not in schema.names:
-            raise KvguardError(f"{path} ({kind} table): column {name} is missing; {mend(kind)}")
+            raise KvguardError(f"{path} ({kind} table): column {name} is missing; {fix(kind)}")
         if not schema.field(name).type.equals(column.type):
             found = f"type is {schema.field(name).type}, expected {column.type}"
-            raise KvguardError(f"{path} ({kind} table): column {name}: {found}; {mend(kind)}")
+            raise KvguardError(f"{path} ({kind} table): column {name}: {found}; {fix(kind)}")
     for name in schema.names:
         if name not in known:
-            raise KvguardError(f"{path} ({kind} table): column {name} is not in the schema; {mend(kind)}")
+            raise KvguardError(f"{path} ({kind} table): column {name} is not in the schema; {fix(kind)}")
     return [name for name in known if columns is None or name in columns]
 
 
@@ -249,5 +249,5 @@ def token_paths(generate_dir: Path) -> list[Path]:
     """
     paths = sorted(Path(generate_dir).glob("tokens-*.parquet"))
     if not paths:
-        raise KvguardError(f"{generate_dir} holds no tokens-*.parquet; {mend('tokens')}")
+        raise KvguardError(f"{generate_dir} holds no tokens-*.parquet; {fix('tokens')}")
     return paths

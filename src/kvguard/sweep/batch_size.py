@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvguard.engine.memory import MOST_ROWS, entry_bytes, free_memory, graph_bytes, prefill_bytes, row_bytes
-from kvguard.engine.presses import Presses
+from kvguard.engine.presses import Condition, Presses
+from kvguard.engine.shelves import LEAST, apart
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.models.load import LoadedModel
 from kvguard.store.files import write_json
@@ -21,9 +24,78 @@ if TYPE_CHECKING:
 
     from kvguard.sweep.plan import Sweep
 
+Ints = NDArray[np.int64]
+
 _TABLE_COPIES = 4  # of a part's signals, while its tables are made and written
 _FIXED = 4 << 20  # bytes of a worker's tokenizer and of what writes its tables, measured
 _RESERVE = 64 << 20  # bytes of freed blocks that glibc keeps at most: twice its largest mmap threshold
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """The units of a sweep, each a slice of its prompts, and the bytes that they take as they are made."""
+
+    n_prompts: Ints
+    total: Ints  # tokens of all prompts
+    longest: Ints
+    new: int
+    model: PreTrainedModel
+    whole: set[Condition]  # of these rows are counted with their whole prompt
+
+    def held(self, conditions: Sequence[Condition], scored: Sequence[Condition], shared: bool) -> Any:
+        """Return what the prefill keeps for conditions that have not started."""
+        config, entry = self.model.config.get_text_config(), entry_bytes(self.model)
+        index = 4 * config.num_hidden_layers * config.num_key_value_heads
+        ours = [c for c in conditions if c in scored]
+        chosen = sum(1 - c.ratio for c in ours if c.ratio > 0)  # entries kept, in those of a full cache
+        entries = len(conditions) - len(ours) + ((1 if ours else 0) if shared else chosen)
+        logits = self.n_prompts * config.vocab_size * self.model.dtype.itemsize * bool(conditions)
+        return self.total * (entry * entries + index * chosen) + logits
+
+    def started(self, own: Sequence[Condition], batch_size: int) -> Any:
+        """Return what the rows of a batch take before they have generated anything."""
+        return sum(n * row_bytes(self.model, kept + LEAST) for n, kept in self._rows(own, batch_size))
+
+    def decoding(self, own: Sequence[Condition], batch_size: int) -> Any:
+        """Return what the rows of a batch take once they have generated all that they may."""
+        model, config, rows = self.model, self.model.config.get_text_config(), self._rows(own, batch_size)
+        slots = np.minimum(self.n_prompts * len(own), batch_size)
+        taken = sum(n * row_bytes(model, _capacity(kept, self.new)) for n, kept in rows)
+        taken += self._recorded(self.n_prompts * len(own) - slots, self.new)
+        taken += self._recorded(slots, 1 << (self.new - 1).bit_length())
+        # A shelf grows by a layer's keys or values at a time, which then stand twice.
+        layer = entry_bytes(model) // (2 * config.num_hidden_layers)
+        moved = np.max([n * _capacity(kept, self.new) * layer for n, kept in rows], axis=0)
+        if model.device.type == "cpu":  # the copies of smaller ones stay in reserve
+            return taken + moved + np.minimum(moved, _RESERVE)
+        return taken + moved + (graph_bytes(model, slots) if model.device.type == "cuda" else 0)
+
+    def tables(self, own: Sequence[Condition]) -> Any:
+        """Return what a part's tables take while they are made, on the host."""
+        if self.model.device.type != "cpu":
+            return 0
+        return _TABLE_COPIES * self._recorded(self.n_prompts * len(own), self.new)
+
+    def _rows(self, own: Sequence[Condition], batch_size: int) -> list[tuple[Ints, Ints]]:
+        """Return how many rows of each condition are in a batch and what they keep, the longest first."""
+        kept = [self.longest if c in self.whole else (self.longest * (1 - c.ratio)).astype(int) for c in own]
+        kept.sort(key=lambda n: -int(n.max()))
+        before = [nth * self.n_prompts for nth in range(len(own))]
+        return [
+            (np.clip(batch_size - start, 0, self.n_prompts), n) for start, n in zip(before, kept, strict=True)
+        ]
+
+    def _recorded(self, rows: Any, tokens: int) -> Any:
+        return rows * tokens * 4 * (N_SIGNALS + 1)
+
+
+def _capacity(kept: Ints, new: int) -> Ints:
+    """Return the entries that a shelf has room for once its rows have generated ``new`` tokens."""
+    capacity = kept + LEAST
+    while (capacity < kept + new).any():
+        grown = capacity + 1 + apart(capacity + 1)
+        capacity = np.where(capacity < kept + new, grown, capacity)
+    return capacity
 
 
 class BatchSize:
@@ -108,47 +180,40 @@ def predicted_peak(
 ) -> int:
     """Predict the most memory, in bytes, that a process takes besides the weights while it makes parts.
 
-    The prefill of a unit keeps every prompt's cache, with what each condition keeps of it, until the unit's
-    last part is decoded. On top of that comes a prompt's prefill, or the decoding of a part, or, on the
-    host, its tables: whichever takes most.
+    The prefill of a unit keeps for every prompt what its conditions keep, until their rows start: the
+    full cache with indices where one of them keeps all, else copies. On top of that comes a prompt's
+    prefill, or the decoding of a part, or, on the host, its tables: whichever takes most. A row is counted
+    with what its press keeps and all the tokens that it may generate; of a press that runs through kvpress,
+    which may mask entries and keep them, with its whole prompt.
 
     Parameters
     ----------
     lengths, restorable
         As for :class:`BatchSize`.
     """
-    config, new = model.config.get_text_config(), sweep.task.max_new_tokens
     bounds = np.array(slices(len(lengths), sweep.settings.prompts_per_part))
-    total = np.add.reduceat(lengths, bounds[:, 0])  # tokens of each unit's prompts
-    longest = np.maximum.reduceat(lengths, bounds[:, 0])
-    n_prompts = bounds[:, 1] - bounds[:, 0]
-    entry = entry_bytes(model)
-    index = 4 * config.num_hidden_layers * config.num_key_value_heads
-    logits = n_prompts * config.vocab_size * model.dtype.itemsize
-
+    unit = _Unit(
+        n_prompts=bounds[:, 1] - bounds[:, 0],
+        total=np.add.reduceat(lengths, bounds[:, 0]),
+        longest=np.maximum.reduceat(lengths, bounds[:, 0]),
+        new=sweep.task.max_new_tokens,
+        model=model,
+        whole={c for c in sweep.conditions if restorable or not presses[c].shares_prefill},
+    )
     peak = 0
     for implementation, together in presses.by_attention(sweep.conditions).items():
         scored = [c for c in together if presses[c].shares_prefill]
-        chosen = sum(1 - c.ratio for c in scored if c.ratio > 0)  # entries kept, in those of a full cache
-        held = total * (entry * (1 + len(together) - len(scored)) + index * chosen) + logits
-        working = prefill_bytes(model, longest, implementation)
-        for compressor in {c.compressor for c in together}:
-            own = [c for c in together if c.compressor == compressor]
-            whole = restorable or not set(own) <= set(scored)
-            kept = longest if whole else (longest * (1 - min(c.ratio for c in own))).astype(int)
-            n_rows = n_prompts * len(own)
-            recorded = n_rows * new * 4 * (N_SIGNALS + 1)
-            slots = np.minimum(n_rows, batch_size)
-            decoding = slots * row_bytes(model, kept + new) + recorded
-            if len(own) > 1:  # rows of several lengths change places, the keys or values of a layer at a time
-                moved = slots * (kept + new) * entry // (2 * config.num_hidden_layers)
-                decoding += moved
-                if model.device.type == "cpu":  # the copies of smaller moves stay in reserve
-                    decoding += np.minimum(moved, _RESERVE)
-            if model.device.type == "cuda":
-                decoding += graph_bytes(model, slots)
-            working = np.maximum(working, decoding)
-            if model.device.type == "cpu":
-                working = np.maximum(working, _TABLE_COPIES * recorded)
-        peak = max(peak, int((held + working).max()))
+        names = dict.fromkeys(c.compressor for c in together)
+        parts = [[c for c in together if c.compressor == name] for name in names]
+        shared = any(c.ratio == 0 for c in scored) or sum(1 - c.ratio for c in scored) >= 1
+        least = unit.held(together, scored, shared) + prefill_bytes(model, unit.longest, implementation)
+        peak = max(peak, int(least.max()))
+        for nth, own in enumerate(parts):
+            later = [c for part in parts[nth + 1 :] for c in part]
+            waiting = np.where(unit.n_prompts * len(own) > batch_size, 1, 0)
+            # Rows hold what they keep twice as they start, and their own alone once they are under way.
+            full, rest = unit.held([*own, *later], scored, shared), unit.held(later, scored, shared)
+            begins = full + unit.started(own, batch_size)
+            goes_on = np.where(waiting, full, rest) + unit.decoding(own, batch_size)
+            peak = max(peak, int(begins.max()), int(goes_on.max()), int((rest + unit.tables(own)).max()))
     return peak + _FIXED * (model.device.type == "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,6 +20,7 @@ import torch
 from kvguard.errors import KvguardError
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.store.parts import P, Part, keep_made
+from kvguard.store.tables import remove_temporaries
 from kvguard.sweep.plan import Plan
 from kvguard.sweep.progress import Progress, Report, Tally
 
@@ -53,13 +55,29 @@ def make_missing(work: Work[P], loaded: LoadedModel, progress: bool) -> int:
     ------
     KvguardError
         If a worker is killed, or a part fails for a reason the user can fix.
+    KeyboardInterrupt
+        With a line that says what is kept.
     """
     plan = work.plan
     missing = keep_made(work.out, plan.parts)
     units = sorted(units_of(missing), key=lambda unit: -sum(part.n_traces for part in unit))
     pending = sum(part.n_traces for part in missing)
     report = Progress(plan.sweep.name, plan.n_traces, plan.n_traces - pending, progress and pending > 0)
-    workers = min(plan.workers, len(units))
+    try:
+        _make(work, loaded, units, report)
+    except KeyboardInterrupt:
+        made = sum(part.is_made(work.out) for part in plan.parts)
+        raise KeyboardInterrupt(
+            f"{work.stage}: interrupted: {made} of {len(plan.parts)} parts are kept in {work.out}: "
+            "run it again to go on"
+        ) from None
+    finally:
+        report.bar.close()
+    return len(missing)
+
+
+def _make(work: Work[P], loaded: LoadedModel, units: Sequence[Sequence[P]], report: Progress) -> None:
+    plan, workers = work.plan, min(work.plan.workers, len(units))
     if plan.sweep.settings.engine == "ray" and units:
         from kvguard.sweep.ray_cluster import make_on_ray
 
@@ -70,8 +88,6 @@ def make_missing(work: Work[P], loaded: LoadedModel, progress: bool) -> int:
                 work.make(plan, loaded, unit, work.out, report)
     else:
         _in_processes(work, units, workers, report)
-    report.bar.close()
-    return len(missing)
 
 
 def units_of(parts: Sequence[P]) -> list[list[P]]:
@@ -101,21 +117,37 @@ def _in_processes(work: Work[P], units: Sequence[Sequence[P]], workers: int, rep
         while (tally := queue.get()) is not None:
             report(tally)
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
+    threading.Thread(target=listen, daemon=True).start()
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _start_worker, (work, queue))
     try:
-        for future in as_completed([pool.submit(_run_unit, unit) for unit in units]):
+        with _deaf_children():
+            futures = [pool.submit(_run_unit, unit) for unit in units]
+        for future in as_completed(futures):
             future.result()
-    except BrokenProcessPool:
-        raise KvguardError(
-            f"{work.stage}: a worker process of model {work.plan.sweep.name} was killed (out of memory?); "
-            "run it again to go on, or set a smaller generate.batch_size or generate.workers"
-        ) from None
+        queue.put(None)  # not where workers end badly: one may have taken the queue's lock with it
+    except BaseException as error:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise KvguardError(
+                f"{work.stage}: a worker of model {work.plan.sweep.name} was killed (out of memory?): "
+                "run it again to go on, or set a smaller generate.batch_size or generate.workers"
+            ) from None
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
-        queue.put(None)
-        listener.join()
+        remove_temporaries(work.out)  # of workers that ended in the middle of a write
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Let processes that the body starts never hear of Ctrl-C, which a terminal sends to all: we end them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass

@@ -90,7 +90,7 @@ def validate(
     return _report(traces, lengths, labels, plan, params)
 
 
-def _refuse(path: Path, column: str, wrong: NDArray[np.bool_], what: str, first_row: int = 0) -> None:
+def _reject(path: Path, column: str, wrong: NDArray[np.bool_], what: str, first_row: int = 0) -> None:
     """Raise for the first row that is ``wrong``."""
     if wrong.any():
         row = first_row + int(np.argmax(wrong))
@@ -103,7 +103,7 @@ def _check_plan(prompts: pd.DataFrame, traces: pd.DataFrame, plan: Plan, path: P
     n_conditions = len(plan.conditions)
     due = len(prompts) * n_conditions
     trace_id = traces["trace_id"].to_numpy()
-    _refuse(path, "trace_id", trace_id >= due, f"the plan ends at {due - 1}")
+    _reject(path, "trace_id", trace_id >= due, f"the plan ends at {due - 1}")
     missing = np.setdiff1d(np.arange(due), trace_id)
     if len(missing):
         prompt, condition = divmod(int(missing[0]), n_conditions)
@@ -120,21 +120,21 @@ def _check_plan(prompts: pd.DataFrame, traces: pd.DataFrame, plan: Plan, path: P
     )
     for column in ("prompt_id", "compressor", "ratio"):
         wrong = traces[column].to_numpy() != due_values[column].to_numpy()
-        _refuse(path, column, wrong, "not the plan's value for this trace_id")
-    _refuse(path, "model", (traces["model"] != traces["model"].iloc[0]).to_numpy(), "a second model")
+        _reject(path, column, wrong, "not the plan's value for this trace_id")
+    _reject(path, "model", (traces["model"] != traces["model"].iloc[0]).to_numpy(), "a second model")
 
 
 def _check_traces(traces: pd.DataFrame, plan: Plan, path: Path) -> None:
     lengths = traces["token_ids"].map(len).to_numpy(dtype=np.int64)
     cut = (traces["stop_reason"] == "length").to_numpy()
-    _refuse(path, "token_ids", (lengths < 1) | (lengths > plan.max_new_tokens), "no tokens, or too many")
-    _refuse(path, "stop_reason", cut & (lengths != plan.max_new_tokens), "cut off before the token budget")
+    _reject(path, "token_ids", (lengths < 1) | (lengths > plan.max_new_tokens), "no tokens, or too many")
+    _reject(path, "stop_reason", cut & (lengths != plan.max_new_tokens), "cut off before the token budget")
     too_many = traces["n_kept_tokens"].to_numpy() > traces["n_prompt_tokens"].to_numpy()
-    _refuse(path, "n_kept_tokens", too_many, "more tokens kept than the prompt has")
+    _reject(path, "n_kept_tokens", too_many, "more tokens kept than the prompt has")
     has_onset = traces["onset"].notna().to_numpy()
-    _refuse(path, "onset", has_onset != is_catastrophic(traces), "onset and catastrophes disagree")
+    _reject(path, "onset", has_onset != is_catastrophic(traces), "onset and catastrophes disagree")
     late = has_onset & (traces["onset"].fillna(0).to_numpy(dtype=np.int64) >= lengths)
-    _refuse(path, "onset", late, "not inside the trace")
+    _reject(path, "onset", late, "not inside the trace")
 
 
 def _check_all_tokens(traces: pd.DataFrame, lengths: NDArray[np.int64], plan: Plan, folder: Path) -> None:
@@ -146,10 +146,10 @@ def _check_all_tokens(traces: pd.DataFrame, lengths: NDArray[np.int64], plan: Pl
     for path in token_paths(folder):
         tokens = read_table("tokens", path)
         trace_id, t = tokens["trace_id"].to_numpy(), tokens["t"].to_numpy()
-        _refuse(path, "trace_id", trace_id >= len(order), "not in the traces table")
-        _refuse(path, "t", t >= lengths[trace_id], "past the end of its trace")
+        _reject(path, "trace_id", trace_id >= len(order), "not in the traces table")
+        _reject(path, "t", t >= lengths[trace_id], "past the end of its trace")
         differs = said[starts[trace_id] + t] != tokens["token_id"].to_numpy()
-        _refuse(path, "token_id", differs, "not the token that the traces table has there")
+        _reject(path, "token_id", differs, "not the token that the traces table has there")
         _check_signals(tokens, plan, path)
         seen += np.bincount(trace_id, minlength=len(order))
     if (seen != lengths).any():
@@ -161,13 +161,13 @@ def _check_all_tokens(traces: pd.DataFrame, lengths: NDArray[np.int64], plan: Pl
 def _check_signals(tokens: pd.DataFrame, plan: Plan, path: Path) -> None:
     limit = math.log(plan.vocab_size) + TOLERANCE
     for name in ("entropy", "h_alts"):
-        _refuse(path, name, tokens[name].to_numpy() > limit, f"above ln {plan.vocab_size}")
+        _reject(path, name, tokens[name].to_numpy() > limit, f"above ln {plan.vocab_size}")
     for above, name in pairwise(LOGPROBS):
         rises = tokens[name].to_numpy() > tokens[above].to_numpy()
-        _refuse(path, name, rises, f"above {above}: the log-probabilities are not sorted")
+        _reject(path, name, rises, f"above {above}: the log-probabilities are not sorted")
     less = tokens["top5_prob"].to_numpy() < tokens["top1_prob"].to_numpy() - TOLERANCE
-    _refuse(path, "top5_prob", less, "below top1_prob")
-    _refuse(
+    _reject(path, "top5_prob", less, "below top1_prob")
+    _reject(
         path,
         "rank_of_chosen",
         tokens["rank_of_chosen"].to_numpy() >= plan.vocab_size,
@@ -182,11 +182,11 @@ def _check_features(traces: pd.DataFrame, lengths: NDArray[np.int64], path: Path
     first_row = 0
     for rows in iter_table("features", path):
         trace_id = rows["trace_id"].to_numpy()
-        _refuse(path, "trace_id", trace_id >= size, "not in the traces table", first_row)
+        _reject(path, "trace_id", trace_id >= size, "not in the traces table", first_row)
         position = rows["token_position"].to_numpy()
-        _refuse(path, "token_position", (position < 0) | (position >= 1), "outside [0, 1)", first_row)
+        _reject(path, "token_position", (position < 0) | (position >= 1), "outside [0, 1)", first_row)
         both = rows["label"].to_numpy() & ~rows["pre_onset"].to_numpy()
-        _refuse(path, "label", both, "labelled at or after the onset", first_row)
+        _reject(path, "label", both, "labelled at or after the onset", first_row)
         counts["rows"] += np.bincount(trace_id, minlength=size)
         for name in ("label", "pre_onset"):
             counts[name] += np.bincount(trace_id[rows[name].to_numpy()], minlength=size)

@@ -66,13 +66,22 @@ class Agreement:
             )
 
 
+def check_finished(folder: Path) -> None:
+    """Raise unless a sweep has ended in ``folder``: its traces are judged once all of its parts are made."""
+    if not (folder / "traces.parquet").is_file():
+        raise KvguardError(
+            f"{folder}: holds no finished sweep: run the sweep again (`dvc repro generate` in the pipeline): "
+            "it goes on where it stopped"
+        )
+
+
 def check_dataset(folder: Path, prompts: pd.DataFrame) -> Counts:
     """Read every file of ``folder`` and hold its tables against each other.
 
     Raises
     ------
     KvguardError
-        The first thing that is broken: file, trace, and the mend.
+        The first thing that is broken: file, trace, and the fix.
     """
     traces = read_table("traces", folder / "traces.parquet").set_index("trace_id")
     parts = sorted(folder.glob("part-*.parquet"))

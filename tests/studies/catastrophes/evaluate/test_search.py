@@ -131,7 +131,7 @@ def test_a_corrupt_study_is_one_line_and_stays_as_it_is(tmp_path, damage):
     assert journal.read_bytes() == before
 
 
-def test_thresholds_chosen_on_test_prompts_are_refused_under_v2_and_are_v1s_way(uninterrupted):
+def test_thresholds_chosen_on_test_prompts_are_rejected_under_v2_and_are_v1s_way(uninterrupted):
     leaky = SPLIT.assign(part=["tune"] * 5 + ["test"])
     with pytest.raises(KvguardError, match="trace 15 is of the test part, and protocol v2 chooses on"):
         search(TUNE, leaky, V2, 3, 17)

@@ -52,7 +52,7 @@ def live_table(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    """Four prompts: a and b fail when compressed, b uncompressed too; rollback mends a, and alarms at c."""
+    """Four prompts: a and b fail when compressed, b uncompressed too; rollback fixes a, and alarms at c."""
     static = [("a", True), ("b", True), ("c", False), ("d", False)]
     none = [("a", False), ("b", True), ("c", False), ("d", False)]
     acted = {"safe_at": 1, "n_restores": 1, "n_rewinds": 1, "n_rewound": 2, "n_steps": 6, "kv_saved": 0.1}
@@ -125,7 +125,7 @@ def test_the_oracle_restores_the_failing_traces_at_their_onset_and_no_others(tab
 
 
 def test_a_prompt_with_a_broken_generation_leaves_every_policy(table: pd.DataFrame) -> None:
-    table.loc[table.index[-1], "error"] = "the logits of token 0 are no numbers"
+    table.loc[table.index[-1], "error"] = "the logits of token 0 are NaN"
     kept = sound(table)
     assert set(kept["prompt_id"]) == {"a", "b", "c"}
     found = policy_values(arms_of(kept, "prefill"), np.ones((1, 3)), FIRST)

@@ -16,7 +16,7 @@ from kvguard.studies.catastrophes.train.splits import (
     make_split,
     part_of_traces,
     read_split,
-    refuse_leaks,
+    reject_leaks,
     split_by_prompt,
     split_by_trace,
     write_split,
@@ -55,15 +55,15 @@ def test_every_prompt_is_in_exactly_one_part_and_shares_hold_in_every_stratum(fa
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from(PARTS)), max_size=30),
 )
-def test_a_leak_is_refused_exactly_where_a_prompt_is_in_two_parts(pairs):
+def test_a_leak_is_rejected_exactly_where_a_prompt_is_in_two_parts(pairs):
     prompt_id = pd.Series([f"p{number}" for number, _ in pairs], dtype=object)
     part = np.array([part for _, part in pairs], dtype=object)
     leaks = len(set(pairs)) > len({number for number, _ in pairs})
     if leaks:
         with pytest.raises(KvguardError, match=r"prompt p\d is in t\w+ and t\w+"):
-            refuse_leaks(prompt_id, part)
+            reject_leaks(prompt_id, part)
     else:
-        refuse_leaks(prompt_id, part)
+        reject_leaks(prompt_id, part)
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_traces():
@@ -109,7 +109,7 @@ def test_protocol_v1_splits_traces_stratified_so_that_prompts_leak():
     failing = traces["catastrophes"].map(len) > 0
     assert pd.Series(part[failing]).value_counts().to_dict() == {"train": 9, "tune": 3, "test": 3}
     with pytest.raises(KvguardError, match="a leak"):
-        refuse_leaks(traces["prompt_id"], part)
+        reject_leaks(traces["prompt_id"], part)
 
 
 def test_a_split_is_read_back_and_only_as_what_it_is(tmp_path):
@@ -132,6 +132,6 @@ def test_a_hand_edited_split_with_a_prompt_in_two_parts_is_caught(tmp_path):
     with pytest.raises(KvguardError, match=f"duplicate {tested}"):
         write_split(leaking, V2, tmp_path)
     leaking.to_parquet(tmp_path / "split.parquet", index=False)  # as an editor would, past all checks
-    with pytest.raises(KvguardError, match=r"split\.parquet") as refusal:
+    with pytest.raises(KvguardError, match=r"split\.parquet") as rejection:
         read_split(V2, tmp_path)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(rejection.value)

@@ -20,7 +20,7 @@ from kvguard.studies.catastrophes.export import save_hazard
 from kvguard.studies.catastrophes.score.hazards import add_forecasts
 from kvguard.studies.catastrophes.train.fit import Parts, fit_hazard, load_parts, selected_features, train
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_all_hazards, write_hazards
-from kvguard.studies.catastrophes.train.splits import part_of_traces, refuse_leaks
+from kvguard.studies.catastrophes.train.splits import part_of_traces, reject_leaks
 
 FOLDS = {"snapkv", "knorm"}
 run = partial(train, seed=17)
@@ -127,7 +127,7 @@ def test_a_known_hazard_gives_the_numbers_computed_by_hand(tmp_path):
 def test_only_test_prompts_are_measured(dataset, training, found):
     _, traces = dataset
     part = part_of_traces(traces, training.split)
-    refuse_leaks(traces["prompt_id"], part)
+    reject_leaks(traces["prompt_id"], part)
     tested = set(traces["trace_id"][part == "test"])
     assert set(training.test.trace_id) == tested
     lengths = traces["token_ids"].map(len)
@@ -245,9 +245,9 @@ def test_what_mlflow_keeps_loads_back_to_the_same_predictions(training, folder, 
 def test_an_unreadable_model_is_one_clear_line(training, tmp_path, broken, text):
     save_hazard(training.model, tmp_path)
     (tmp_path / broken).write_text(text)
-    with pytest.raises(KvguardError, match="no readable hazard model") as refusal:
+    with pytest.raises(KvguardError, match="no readable hazard model") as rejection:
         HazardModel.load(tmp_path)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(rejection.value)
 
 
 def test_the_class_weight_moves_the_trees_and_calibration_takes_it_back(dataset, training):
@@ -312,8 +312,8 @@ def test_labels_of_one_class_are_an_error(dataset):
 )
 def test_a_features_table_that_is_not_whole_is_one_line_with_its_mend(dataset, tmp_path, change, words):
     path, traces = dataset
-    with pytest.raises(KvguardError) as refusal:
+    with pytest.raises(KvguardError) as rejection:
         run(edited(path, tmp_path, change), traces, QUICK)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(rejection.value)
     for word in [*words, "features.parquet", "dvc repro featurize"]:
-        assert word in str(refusal.value)
+        assert word in str(rejection.value)

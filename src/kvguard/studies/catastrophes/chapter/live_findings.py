@@ -216,7 +216,7 @@ def _left_out(numbers: Numbers, model: str) -> Iterator[str]:
     if used.value < asked.value:
         yield (
             f"{asked.value - used.value:.0f} of {asked.value:.0f} prompts are left out of all this: "
-            "the logits of a generation were no numbers, or its press cannot hold its budget while decoding."
+            "the logits of a generation were NaN, or its press cannot hold its budget while decoding."
         )
 
 

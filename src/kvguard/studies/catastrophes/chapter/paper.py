@@ -91,7 +91,7 @@ def _find(pipeline: Pipeline, name: str) -> Interval:
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"the nearest is {near[0]}" if near else "nothing is measured"
-        raise KvguardError(f"paper: no result is called {key} ({hint}): mend the text, or run `dvc repro`")
+        raise KvguardError(f"paper: no result is called {key} ({hint}): fix the text, or run `dvc repro`")
     return pipeline.numbers.get(*parts)
 
 
@@ -127,7 +127,7 @@ def _fact(pipeline: Pipeline, name: str) -> str:
         "other": params.transfer_to,
     }
     if name not in facts:
-        raise KvguardError(f"paper: no fact is called {name} (known: {', '.join(facts)}): mend the text")
+        raise KvguardError(f"paper: no fact is called {name} (known: {', '.join(facts)}): fix the text")
     return markup.escape_latex(facts[name])
 
 
@@ -162,4 +162,4 @@ def _compile(folder: Path) -> None:
     if done.returncode:
         log = done.stdout.splitlines()
         mistake = next((line for line in log if re.match(r"(\./)?[\w.-]+:\d+:|!", line)), "see its log")
-        raise KvguardError(f"paper: LaTeX stopped: {mistake}: mend {TEXT} ({folder}/paper.log has it all)")
+        raise KvguardError(f"paper: LaTeX stopped: {mistake}: fix {TEXT} ({folder}/paper.log has it all)")

@@ -80,7 +80,7 @@ def search(
         A trace is not of the tune part: its outcome would leak into the thresholds. No trace is compressed.
         Or the study cannot be read.
     """
-    _refuse_leaks(tune.traces, split, protocol)
+    _reject_leaks(tune.traces, split, protocol)
     tune = tune.compressed
     if tune.traces.empty:
         raise KvguardError("evaluate: no trace is compressed; name a compressor in the preset")
@@ -104,7 +104,7 @@ def search(
         return pd.DataFrame([_row(trial) | {"on_front": trial.number in front} for trial in study.trials])
 
 
-def _refuse_leaks(traces: pd.DataFrame, split: pd.DataFrame, protocol: Protocol) -> None:
+def _reject_leaks(traces: pd.DataFrame, split: pd.DataFrame, protocol: Protocol) -> None:
     part = part_of_traces(traces, split)
     leaked = part != protocol.tune_part
     if leaked.any():

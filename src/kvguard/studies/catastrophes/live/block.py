@@ -239,4 +239,4 @@ def columns(
 
 def error_of(stop_reason: str, n_tokens: int) -> str | None:
     """Return what went wrong with a row, in words."""
-    return f"the logits of token {n_tokens} are no numbers" if stop_reason == "invalid" else None
+    return f"the logits of token {n_tokens} are NaN" if stop_reason == "invalid" else None

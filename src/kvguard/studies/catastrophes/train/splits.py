@@ -49,7 +49,7 @@ def split_by_prompt(traces: pd.DataFrame, shares: SplitParams, seed: int) -> pd.
     fails = pd.Series(is_catastrophic(traces)).groupby(traces["prompt_id"].to_numpy(), sort=True).any()
     part = _stratified(fails.to_numpy(), shares, seed, "prompt")
     split = pd.DataFrame({"prompt_id": fails.index.to_numpy(dtype=object), "part": part})
-    refuse_leaks(split["prompt_id"], part)
+    reject_leaks(split["prompt_id"], part)
     return split
 
 
@@ -104,7 +104,7 @@ def _deal(n: int, shares: SplitParams) -> list[str]:
     return dealt
 
 
-def refuse_leaks(prompt_id: "pd.Series[Any]", part: NDArray[np.object_]) -> None:
+def reject_leaks(prompt_id: "pd.Series[Any]", part: NDArray[np.object_]) -> None:
     """Raise unless every prompt is in one part.
 
     Parameters
@@ -135,7 +135,7 @@ def part_of_traces(traces: pd.DataFrame, split: pd.DataFrame) -> NDArray[np.obje
     """
     unit = "trace_id" if "trace_id" in split else "prompt_id"
     if unit == "prompt_id":
-        refuse_leaks(split["prompt_id"], split["part"].to_numpy())
+        reject_leaks(split["prompt_id"], split["part"].to_numpy())
     part = traces[unit].map(split.drop_duplicates(unit).set_index(unit)["part"])
     if part.isna().any():
         stray = traces[unit][part.isna()].iloc[0]
@@ -152,7 +152,7 @@ def write_split(split: pd.DataFrame, protocol: Protocol, folder: Path) -> Path:
 
 
 def read_split(protocol: Protocol, folder: Path) -> pd.DataFrame:
-    """Read the split in the ``train`` stage's folder; one of the other protocol's kind is refused."""
+    """Read the split in the ``train`` stage's folder; one of the other protocol's kind is rejected."""
     return read_table(_kind(protocol), folder / _FILE)
 
 
