@@ -54,9 +54,9 @@ def _of_ratio(ratio):
         ({"max_new_tokens": True}, "max_new_tokens: True"),
         ({"max_new_tokens": -1}, "max_new_tokens: -1"),
         ({"max_new_tokens": 1.0}, "max_new_tokens: 1.0"),
-        ({"max_new_tokens": 10**30}, "exceed the window of 1024"),
-        ({"max_new_tokens": 1024}, "max_new_tokens: 1024 tokens and a prompt exceed the window"),
-        ({"compression_interval": 10**30, "press": KnormPress(0.5)}, "exceed the window of 1024"),
+        ({"max_new_tokens": 10**30}, "exceed the window of 2048"),
+        ({"max_new_tokens": 2048}, "max_new_tokens: 2048 tokens and a prompt exceed the window"),
+        ({"compression_interval": 10**30, "press": KnormPress(0.5)}, "exceed the window of 2048"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": False}, "batch_size: False"),
         ({"temperature": True}, "temperature: True"),
@@ -125,25 +125,21 @@ SHORT = [[5, 6, 7] * 8]
 ODD = st.one_of(
     st.floats(),
     st.integers(),
-    st.sampled_from(
-        [1e-45, 1e-40, 1e-320, 5e-324, 1e300, 2**63, 10**400, True, None, "0.7", [1], 1j, object()]
-    ),
-    st.sampled_from(
-        [np.float32(0.7), np.float64(1e-45), np.int64(3), np.bool_(True), Fraction(1, 3), np.array(0.5)]
-    ),
+    st.sampled_from([1e-45, 1e-40, 1e-320, 5e-324, 1e300, 2**63, 10**400]),
+    st.sampled_from([True, None, "0.7", [1], 1j, object(), np.bool_(True), np.array(0.5)]),
+    st.sampled_from([np.float32(0.7), np.float64(1e-45), np.int64(3), Fraction(1, 3)]),
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(given=st.dictionaries(st.sampled_from(sorted(Arguments.__annotations__)), ODD, max_size=3))
 def test_any_arguments_give_a_text_or_one_line(guards, reference, given):
+    error = None
     try:
-        [output] = guards["calm"].generate(*reference, SHORT, **{"max_new_tokens": 3, **given})
-    except KvguardError as error:
-        assert "\n" not in str(error)
-        assert str(error).partition(":")[0] in given
-    else:
-        assert output.error is None or "window" in output.error
+        guards["calm"].generate(*reference, SHORT, **{"max_new_tokens": 3, **given})
+    except KvguardError as raised:
+        error = str(raised)
+    assert error is None or ("\n" not in error and error.partition(":")[0] in given)
 
 
 @pytest.mark.parametrize(

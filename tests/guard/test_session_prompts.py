@@ -13,7 +13,7 @@ from kvpress import (
     TOVAPress,
 )
 
-from guarded import NEW, encoded
+from guarded import NEW, encoded, ids_of
 from kvguard.engine.batch import Batch
 from kvguard.errors import KvguardError
 from kvguard.models.load import LoadedModel

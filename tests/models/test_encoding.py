@@ -181,7 +181,7 @@ TEMPLATES = {  # template, what becomes of a question, and of one after a system
     "empty": ("", DROPS, CUT),
     "cuts": (CHATML.replace("m['content']", "m['content'][:9]"), DROPS, CUT),
     "changes": (CHATML.replace("m['content']", "m['content'] | upper"), DROPS, CUT),
-    "unsafe": ("{{ messages.__class__.__mro__ }}{{ messages.clear() }}", "its chat template", "its chat template"),
+    "unsafe": ("{{ messages.__class__.__mro__ }}{{ messages.clear() }}", FAILS, FAILS),
 }  # fmt: skip
 
 
