@@ -187,8 +187,8 @@ def _checked(text: object) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise KvguardError(
-            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, half "
-            "of a character: leave it out"
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, "
+            "half of a character: leave it out"
         ) from None
     return text
 
