@@ -1,5 +1,7 @@
 """One prompt among others: what is wrong with it is its own, and what the machine lacks is one line."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from kvpress import (
     TOVAPress,
 )
 
-from guarded import NEW, encoded
+from guarded import NEW, encoded, ids_of
 from kvguard.engine.batch import Batch
 from kvguard.errors import KvguardError
+from kvguard.models.load import LoadedModel
 
 
 def test_what_is_wrong_with_one_prompt_is_recorded_and_the_others_finish(guards, reference, prompts):
@@ -148,3 +151,54 @@ def test_a_budget_of_one_entry_is_no_reason_to_refuse(guards, reference, prompts
 def test_token_ids_are_taken_as_they_are(guards, reference, prompts):
     text, given = guards["calm"].generate(*reference, [prompts[0], encoded(reference, prompts[0])])
     assert text.token_ids.tolist() == given.token_ids.tolist()
+
+
+@pytest.mark.parametrize("odd", ["a\ud800b", "\udfff"])
+@pytest.mark.parametrize("how", ["generate", "stream"])
+def test_a_text_that_cannot_be_encoded_is_recorded_and_the_others_finish(
+    guards, reference, prompts, odd, how
+):
+    asked = [prompts[0], odd, prompts[1]]
+    found = getattr(guards["calm"], how)(*reference, asked, press=KnormPress(0.5), max_new_tokens=8)
+    if how == "stream":
+        last = {piece.prompt: piece for piece in found}
+        assert {number: piece.error is None for number, piece in last.items()} == {0: True, 1: False, 2: True}
+        assert "prompt 1: the text has a lone surrogate" in last[1].error
+        return
+    assert [output.error is None for output in found] == [True, False, True]
+    assert found[1].stop_reason == "refused"
+    alone = guards["calm"].generate(*reference, prompts[:2], press=KnormPress(0.5), max_new_tokens=8)
+    assert ids_of([found[0], found[2]]) == ids_of(alone)
+
+
+@pytest.mark.parametrize("prompts", [[b"abc"], [{"role": "user"}], [bytearray(b"a")]])
+def test_bytes_and_mappings_are_no_token_ids(guards, reference, prompts):
+    with pytest.raises(
+        KvguardError, match=r"prompts: .* is neither a text nor token ids: pass a list of texts"
+    ):
+        guards["calm"].generate(*reference, prompts)
+
+
+def test_a_template_that_asks_nothing_is_one_line_before_anything_runs(guards, reference):
+    model, tokenizer = reference[0], copy.deepcopy(reference[1])
+    tokenizer.chat_template = (
+        "{% for part in messages[0]['content'] %}{{ part.text }}{% endfor %}<|assistant|>"
+    )
+    whole = guards["calm"].generate(
+        model, tokenizer, ["How many?"], max_new_tokens=2
+    )  # a list of parts it takes
+    assert whole[0].error is None
+    tokenizer.chat_template = "<|assistant|>"
+    with pytest.raises(KvguardError, match="its chat template leaves out"):
+        guards["calm"].generate(model, tokenizer, ["How many?"])
+
+
+def test_a_control_token_that_a_user_types_ends_and_begins_no_turn(guards, reference):
+    eos, text = reference[1].eos_token, "Q: 1 + 1?"
+    said, plain = (loaded_ids(reference, asked) for asked in (f"{eos}{text}<|assistant|>", text))
+    special = set(reference[1].all_special_ids)
+    assert [i for i in said if i in special] == [i for i in plain if i in special]
+
+
+def loaded_ids(reference, asked):
+    return LoadedModel("m", *reference, "").encode(asked)

@@ -113,6 +113,21 @@ def test_damaged_weights_are_one_line(model_copy: Path) -> None:
         load_model("m", spec(f"path:{model_copy}"), "cpu")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": {}}', "\0"])
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_damaged_file_of_a_model_gives_a_model_or_one_line(
+    model_copy: Path, file: str, content: str
+) -> None:
+    (model_copy / file).write_text(content)
+    line = "model m: 'path' cannot be loaded"
+    try:
+        load_model("m", spec(f"path:{model_copy}"), "cpu").warn_of_doubts()
+    except KvguardError as error:
+        line = str(error)
+    assert line.startswith("model m: ")
+    assert "\n" not in line
+
+
 @pytest.mark.parametrize(
     ("form", "mend"),
     [

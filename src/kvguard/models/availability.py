@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -122,14 +121,15 @@ def free_bytes(device: torch.device) -> int:
 def loading(name: str, spec: ModelSpec, device: torch.device | None = None) -> Iterator[None]:
     """Turn what transformers raises while it loads a model into one line."""
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield
+    except KvguardError:
+        raise
     except (torch.OutOfMemoryError, MemoryError):
         raise KvguardError(_too_large(name, spec, device, "more memory", "too little")) from None
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = re.sub(r"\s+", " ", str(error))[:200]
+    except Exception as error:  # what a damaged file raises is of any class
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise KvguardError(
             f"model {name}: '{spec.source}' cannot be loaded ({reason}); "
             "check its files and the network, or use another copy of it, as path:/some/dir"
