@@ -177,3 +177,26 @@ def in_this_process(work, units, workers, report):
     loaded = load_model("tiny", work.plan.sweep.spec, "cpu")
     for unit in units:
         work.make(work.plan, loaded, unit, work.out, report)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("question", None, r"prompts table\): column question, row 1"),
+        ("question", "half \ud800", r"prompts table\).*surrogates not allowed"),
+        ("prompt_id", "the same", r"prompts table\): column prompt_id, row 1: duplicate the same"),
+        ("references", [1], r"prompts table\): "),
+    ],
+)
+def test_a_prompts_table_that_cannot_be_stored_is_rejected_before_anything_is_made(
+    sweep: Sweep, tmp_path: Path, column: str, value: object, message: str
+) -> None:
+    prompts = sweep.prompts.copy()
+    if column == "prompt_id":
+        prompts.at[prompts.index[0], column] = value
+    prompts.at[prompts.index[1], column] = value
+    out = tmp_path / "out"
+    with pytest.raises(KvguardError, match=message) as error:
+        run_sweep(replace(sweep, prompts=prompts), out, progress=False)
+    assert "\n" not in str(error.value)
+    assert not out.exists()

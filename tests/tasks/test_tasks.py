@@ -127,7 +127,7 @@ def test_every_real_gsm8k_answer_parses() -> None:
         ("", 1, {}, "unknown name ''"),
         ("arithmetic", 0, {}, "at least one"),
         ("arithmetic", 1, {"source": "file.jsonl"}, "unknown key 'tasks.arithmetic.source'"),
-        ("gsm8k", 1, {"source": "/nowhere.jsonl"}, "cannot read gsm8k from /nowhere.jsonl"),
+        ("gsm8k", 1, {"source": "/nowhere.jsonl"}, "cannot read /nowhere.jsonl"),
         ("gsm8k", 1, {"n_shots": -1}, r"tasks\.gsm8k\.n_shots: -1"),
     ],
 )
@@ -144,17 +144,35 @@ def test_asking_beyond_the_set_is_rejected_with_its_size(gsm8k_file: str) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "cut o', "cannot read"),
-        ('{"question": "Q"}', "row 1 .* lacks 'answer'"),
-        ("[1]", "row 1 .* lacks"),
-        ('{"question": "Q", "answer": "none"}', "row 1 .* no '#### N'"),
+        ('{"question": "cut o', "line 2: not JSON"),
+        ('{"question": "Q"}', "line 2: there is no 'answer'"),
+        ("[1]", "line 2: it is a list"),
+        ('{"question": "Q", "answer": "none"}', "line 2: .* '#### N'"),
+        ('{"question": "Q", "answer": "It is 5 and 3 are left."}', "line 2: .* '#### N'"),
+        ('{"question": "Q", "answer": "#### 3:30"}', "line 2: .* '#### N'"),
+        ('{"question": null, "answer": "#### 1"}', "line 2: 'question' is null"),
+        ('{"question": ["Q"], "answer": "#### 1"}', "line 2: 'question' is a list"),
+        ('{"question": "Q", "answer": 1}', "line 2: 'answer' is a number"),
+        ('{"question": " ", "answer": "#### 1"}', "line 2: 'question' is empty"),
+        (
+            '{"question": "Q0", "answer": "#### 2"}',
+            "line 2: .* answer 2, and 1 in .* line 1: keep the right one",
+        ),
     ],
 )
 def test_a_damaged_gsm8k_file_is_named(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
-    path.write_text(line, encoding="utf-8")
-    with pytest.raises(KvguardError, match=message):
+    path.write_text('{"question": "Q0", "answer": "#### 1"}\n' + line, encoding="utf-8")
+    with pytest.raises(KvguardError, match=message) as error:
         make_task("gsm8k", source=str(path)).samples(1, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_that_stands_twice_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"question": "Q", "answer": "So\\n#### 1,000"}\n{"question": "Q", "answer": "1000"}\n')
+    [sample] = make_task("gsm8k", source=str(path)).samples(1, 0)
+    assert sample.references == ("1000",)
 
 
 def test_more_demonstrations_than_written_are_rejected(gsm8k_file: str) -> None:

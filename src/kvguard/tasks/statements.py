@@ -8,7 +8,7 @@ from kvguard.tasks.notation import BOXED, STATED, Number, value_of
 
 Kind = Literal["mark", "box", "said"]
 
-_LONGEST = 400  # characters of a statement; it bounds the work at each of a text's cues
+_LONGEST = 300  # characters of a statement; it bounds the work at each of a text's cues
 
 _MAYBE = re.compile(
     r"####|\\boxed|\\fbox|answer|Answer|ANSWER|Ans|ans"
@@ -27,7 +27,8 @@ _CUE = re.compile(
 # Before a number: emphasis, brackets, what LaTeX wraps it in, a variable and its "=", words that add nothing.
 _DRESS = re.compile(
     r"""(?:[\s\u00a0*_`"“”':≈>→(\[{]
-    | (?<=\n)[-–•][ ]
+    | (?<=\n)[-–•][ ] | \#(?=[0-9$])
+    | [^\w\s\x00-\x7f–€£¥₹₩₽¢√±≤≥∞]
     | \\[()\[\],;:!{ ]
     | \\(?:text|mathrm|mathbf|textbf|mathit|boxed|fbox|displaystyle|left|approx|quad|qquad)(?![A-Za-z])
     | \$(?=[\s\\$*(]|[A-Za-z]\s?=)
@@ -39,7 +40,7 @@ _DRESS = re.compile(
         )(?![A-Za-z]),?)*+""",
     re.VERBOSE | re.IGNORECASE,
 )
-_STOP = re.compile(r"[.!?;](?=[\s*_\"”')\]}$]|\Z)|\n")
+_STOP = re.compile(r"[.!?;](?=[\s*_\"”')\]}$]|\Z)|\n|####")
 _LABELLED = re.compile(
     r"(?:[:=]|\b(?:is|are|was|be|equals?|answer|between|from))[\s*_(\[$\\{]*$", re.IGNORECASE
 )
@@ -58,18 +59,20 @@ _UNIT = r"""(?:\s*(?:\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|textbf)\s*\{[^{}\n]
     |plus|times)\b)[A-Za-z][A-Za-z.'²³]*+(?:\^\{?[0-9]\}?)?)){0,3}?"""
 _BEGINS = r"(?=[-+$€£¥(.0-9½¼¾]|\\[dt]?frac|\\\$)"  # a number
 _NEXT = re.compile(
-    rf"""(?:\^[({{]{{0,2}}
+    rf"""(?:(?:\^|\((?=[0-9]))[({{]{{0,2}}
     | {_UNIT}[*_)\]}}$\s]{{0,4}}?
       (?:(?P<equals>=>?|≈|\\approx|->|→)[\s*_$\\({{\[]{{0,6}}?(?:[A-Za-z]\s?=\s?)?
-      | \s*(?:[-+*/–]|\\times|\\cdot|\\div|x(?=\s?[0-9$])|(?P<share>of)\b|(?:minus|plus|times)\b)[\s({{]{{0,4}}))
+      | \s*(?:[-+/–]|\*(?!\*)|\\times|\\cdot|\\div|x(?=\s?[0-9$])|(?P<share>of)\b|(?:minus|plus|times)\b)
+        [\s({{]{{0,4}}))
     {_BEGINS}""",
     re.VERBOSE,
 )
 # What makes something else of a number: a time, a ratio, a date, algebra, an inequality, a root.
 _ELSE = re.compile(
-    r"[ ]?:[ ]?[0-9]|[.,/][0-9]|[eE][-+]?[0-9]|\^(?!\{?\\circ)"
+    r"[ ]?:[ ]?[0-9]|(?:[.,/']|\{,\}|\\[,;:! ])[0-9]|[eE][-+]?[0-9]|\^(?!\{?\\circ)"
     r"|\s?(?:[xyz](?![A-Za-z])|\\pi\b|π|\\sqrt|√|\\frac|[<>≤≥±]|\\[lg]eq?\b|\\pm\b)"
 )
+_EMPHASIS = re.compile(r"\*{1,3}")
 _SHARE = re.compile("[%/]|percent")  # 30% of 40, but not 5 of 12
 _FORMULA = re.compile(r"\\(?!(?:text|math|left|,|;|\s|\$))|[<>≤≥^+/]")
 _DIGIT = re.compile(r"[0-9½¼¾]")
@@ -160,7 +163,7 @@ def _match(text: str, at: int, stop: int, inside: bool) -> re.Match[str] | None:
 def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[str] | None:
     """Return the number that words lead up to: behind a label, as a last result, or alone in its sentence."""
     grammar = BOXED if inside else STATED
-    number = grammar.search(text, at, stop)
+    number = grammar.search(text, at, stop) if _DIGIT.search(text, at, stop) else None
     if number is None or (kind == "mark" and _NUMBERED.search(text, at, number.start())):
         return None
     if inside and _FORMULA.search(text, at, number.start()):
@@ -178,8 +181,10 @@ def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[
 
 def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[int, int, Number | None]:
     """Return (start, end, value) of what begins with ``number``: itself, or an equation's result."""
-    sides = [[number]]
-    while following := _NEXT.match(text, sides[-1][-1].end(), stop):
+    sides, at = [[number]], number.end()
+    if text[number.start() - 1] == "*":
+        at = _past(_EMPHASIS, text, at, stop)  # it closes, and does not multiply
+    while following := _NEXT.match(text, at, stop):
         operand = _match(text, following.end(), stop, inside)
         if operand is None or (
             following["share"] and not _SHARE.search(text, number.start(), following.end())
@@ -189,9 +194,11 @@ def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[i
             sides.append([operand])
         else:
             sides[-1].append(operand)
+        at = operand.end()
     last = sides[-1][-1]
     results = [side[0] for side in (sides[-1], sides[0]) if len(side) == 1]
-    cut = text[last.end() : last.end() + 1].isdigit()  # by the longest statement that is read
+    after = text[last.end() : last.end() + 1]
+    cut = after.isdigit() or (inside and after == "!")  # by the longest statement that is read; a factorial
     if not results or cut or _ELSE.match(text, last.end(), stop) or _is_list(text, last, stop, inside):
         return number.start(), last.end(), None
     return results[0].start(), results[0].end(), value_of(results[0])
