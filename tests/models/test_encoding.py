@@ -237,11 +237,9 @@ def test_a_content_that_is_no_text_is_one_line(content: object) -> None:
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("name", REAL)
-@settings(max_examples=200, deadline=None)
-@given(asked=mixed, controls=st.booleans())
-def test_real_tokenizers_keep_their_ids_and_their_control_tokens(
-    name: str, asked: str, controls: bool
-) -> None:
+@settings(max_examples=60, deadline=None)
+@given(asked=mixed)
+def test_real_tokenizers_keep_their_ids_and_their_control_tokens(name: str, asked: str) -> None:
     tokenizer = _real(name)
     made = encoder(tokenizer)
     ids = made.encode({"text": asked, "messages": [{"role": "user", "content": asked}]})
@@ -254,7 +252,9 @@ def test_real_tokenizers_keep_their_ids_and_their_control_tokens(
     assert controls_in(tokenizer, ids) == before
     if controls_in(tokenizer, usual) == before:
         assert ids == usual
-    else:
+    elif (
+        tokenizer.decode(tokenizer.encode(asked, add_special_tokens=False)) == asked
+    ):  # it knows all its bytes
         assert asked in tokenizer.decode(ids, skip_special_tokens=True)
 
 

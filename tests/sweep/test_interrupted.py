@@ -58,7 +58,7 @@ def test_it_ends_at_once_and_says_what_is_kept(settings, tmp_path, workers, send
     assert process.wait(timeout=AT_MOST) == 128 + number
     said = stderr.read_text()
     _, still_there = psutil.wait_procs(workers_there, timeout=1)
-    assert not still_there
+    assert not [one for one in still_there if one.status() != psutil.STATUS_ZOMBIE]  # whom nobody waits for
     last = said.rstrip().splitlines()[-1]
     assert "Traceback" not in said
     assert "Warning" not in said

@@ -74,17 +74,15 @@ def test_on_a_gpu_the_memory_of_a_recorded_step_is_counted(sweep, loaded, monkey
     assert larger - graph >= 4 * model.config.vocab_size * 4
 
 
-def test_what_malloc_keeps_of_moved_rows_is_counted_up_to_its_limit(sweep, loaded, monkeypatch) -> None:
+def test_the_holes_that_growing_shelves_leave_are_counted_up_to_a_limit(sweep, loaded, monkeypatch) -> None:
     def peak(reserve: int) -> int:
         monkeypatch.setattr(batch_module, "_RESERVE", reserve)
         return peak_of(sweep, loaded, LENGTHS, 12)
 
-    config = loaded.model.config
-    one_layer = (
-        6 * int(_capacity(np.array([LENGTHS[0] // 2]), 512)[0]) * config.num_key_value_heads * 4
-    )  # but for D
+    kept = LENGTHS[0] // np.array([2, 4])  # of the part that takes most: six rows at 0.5 and six at 0.75
+    cache = int((6 * _capacity(kept, 512)).sum()) * entry_bytes(loaded.model)
     assert peak(1000) - peak(0) == 1000
-    assert peak(1 << 40) - peak(0) == one_layer * (config.hidden_size // config.num_attention_heads)
+    assert peak(1 << 40) - peak(0) == cache
 
 
 def test_no_shelf_has_more_room_than_is_counted_nor_much_less(loaded) -> None:

@@ -66,8 +66,9 @@ class _Unit:
         # A shelf grows by a layer's keys or values at a time, which then stand twice.
         layer = entry_bytes(model) // (2 * config.num_hidden_layers)
         moved = np.max([n * _capacity(kept, self.new) * layer for n, kept in rows], axis=0)
-        if model.device.type == "cpu":  # the copies of smaller ones stay in reserve
-            return taken + moved + np.minimum(moved, _RESERVE)
+        if model.device.type == "cpu":  # shelves that grow leave holes where they stood
+            cache = sum(n * _capacity(kept, self.new) for n, kept in rows) * entry_bytes(model)
+            return taken + moved + np.minimum(cache, _RESERVE)
         return taken + moved + (graph_bytes(model, slots) if model.device.type == "cuda" else 0)
 
     def tables(self, own: Sequence[Condition]) -> Any:
