@@ -51,6 +51,7 @@ _SNAPKV = {"window_size": 16, "kernel_size": 5}
 PRESSES = {
     "snapkv": Spec("SnapKVPress", _SNAPKV),
     "knorm": Spec("KnormPress"),
+    "keydiff": Spec("KeyDiffPress"),
     "random": Spec("RandomPress", {"seed": 0}),
     "streaming_llm": Spec("StreamingLLMPress", {"n_sink": 4}),  # its scores depend on the ratio
     "observed_attention": Spec("ObservedAttentionPress"),  # eager
@@ -62,7 +63,8 @@ PRESSES = {
 RATIOS = (0.25, 0.875)
 SAMPLED = (Condition(NONE, 0.0), Condition("snapkv", 0.875))
 ACTED_ON = (Condition("knorm", 0.75), Condition("adakv_snapkv", 0.75))
-BUDGETED = tuple(Condition(name, 0.75) for name in ("snapkv", "knorm", "streaming_llm"))
+# Without KNorm: at layer 0 equal tokens have keys of equal norm, and rounding decides which is evicted.
+BUDGETED = tuple(Condition(name, 0.75) for name in ("snapkv", "keydiff", "streaming_llm"))
 
 Record = dict[str, Any]
 Records = dict[str, list[Record]]  # by case, one per prompt
