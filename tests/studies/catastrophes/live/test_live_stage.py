@@ -141,12 +141,12 @@ def test_a_prompt_whose_budget_the_press_cannot_hold_is_recorded_and_left_out_of
     table = read_judged(tmp_path / "live.parquet", kind="live")
     short = live.sweep.prompts["prompt_id"][lengths < lengths.max()]
     assert 0 < len(short) < len(lengths)
-    refused = table[table["stop_reason"] == "refused"]
-    assert set(refused["regime"]) == {"decoding"}
-    assert len(refused) == len(short) * table.loc[table["regime"] == "decoding", "policy"].nunique()
-    assert set(refused["prompt_id"]) == set(short)
-    assert refused["error"].str.contains("too small a budget while decoding").all()
-    assert (refused["token_ids"].map(len) == 0).all()
+    rejected = table[table["stop_reason"] == "rejected"]
+    assert set(rejected["regime"]) == {"decoding"}
+    assert len(rejected) == len(short) * table.loc[table["regime"] == "decoding", "policy"].nunique()
+    assert set(rejected["prompt_id"]) == set(short)
+    assert rejected["error"].str.contains("too small a budget while decoding").all()
+    assert (rejected["token_ids"].map(len) == 0).all()
     numbers = live_results(live, table, 100, 0).metrics("prompts")["prompts"]["all"]
     assert (numbers["n_prompts"]["value"], numbers["n_used"]["value"]) == (4, 4 - len(short))
 
