@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             click.echo(str(error) or "interrupted", err=True)
+            gc.freeze()  # else Python looks through all that is loaded before it ends: more than a second
             raise click.exceptions.Exit(128 + (received or [signal.SIGINT])[0]) from None
         except KvguardError as error:
             raise click.ClickException(

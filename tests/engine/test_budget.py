@@ -280,7 +280,7 @@ def test_protected_positions_displace_others_and_the_budget_stays(model: PreTrai
             assert all(most_recent <= set(head) for head in kept[2])
 
 
-def test_a_press_that_cannot_compress_while_decoding_is_refused(model: PreTrainedModel) -> None:
+def test_a_press_that_cannot_compress_while_decoding_is_rejected(model: PreTrainedModel) -> None:
     for press, reason in [
         (ObservedAttentionPress(0.5), "attention weights"),
         (AdaKVPress(KnormPress(0.5)), "not a plain scorer"),
@@ -293,14 +293,14 @@ def test_a_press_that_cannot_compress_while_decoding_is_refused(model: PreTraine
             Budget(model, [press], INTERVAL)
 
 
-def test_a_row_that_a_press_refuses_is_named(model: PreTrainedModel) -> None:
+def test_a_row_that_a_press_rejects_is_named(model: PreTrainedModel) -> None:
     press = SnapKVPress(0.95, window_size=8)
     prompts, forced = distinct_tokens(12, new=5)
     with pytest.raises(KvguardError, match="row 0: SnapKVPress is to keep 1 of 2 entries: the press rejects"):
         final_entries(Run(model, prompts, [press], forced))
 
 
-def test_a_row_prefilled_by_another_kind_of_press_is_refused(model: PreTrainedModel) -> None:
+def test_a_row_prefilled_by_another_kind_of_press_is_rejected(model: PreTrainedModel) -> None:
     prompts, forced = distinct_tokens(40, new=20)
     rows = rows_of(model, prompts, [PyramidKVPress(0.5, window_size=8)])
     with pytest.raises(KvguardError, match="row 0: which entries its prefill kept is not known"):

@@ -44,7 +44,7 @@ Act = Callable[[Batch, Any], None]
 class Tape(TorchDispatchMode):
     """Records the operations of a step, and repeats them into the tensors that the first run made.
 
-    What makes a GPU wait for the host, or the host for a GPU, is refused: values read, constants brought.
+    What makes a GPU wait for the host, or the host for a GPU, is rejected: values read, constants brought.
     """
 
     waits = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal", "aten.lift_fresh")

@@ -87,7 +87,7 @@ def test_masked_logits_are_as_if_they_were_far_down() -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 64])
-def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
+def test_a_token_outside_the_vocabulary_is_rejected(token: int) -> None:
     with pytest.raises(IndexError):
         signals(torch.randn(2, 64), torch.tensor([0, token]))
 

@@ -123,6 +123,6 @@ def test_the_full_cache_of_a_long_text_holds_one_window_less_the_token_to_come(
     assert full_cache(gemma, prompts()[2]).lengths == [WINDOW - 1, 91] * 2
 
 
-def test_a_budget_while_decoding_is_refused(gemma: PreTrainedModel) -> None:
+def test_a_budget_while_decoding_is_rejected(gemma: PreTrainedModel) -> None:
     with pytest.raises(KvguardError, match="sliding-window layers"):
         Budget(gemma, [build_press(SPECS["knorm"], 0.5)], 16)

@@ -102,7 +102,7 @@ def test_settings_without_sense_are_one_line(settings, words):
     assert "\n" not in str(caught.value)
 
 
-def test_settings_of_another_kind_are_refused_before_anything_runs(tmp_path, reference):
+def test_settings_of_another_kind_are_rejected_before_anything_runs(tmp_path, reference):
     folder = bundles.write_bundle(tmp_path / "guard", reference[0])
     with pytest.raises(KvguardError, match=r"^params: .* will not do: pass GuardParams"):
         Guard.load(folder, params={"max_rewinds": 1})
@@ -113,7 +113,7 @@ def test_a_name_is_no_model(guards, reference, prompts):
         guards["calm"].generate("models/reference", reference[1], prompts)
 
 
-def test_a_model_that_kvpress_does_not_know_is_refused(guards, reference):
+def test_a_model_that_kvpress_does_not_know_is_rejected(guards, reference):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=50))

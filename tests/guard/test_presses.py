@@ -68,7 +68,7 @@ def test_a_press_that_can_serve_no_prompt_is_rejected_before_the_first_every_tim
 )
 def test_a_press_that_fails_on_its_prompts_says_so_for_each(asked, press, words):
     for output in asked(press):
-        assert output.stop_reason == "refused"
+        assert output.stop_reason == "rejected"
         assert len(output.token_ids) == 0
         assert "\n" not in output.error
     assert any(word in asked(press)[0].error for word in words.split("|"))

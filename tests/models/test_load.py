@@ -1,4 +1,4 @@
-"""Loading models: what is refused, in which words, and what tells one model from another."""
+"""Loading models: what is rejected, in which words, and what tells one model from another."""
 
 import shutil
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def spec(source: str, **changes: str | bool) -> ModelSpec:
     return ModelSpec.model_validate({"source": source, "task": "arithmetic", **changes})
 
 
-def refusal(model: ModelSpec) -> str:
+def rejection(model: ModelSpec) -> str:
     with pytest.raises(KvguardError) as caught:
         check_available("m", model, "cpu")
     message = str(caught.value)
@@ -67,23 +67,23 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, t
 
 
 @pytest.mark.parametrize(
-    ("end", "answer", "mend"),
+    ("end", "answer", "fix"),
     [
         ("auth-check", (403, "GatedRepo"), "is gated: .*https://huggingface.co/some/model and set HF_TOKEN"),
         (
             "auth-check",
             (401, "RepoNotFound"),
-            "the hub has no some/model.*mend models.m.source, set HF_TOKEN",
+            "the hub has no some/model.*fix models.m.source, set HF_TOKEN",
         ),
-        ("v9", (404, "RevisionNotFound"), "has no revision 'v9': mend models.m.revision"),
+        ("v9", (404, "RevisionNotFound"), "has no revision 'v9': fix models.m.revision"),
         ("auth-check", (500, ""), r"cannot be reached \(HfHubHTTPError\): connect.*path:/some/dir"),
     ],
 )
-def test_what_the_hub_refuses_names_the_mend(
-    hub: dict[str, tuple[int, str]], end: str, answer: tuple[int, str], mend: str
+def test_what_the_hub_rejects_names_the_mend(
+    hub: dict[str, tuple[int, str]], end: str, answer: tuple[int, str], fix: str
 ) -> None:
     hub[end] = answer
-    with pytest.raises(KvguardError, match=mend):
+    with pytest.raises(KvguardError, match=fix):
         check_available("m", spec("some/model", revision="v9"), "cpu")
 
 
@@ -92,19 +92,19 @@ def test_no_network_is_said_at_once_and_names_a_local_copy(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
-    message = refusal(spec("some/model"))
+    message = rejection(spec("some/model"))
     assert "not cached and the hub cannot be reached" in message
     assert "path:/some/dir" in message
 
 
 def test_a_missing_local_model_names_the_folder(tmp_path: Path) -> None:
-    assert f"no model lies at {tmp_path}" in refusal(spec(f"path:{tmp_path}"))
+    assert f"no model lies at {tmp_path}" in rejection(spec(f"path:{tmp_path}"))
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "unheard_of"}'])
 def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    assert "cannot be loaded" in refusal(spec(f"path:{tmp_path}"))
+    assert "cannot be loaded" in rejection(spec(f"path:{tmp_path}"))
 
 
 def test_damaged_weights_are_one_line(model_copy: Path) -> None:
@@ -129,19 +129,19 @@ def test_a_damaged_file_of_a_model_gives_a_model_or_one_line(
 
 
 @pytest.mark.parametrize(
-    ("form", "mend"),
+    ("form", "fix"),
     [
         ({}, "set models.m.dtype: bfloat16"),
         ({"dtype": "bfloat16"}, "set models.m.quantisation: nf4"),
     ],
 )
-def test_a_model_larger_than_the_memory_is_refused_with_a_smaller_form(
-    monkeypatch: pytest.MonkeyPatch, form: dict[str, str], mend: str
+def test_a_model_larger_than_the_memory_is_rejected_with_a_smaller_form(
+    monkeypatch: pytest.MonkeyPatch, form: dict[str, str], fix: str
 ) -> None:
     monkeypatch.setattr(availability, "free_bytes", lambda device: 1000)
-    message = refusal(spec("embedded:qwen2", **form))
+    message = rejection(spec("embedded:qwen2", **form))
     assert "GiB is free on cpu" in message
-    assert mend in message
+    assert fix in message
 
 
 def gemma12b() -> PretrainedConfig:
@@ -171,7 +171,7 @@ def test_predicted_weights_are_those_of_the_loaded_model() -> None:
 
 def test_four_bits_without_bitsandbytes_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "find_spec", lambda name: None)
-    assert "pip install 'kvguard[nf4]'" in refusal(spec("embedded:qwen2", quantisation="nf4"))
+    assert "pip install 'kvguard[nf4]'" in rejection(spec("embedded:qwen2", quantisation="nf4"))
 
 
 def test_a_reference_model_generates_from_four_bits_as_kvpress_does() -> None:

@@ -151,7 +151,7 @@ def _guarded(
     loaded = load_model(model, params.spec(model), params.device)
     for press in presses.values():
         if press is not None and interval is not None:
-            scorer_for(loaded.model, press, interval)  # refuse the last one too before the first has run
+            scorer_for(loaded.model, press, interval)  # reject the last one too before the first has run
     total = len(prompts) * sum(1 if press is None else 2 for press in presses.values())
     with tqdm(total=total, desc=model, unit="trace") as bar:
 

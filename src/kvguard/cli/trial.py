@@ -12,7 +12,7 @@ import pandas as pd
 from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Event
-from kvguard.guard.session import REFUSED, Guard, Output
+from kvguard.guard.session import REJECTED, Guard, Output
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
 from kvguard.judging.judge import judge, score, with_scores
 from kvguard.report.terminal import curve, table
@@ -102,10 +102,10 @@ def judge_outputs(
     Raises
     ------
     KvguardError
-        A prompt was refused.
+        A prompt was rejected.
     """
     for output in outputs:
-        if output.stop_reason == REFUSED:
+        if output.stop_reason == REJECTED:
             raise KvguardError(str(output.error))
     found = pd.DataFrame(
         {

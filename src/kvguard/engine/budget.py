@@ -126,7 +126,7 @@ class Budget(Follower):
         Raises
         ------
         KvguardError
-            If a press refuses a row, or a row was prefilled by a press that does not say what it kept.
+            If a press rejects a row, or a row was prefilled by a press that does not say what it kept.
         """
         due = self.due(batch, slots)
         if not len(due):

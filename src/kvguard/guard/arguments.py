@@ -126,7 +126,7 @@ class Options:
         asked = asked_ratio(self.press)
         return float(asked) if asked is not None else 1 - row.cache.n_kept / row.n_prompt
 
-    def refusal(self, n_tokens: int, loaded: LoadedModel) -> str | None:
+    def rejection(self, n_tokens: int, loaded: LoadedModel) -> str | None:
         """Say why a prompt of ``n_tokens`` cannot be asked, if so."""
         if n_tokens + self.max_new_tokens > loaded.window:
             return (

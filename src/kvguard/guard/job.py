@@ -34,7 +34,7 @@ class Turn:
     ----------
     step : GuardedStep, optional
         One token of every row under way; ``numbers`` says which prompt each of its entries is.
-    refused : dict
+    rejected : dict
         Why prompts are not asked.
     done : dict
         What became of prompts.
@@ -42,7 +42,7 @@ class Turn:
 
     step: GuardedStep | None = None
     numbers: Sequence[int] = ()
-    refused: Mapping[int, str] = field(default_factory=dict)
+    rejected: Mapping[int, str] = field(default_factory=dict)
     done: Mapping[int, Guarded] = field(default_factory=dict)
 
 
@@ -77,12 +77,12 @@ class Job:
 
     def turns(self, batch_size: int) -> Iterator[Turn]:
         """Ask all prompts, each as soon as a row is free; those that cannot be asked come first."""
-        by_length = cache(lambda n_tokens: self.options.refusal(n_tokens, self.loaded))
+        by_length = cache(lambda n_tokens: self.options.rejection(n_tokens, self.loaded))
         found = {
             n: self.unasked.get(n) or self._stray(ids) or by_length(len(ids))
             for n, ids in enumerate(self.encoded)
         }
-        yield Turn(refused={n: _about(n, reason) for n, reason in found.items() if reason is not None})
+        yield Turn(rejected={n: _about(n, reason) for n, reason in found.items() if reason is not None})
         asked = [n for n, reason in found.items() if reason is None]
         if asked:
             waiting = deque(sorted(asked, key=lambda n: -len(self.encoded[n])))
@@ -127,7 +127,7 @@ class _Asking:
 
     def turns(self) -> Iterator[Turn]:
         with self._budget or nullcontext():
-            yield Turn(refused=self._admit())
+            yield Turn(rejected=self._admit())
             for step in self._run.steps():
                 numbers = [self._numbers[row] for row in step.row.tolist()]
                 yield Turn(step, numbers, self._admit(), self._done())
@@ -135,18 +135,18 @@ class _Asking:
 
     def _admit(self) -> dict[int, str]:
         """Prefill waiting prompts for the rows that are free before the next step."""
-        batch, refused = self._batch, {}
+        batch, rejected = self._batch, {}
         while self._waiting and batch.n - batch.leaving.sum() + batch.n_waiting < batch.size:
             number = self._waiting.popleft()
             try:
                 row = self._job.prefill(number)
             except KvguardError as error:
-                refused[number] = _about(number, str(error))
+                rejected[number] = _about(number, str(error))
                 continue
             self._numbers.append(number)
             self._ratios.append(self._job.options.ratio(row))
             batch.add(self._how.request(row, key=number))
-        return refused
+        return rejected
 
     def _done(self) -> dict[int, Guarded]:
         return {self._numbers[row]: found for row, found in self._run.collect().items()}

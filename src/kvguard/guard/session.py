@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
-INVALID, REFUSED = "invalid", "refused"
+INVALID, REJECTED = "invalid", "rejected"
 _PLAIN = "What is new?"  # that any chat template and tokenizer can ask
 
 
@@ -61,7 +61,7 @@ class Output:
     kv_tokens
         Cache entries held when each token was drawn, a mean over layers and heads.
     stop_reason
-        ``eos`` or ``length``; with an ``error`` also ``invalid`` (logits that are no numbers) and ``refused``
+        ``eos`` or ``length``; with an ``error`` also ``invalid`` (logits that are NaN) and ``rejected``
         (the prompt was never asked).
     error
         One line: what was wrong with this prompt.
@@ -298,9 +298,9 @@ def _ids(prompt: Prompt, loaded: LoadedModel) -> list[int]:
 def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[Output]:
     outputs: dict[int, Output] = {}
     for turn in job.turns(batch_size):
-        outputs |= {number: _refusal(reason) for number, reason in turn.refused.items()}
+        outputs |= {number: _rejection(reason) for number, reason in turn.rejected.items()}
         outputs |= {number: _output(found, job.loaded) for number, found in turn.done.items()}
-        for number in (*turn.refused, *turn.done):
+        for number in (*turn.rejected, *turn.done):
             report(number)
     return [outputs[number] for number in sorted(outputs)]
 
@@ -316,8 +316,8 @@ def _pieces(job: Job) -> Iterator[Piece]:
                     yield _piece(turn.step, slot, number, text, eos_ids)
                 for slot in np.flatnonzero(turn.step.left).tolist():
                     del texts[turn.numbers[slot]]
-            for number, reason in turn.refused.items():
-                yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REFUSED, error=reason)
+            for number, reason in turn.rejected.items():
+                yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REJECTED, error=reason)
 
 
 def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: Sequence[int]) -> Piece:
@@ -349,10 +349,10 @@ def _output(found: Guarded, loaded: LoadedModel) -> Output:
     )
 
 
-def _refusal(reason: str) -> Output:
+def _rejection(reason: str) -> Output:
     ids, states, numbers = np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.float32)
-    return Output("", ids, states, numbers, (), numbers, REFUSED, reason)
+    return Output("", ids, states, numbers, (), numbers, REJECTED, reason)
 
 
 def _invalid(n_tokens: int) -> str:
-    return f"the model's logits after {n_tokens} tokens are no numbers: try another dtype, float32 say"
+    return f"the model's logits after {n_tokens} tokens are NaN: try another dtype, float32 say"

@@ -40,12 +40,12 @@ def pick_device(device: str) -> torch.device:
 
 
 def check_available(name: str, spec: ModelSpec, device: str = "auto") -> None:
-    """Refuse a model that cannot be loaded: not there, gated, unreachable, or too large for the memory.
+    """Reject a model that cannot be loaded: not there, gated, unreachable, or too large for the memory.
 
     Raises
     ------
     KvguardError
-        Naming the model, the cause and the mend.
+        Naming the model, the cause and the fix.
     """
     where = pick_device(device)
     if spec.quantisation == "nf4" and find_spec("bitsandbytes") is None:
@@ -81,7 +81,7 @@ def resolve(name: str, spec: ModelSpec) -> str:
         return spec.source
     if not (path / "config.json").is_file():
         raise KvguardError(
-            f"model {name}: no model lies at {path} (config.json is missing); mend {_key(name, spec)}"
+            f"model {name}: no model lies at {path} (config.json is missing); fix {_key(name, spec)}"
         )
     return str(path)
 
@@ -153,10 +153,10 @@ def _check_hub(name: str, spec: ModelSpec) -> None:
             f"{repository} is gated: accept its terms at https://huggingface.co/{repository} and set HF_TOKEN"
         )
     except errors.RevisionNotFoundError:
-        problem = f"{repository} has no revision {spec.revision!r}: mend models.{name}.revision"
+        problem = f"{repository} has no revision {spec.revision!r}: fix models.{name}.revision"
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         problem = (
-            f"the hub has no {repository}, or it is private: mend {_key(name, spec)}, set HF_TOKEN, "
+            f"the hub has no {repository}, or it is private: fix {_key(name, spec)}, set HF_TOKEN, "
             "or use path:/some/dir"
         )
     except (httpx.HTTPError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:

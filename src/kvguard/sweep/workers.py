@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -119,25 +121,28 @@ def _in_processes(work: Work[P], units: Sequence[Sequence[P]], workers: int, rep
 
     threading.Thread(target=listen, daemon=True).start()
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (work, queue))
-    try:
-        with _deaf_children():
-            futures = [pool.submit(_run_unit, unit) for unit in units]
-        for future in as_completed(futures):
-            future.result()
-        queue.put(None)  # not where workers end badly: one may have taken the queue's lock with it
-    except BaseException as error:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
-        if isinstance(error, BrokenProcessPool):
-            raise KvguardError(
-                f"{work.stage}: a worker of model {work.plan.sweep.name} was killed (out of memory?): "
-                "run it again to go on, or set a smaller generate.batch_size or generate.workers"
-            ) from None
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        remove_temporaries(work.out)  # of workers that ended in the middle of a write
+    with tempfile.NamedTemporaryFile() as file:  # starting a process would wait until it has read a long plan
+        pickle.dump(work, file)
+        file.flush()
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (file.name, queue))
+        try:
+            with _deaf_children():
+                futures = [pool.submit(_run_unit, unit) for unit in units]
+            for future in as_completed(futures):
+                future.result()
+            queue.put(None)  # not where workers end badly: one may have taken the queue's lock with it
+        except BaseException as error:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+            if isinstance(error, BrokenProcessPool):
+                raise KvguardError(
+                    f"{work.stage}: a worker of model {work.plan.sweep.name} was killed (out of memory?): "
+                    "run it again to go on, or set a smaller generate.batch_size or generate.workers"
+                ) from None
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            remove_temporaries(work.out)  # of workers that ended in the middle of a write
 
 
 @contextmanager
@@ -160,9 +165,11 @@ class _Worker:
 _worker: _Worker
 
 
-def _start_worker(work: Work[Any], queue: SimpleQueue[Tally | None]) -> None:
+def _start_worker(path: str, queue: SimpleQueue[Tally | None]) -> None:
     global _worker
     threading.Thread(target=_follow_parent, daemon=True).start()
+    with Path(path).open("rb") as file:
+        work: Work[Any] = pickle.load(file)
     torch.set_num_threads(work.plan.threads)
     sweep = work.plan.sweep
     _worker = _Worker(work, load_model(sweep.name, sweep.spec, sweep.device), queue)

@@ -80,7 +80,7 @@ def test_a_condition_that_is_also_the_worst_stands_once() -> None:
         ({"actions": [], "decoding_n": 1}, "at least 1 item"),
     ],
 )
-def test_settings_without_sense_are_refused(changes: dict[str, object], words: str) -> None:
+def test_settings_without_sense_are_rejected(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         settings_of(**changes)
 
@@ -98,7 +98,7 @@ def test_missing_stages_are_named_in_one_line(workspace: Path) -> None:
         Live.load(load_params(), "tiny")
 
 
-def test_a_press_that_cannot_compress_while_decoding_is_refused_by_name_and_left_out_as_the_worst(
+def test_a_press_that_cannot_compress_while_decoding_is_rejected_by_name_and_left_out_as_the_worst(
     tiny_models: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     named = live_of(tiny_models["tiny"], conditions=("knorm@0.5", "observed_attention@0.5"))

@@ -21,7 +21,8 @@ from kvguard.store.results import Results
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.live.latency import measure_latency
 from kvguard.studies.catastrophes.live.plan import Live
-from kvguard.studies.catastrophes.live.stage import headline, live_results, run_live
+from kvguard.studies.catastrophes.live.results import headline, live_results
+from kvguard.studies.catastrophes.live.stage import run_live
 from kvguard.sweep.run import run_sweep
 
 SHARED = ["prompt_id", "compressor", "ratio"]
@@ -58,6 +59,11 @@ def table(out: Path) -> pd.DataFrame:
 def digests(folder: Path) -> dict[str, str]:
     files = sorted(folder.rglob("*.parquet"))
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def numbers_of(live: Live, table: pd.DataFrame) -> Results:
+    offsets = live.settings.switch_offsets
+    return live_results(live.name, table, live.triggers["hazard"], offsets, n_resamples=100, seed=0)
 
 
 def of(table: pd.DataFrame, regime: str, policy: str, fit: int = 1) -> pd.DataFrame:
@@ -141,13 +147,13 @@ def test_a_prompt_whose_budget_the_press_cannot_hold_is_recorded_and_left_out_of
     table = read_judged(tmp_path / "live.parquet", kind="live")
     short = live.sweep.prompts["prompt_id"][lengths < lengths.max()]
     assert 0 < len(short) < len(lengths)
-    refused = table[table["stop_reason"] == "refused"]
-    assert set(refused["regime"]) == {"decoding"}
-    assert len(refused) == len(short) * table.loc[table["regime"] == "decoding", "policy"].nunique()
-    assert set(refused["prompt_id"]) == set(short)
-    assert refused["error"].str.contains("too small a budget while decoding").all()
-    assert (refused["token_ids"].map(len) == 0).all()
-    numbers = live_results(live, table, 100, 0).metrics("prompts")["prompts"]["all"]
+    rejected = table[table["stop_reason"] == "rejected"]
+    assert set(rejected["regime"]) == {"decoding"}
+    assert len(rejected) == len(short) * table.loc[table["regime"] == "decoding", "policy"].nunique()
+    assert set(rejected["prompt_id"]) == set(short)
+    assert rejected["error"].str.contains("too small a budget while decoding").all()
+    assert (rejected["token_ids"].map(len) == 0).all()
+    numbers = numbers_of(live, table).metrics("prompts")["prompts"]["all"]
     assert (numbers["n_prompts"]["value"], numbers["n_used"]["value"]) == (4, 4 - len(short))
 
 
@@ -166,7 +172,7 @@ def test_a_guard_that_never_fires_changes_no_token(
                 its = of(found, regime, policy).loc[static.index]
                 assert all(map(np.array_equal, its["token_ids"], static["token_ids"]))
                 assert its["kv_saved"].tolist() == static["kv_saved"].tolist()
-    numbers = live_results(quiet, found, 100, 0).metrics("policies-prefill")["policies-prefill"]
+    numbers = numbers_of(quiet, found).metrics("policies-prefill")["policies-prefill"]
     assert numbers["rollback"]["unchanged"]["value"] == 1
     assert numbers["rollback"]["saving_kept"]["value"] == 1
 
@@ -224,7 +230,7 @@ def test_a_stop_string_ends_a_live_text_and_is_no_part_of_it(
 
 
 def test_the_results_hold_every_table(live: Live, table: pd.DataFrame) -> None:
-    results = live_results(live, table, 100, 0)
+    results = numbers_of(live, table)
     found = headline(results)
     assert set(found) == {"prompts", "policies-prefill", "policies-decoding", "gap", "switch"}
     extra = {"always_safe", "mixed", "oracle"}

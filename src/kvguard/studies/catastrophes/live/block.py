@@ -39,13 +39,13 @@ from kvguard.tasks.base import Sample, Task
 Key = tuple[int, Condition]
 
 _NOTHING = np.empty(0, dtype=np.float32)
-_REFUSED = Guarded(
+_REJECTED = Guarded(
     token_ids=np.empty(0, dtype=np.int32),
     signals=np.empty((0, N_SIGNALS), dtype=np.float32),
     hazard=_NOTHING,
     states=np.empty(0, dtype=np.uint8),
     kv_tokens=_NOTHING,
-    stop_reason="refused",
+    stop_reason="rejected",
     events=(),
     kv_saved=0.0,
     n_steps=0,
@@ -72,8 +72,8 @@ def make_live_parts(
         keys = [(index, condition) for index in range(len(block)) for condition in part.conditions]
         rows = [prefilled[key] for key in keys]
         samples = [Sample.of(block.iloc[index]) for index, _ in keys]
-        refusals = _refusals(live, plan.presses, loaded, part, keys, rows)
-        asked = [place for place, reason in enumerate(refusals) if reason is None]
+        rejections = _rejections(live, plan.presses, loaded, part, keys, rows)
+        asked = [place for place, reason in enumerate(rejections) if reason is None]
         made, batch_size = _decode(
             live,
             plan,
@@ -86,7 +86,7 @@ def make_live_parts(
             report,
         )
         following = iter(made)
-        guarded = [next(following) if reason is None else _REFUSED for reason in refusals]
+        guarded = [next(following) if reason is None else _REJECTED for reason in rejections]
         for _ in range(len(rows) - len(asked)):
             report(Tally(1))
         frame = pd.DataFrame(
@@ -103,7 +103,7 @@ def make_live_parts(
                 **columns(guarded, loaded, live.task, POLICIES[part.policy].action is Action.NONE),
                 "error": [
                     reason or error_of(row.stop_reason, len(row.token_ids))
-                    for reason, row in zip(refusals, guarded, strict=True)
+                    for reason, row in zip(rejections, guarded, strict=True)
                 ],
             }
         )
@@ -112,7 +112,7 @@ def make_live_parts(
         part.write("live_parts", conform("live_parts", frame), out, batch_size)
 
 
-def _refusals(
+def _rejections(
     live: Live,
     presses: Presses,
     loaded: LoadedModel,

@@ -93,7 +93,7 @@ class Arms:
 
 
 def sound(live: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of prompts that have no broken or refused generation."""
+    """Return the rows of prompts that have no broken or rejected generation."""
     broken = live["prompt_id"][live["error"].notna()].unique()
     return live[~live["prompt_id"].isin(broken)]
 
