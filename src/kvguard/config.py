@@ -17,6 +17,8 @@ from kvguard.errors import KvguardError
 
 T = TypeVar("T")
 
+_ABSENT = object()
+
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Natural = Annotated[int, Field(strict=True, ge=0)]
@@ -112,18 +114,22 @@ class Settings:
 
     def has(self, name: str) -> bool:
         """Whether the file holds the key ``name``."""
-        found: Any = self._data
-        for part in name.split("."):
-            if not isinstance(found, dict) or part not in found:
-                return False
-            found = found[part]
-        return True
+        return self._find(name) is not _ABSENT
 
     def value(self, name: str) -> Any:
         """Return what stands in the file under a key that it has."""
+        return self._find(name)
+
+    def _find(self, name: str) -> Any:
+        """Return what stands under a dotted name, the last key of which may have dots itself."""
         found: Any = self._data
-        for part in name.split("."):
-            found = found[part]
+        while name:
+            if not isinstance(found, dict):
+                return _ABSENT
+            key = name if name in found else name.partition(".")[0]
+            if key not in found:
+                return _ABSENT
+            found, name = found[key], name[len(key) + 1 :]
         return found
 
     def check_names(self) -> None:

@@ -235,7 +235,8 @@ def check_press(press: object) -> None:
                 f"{name}: with decoding it compresses what is being generated, by itself: set decoding=False"
             )
         if (ratio is None and isinstance(inner, ScorerPress)) or not 0 <= (ratio or 0) < 1:
-            shown = "" if ratio is None else f" of {ratio:g}"
+            asked = getattr(inner, "compression_ratio", None)
+            shown = "" if asked is None else f" of {asked!r}"
             raise KvguardError(
                 f"{name}: a compression_ratio{shown} is no share to remove: pass one from 0 to below 1"
             )

@@ -206,9 +206,8 @@ class Params(Settings):
 
     def spec(self, model: str) -> ModelSpec:
         """Return the spec of the model called ``model``."""
-        known = self.value("models") if self.has("models") else {}
-        check_known("model", model, known)
-        return ModelSpec.model_validate(known[model])  # by no dotted key: names may have dots
+        check_known("model", model, self.value("models") if self.has("models") else ())
+        return cast(ModelSpec, self.read(f"models.{model}", ModelSpec))
 
     def on(self, device: str | None) -> "Params":
         """Return these settings on another device, if one is named."""
