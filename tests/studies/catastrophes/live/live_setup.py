@@ -45,7 +45,8 @@ def hazard_model(seed: int = 0) -> HazardModel:
 def _questions(task: Task, n: int) -> pd.DataFrame:
     """Prompts as user messages without a cue: after these the tiny model's rows are long enough to act on."""
     prompts = task.prompts(n, seed=11)
-    return prompts.assign(prompt=[forms["messages"][0]["content"] for forms in prompts["prompt"]])
+    texts = [{**forms, "text": forms["messages"][0]["content"]} for forms in prompts["prompt"]]
+    return prompts.assign(prompt=texts)
 
 
 def live_of(folder: Path, n: int = 4, **changes: object) -> Live:
