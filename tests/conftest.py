@@ -6,10 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
 from tiny import build
+
+# A shared machine is slow at times, and no test is about time.
+hypothesis.settings.register_profile(
+    "kvguard", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("kvguard")
 
 REPOSITORY = Path(__file__).parents[1]
 REAL = {"smollm2": "smollm2-135m", "gemma": "gemma-270m"}  # real models, and the tools that make them

@@ -17,7 +17,7 @@ from kvguard.models.reference import REFERENCE_PATHS
 
 CHATML = kinds.CHATML
 REAL = {"smollm2": Path("/tmp/real/smollm2"), "gemma": Path("/tmp/real/gemma")}
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 control = st.sampled_from(
@@ -237,7 +237,7 @@ def test_a_content_that_is_no_text_is_one_line(content: object) -> None:
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("name", REAL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(asked=mixed)
 def test_real_tokenizers_keep_their_ids_and_their_control_tokens(name: str, asked: str) -> None:
     tokenizer = _real(name)

@@ -83,7 +83,7 @@ def test_what_is_no_token_id_is_one_line(tiny: Any, named: Any) -> None:
         loaded(tiny, named).eos_ids  # noqa: B018
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     named=st.none() | st.integers(-2, 300) | st.lists(st.integers(-2, 300), max_size=3),
     own=st.none() | st.integers(0, 300),
