@@ -80,7 +80,9 @@ def test_a_guard_that_rolls_everything_back_is_no_compression(guards, reference,
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 3}], ids=["greedy", "drawn"]
+    "options",
+    [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 3}, {"stop": ["zz", " and"]}],
+    ids=["greedy", "drawn", "stopped"],
 )
 @pytest.mark.parametrize("action", ["restore", "rollback", "restart"])
 def test_streaming_equals_generating(guards, reference, prompts, action, options):
@@ -105,6 +107,16 @@ def test_streaming_equals_generating(guards, reference, prompts, action, options
         assert [piece.t for piece in tokens] == list(range(len(tokens)))
         assert [piece.hazard for piece in tokens] == output.hazard.tolist()
         assert [piece.state for piece in tokens] == output.states.tolist()
+
+
+def test_a_stop_string_ends_a_text_and_is_no_part_of_it(guards, reference, prompts):
+    plain = guards["calm"].generate(*reference, prompts)
+    stop = plain[0].text[20:24]
+    out = guards["calm"].generate(*reference, prompts, stop=[stop, "never said"])
+    assert (out[0].text, out[0].stop_reason) == (plain[0].text.partition(stop)[0], "stop")
+    for whole, cut in zip(plain, out, strict=True):
+        assert cut.token_ids.tolist() == whole.token_ids[: len(cut.token_ids)].tolist()
+        assert (cut.stop_reason == "stop") == (stop in whole.text)
 
 
 def test_drawn_tokens_depend_on_the_seed_and_not_on_the_batch(guards, reference, prompts, monkeypatch):

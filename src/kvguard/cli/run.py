@@ -73,8 +73,6 @@ def run(
     """Ask a model N prompts with and without compression, and print how they ended."""
     if (preset is None) == (compressor is None) or (compressor is None) != (ratio is None):
         raise click.UsageError("give --compressor with --ratio, or --preset")
-    if guarded and asked.stop:
-        raise click.UsageError("--stop ends no text under --guard: leave out one of them")
     if not guarded and (action or point or bundle or interval):
         raise click.UsageError("--action, --point, --bundle and --interval go with --guard")
     if action == "hold" and interval is None:

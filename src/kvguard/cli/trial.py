@@ -16,6 +16,7 @@ from kvguard.guard.session import REJECTED, Guard, Output
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
 from kvguard.judging.judge import judge, score, with_scores
 from kvguard.report.terminal import curve, table
+from kvguard.sweep.plan import stop_strings
 from kvguard.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def run_trial(
         A prompt does not fit, or see :meth:`~kvguard.guard.session.Guard.generate`.
     """
 
+    stops = stop_strings(task, loaded)
+
     def judged(act: str) -> pd.DataFrame:
         outputs = guard.generate(
             loaded.model,
@@ -87,6 +90,7 @@ def run_trial(
             max_new_tokens=task.max_new_tokens,
             action=act,
             compression_interval=compression_interval if press is not None else None,
+            stop=stops.strings if stops is not None else (),
             on_finish=on_finish,
         )
         return judge_outputs(outputs, prompts, task, rules)

@@ -63,6 +63,16 @@ class StopStrings:
         """Return ``text`` up to where the first stop string in it begins."""
         return text[: min((at for at in map(text.find, self.strings) if at >= 0), default=len(text))]
 
+    def settled(self, text: str) -> str:
+        """Return ``text`` up to where a stop string begins in it, or may begin once more text follows."""
+        whole = self.cut(text)
+        begin = max(0, len(text) - self.longest + 1)
+        open_at = (at for at in range(begin, len(whole)) if self._may_begin(text[at:]))
+        return whole[: next(open_at, len(whole))]
+
+    def _may_begin(self, end: str) -> bool:
+        return any(string.startswith(end) for string in self.strings)
+
 
 class StopState:
     """How much of a stop string the end of one text may hold."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypedDict
@@ -30,6 +31,7 @@ class Arguments(TypedDict, total=False):
     max_new_tokens: int | None
     action: str
     compression_interval: int | None
+    stop: Sequence[str]
     temperature: float
     top_p: float
     seed: int
@@ -44,6 +46,7 @@ class Options:
     max_new_tokens: int
     action: Action
     interval: int | None
+    stop: tuple[str, ...]
     sampler: Sampler
     batch_size: int | None
 
@@ -78,6 +81,7 @@ class Options:
             _count("max_new_tokens", given.get("max_new_tokens")) or max_new_tokens,
             action,
             interval,
+            _stop(given.get("stop", ())),
             _sampler(given.get("temperature", 0.0), given.get("top_p", 1.0), given.get("seed", 0)),
             _count("batch_size", given.get("batch_size")),
         )
@@ -158,6 +162,15 @@ def _action(value: object) -> Action:
     if not isinstance(value, str) or value not in set(Action):
         raise KvguardError(f"action: unknown name {value!r} (known: {', '.join(Action)})")
     return Action(value)
+
+
+def _stop(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise KvguardError(f"stop: {value!r} is no list of texts: pass ['\\n\\nQ:'], say")
+    for text in value:
+        if not isinstance(text, str) or not text:
+            raise KvguardError(f"stop: {text!r} ends no text: pass texts of at least one character")
+    return tuple(value)
 
 
 def _sampler(temperature: object, top_p: object, seed: object) -> Sampler:

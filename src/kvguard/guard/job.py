@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 
@@ -16,6 +16,7 @@ from kvguard.engine.memory import batch_of, rows_in_memory
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import attention_for
 from kvguard.engine.requests import Decoding, Row
+from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Guarded, GuardedRun, GuardedStep, GuardParams
 from kvguard.guard.arguments import Options
@@ -69,6 +70,11 @@ class Job:
     params: GuardParams
     mask: Bools
 
+    @cached_property
+    def stops(self) -> StopStrings | None:
+        """What ends a text besides the end tokens."""
+        return StopStrings(self.loaded.tokenizer, self.options.stop) if self.options.stop else None
+
     def batch_size(self) -> int:
         """Return the rows to decode together: those asked for, else as many as memory takes."""
         longest = max((len(ids) for ids in self.encoded), default=0) + self.options.max_new_tokens
@@ -111,7 +117,11 @@ class _Asking:
         self._ratios: list[float] = []
         options, model = job.options, job.loaded.model
         self._how = Decoding(
-            options.max_new_tokens, job.loaded.eos_ids, options.sampler, keep_cache=job.params.resume
+            options.max_new_tokens,
+            job.loaded.eos_ids,
+            options.sampler,
+            stops=job.stops,
+            keep_cache=job.params.resume,
         )
         self._batch = Batch(model, batch_size)
         self._budget = Budget(model, options.press, options.interval) if options.interval else None

@@ -51,7 +51,7 @@ class Output:
     Attributes
     ----------
     text, token_ids
-        What was generated; the ids have the end-of-sequence token too.
+        What was generated; the ids have the end-of-sequence token, or the tokens of a stop string, too.
     states
         The controller's after each token, see :class:`~kvguard.guard.controller.State`.
     hazard
@@ -61,8 +61,8 @@ class Output:
     kv_tokens
         Cache entries held when each token was drawn, a mean over layers and heads.
     stop_reason
-        ``eos`` or ``length``; with an ``error`` also ``invalid`` (logits that are NaN) and ``rejected``
-        (the prompt was never asked).
+        ``eos``, ``stop`` (a stop string) or ``length``; with an ``error`` also ``invalid`` (logits that are
+        NaN) and ``rejected`` (the prompt was never asked).
     error
         One line: what was wrong with this prompt.
     kv_saved
@@ -182,6 +182,9 @@ class Guard:
             only watched.
         compression_interval
             Hold the whole cache to the press's ratio while decoding too, evicting every so many tokens.
+        stop
+            Texts that end a generation where one of them is complete; they are no part of its text. A model
+            without a chat template needs them: it knows no end of its turn.
         temperature, top_p, seed
             0 is greedy. A sampled row depends on the seed and its place, not on the others; a rewound row
             draws anew.
@@ -299,7 +302,7 @@ def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[O
     outputs: dict[int, Output] = {}
     for turn in job.turns(batch_size):
         outputs |= {number: _rejection(reason) for number, reason in turn.rejected.items()}
-        outputs |= {number: _output(found, job.loaded) for number, found in turn.done.items()}
+        outputs |= {number: _output(found, job) for number, found in turn.done.items()}
         for number in (*turn.rejected, *turn.done):
             report(number)
     return [outputs[number] for number in sorted(outputs)]
@@ -312,7 +315,7 @@ def _pieces(job: Job) -> Iterator[Piece]:
         for turn in job.turns(job.batch_size()):
             if turn.step is not None:
                 for slot, number in enumerate(turn.numbers):
-                    text = texts.setdefault(number, Unfolding(job.loaded.tokenizer))
+                    text = texts.setdefault(number, Unfolding(job.loaded.tokenizer, job.stops))
                     yield _piece(turn.step, slot, number, text, eos_ids)
                 for slot in np.flatnonzero(turn.step.left).tolist():
                     del texts[turn.numbers[slot]]
@@ -327,15 +330,17 @@ def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: 
         return Piece(number, t, None, text.rest(), hazard, state, None, INVALID, _invalid(t))
     event, left = step.events.get(row), bool(step.left[slot])
     added = text.add(token) + (text.rest() if left else "")
+    stopped = text.stopped
     if event is not None:
         text.rewind(event.kept)
-    stop = ("eos" if token in eos_ids else "length") if left else None
+    stop = ("eos" if token in eos_ids else "stop" if stopped else "length") if left else None
     return Piece(number, t, token, added, hazard, state, event, stop)
 
 
-def _output(found: Guarded, loaded: LoadedModel) -> Output:
+def _output(found: Guarded, job: Job) -> Output:
+    text = job.loaded.decode(found.token_ids.tolist())
     return Output(
-        text=loaded.decode(found.token_ids.tolist()),
+        text=job.stops.cut(text) if job.stops is not None else text,
         token_ids=found.token_ids,
         states=found.states,
         hazard=found.hazard,

@@ -1,8 +1,10 @@
-"""Tokens to text as they come."""
+"""Tokens to text as they come, up to a stop string."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from kvguard.engine.stops import StopStrings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,32 +17,48 @@ class Unfolding:
 
     Only the tokens since the last but one piece are decoded again, so a long text costs no more per token,
     and a tokenizer that treats the beginning of a text specially does so on both sides of the difference.
+    What may be the beginning of a stop string comes once it turns out to be none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: StopStrings | None = None) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
         self._ids: list[int] = []
-        self._begin = self._told = 0  # the window begins there; the text up to there has been told
+        self._begin = self._told = 0  # the window begins there; the text up to there has been decoded
+        self._held = ""  # decoded, and perhaps a stop string's beginning
 
     def add(self, token_id: int) -> str:
         """Return what the next token adds."""
         self._ids.append(token_id)
-        added = self.rest()
-        if added.endswith(_INCOMPLETE):
+        fresh = self._fresh()
+        if fresh.endswith(_INCOMPLETE):
             return ""
         self._begin, self._told = self._told, len(self._ids)
+        if self._stops is None:
+            return fresh
+        text = self._held + fresh
+        added = self._stops.settled(text)
+        self._held = text[len(added) :]
         return added
 
     def rest(self) -> str:
-        """Return what has been held back."""
-        return self._decode(len(self._ids))[len(self._decode(self._told)) :]
+        """Return what has been held back, without a stop string."""
+        text = self._held + self._fresh()
+        return self._stops.cut(text) if self._stops is not None else text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has come to a stop string."""
+        return self._stops is not None and self._stops.cut(self._held) != self._held
 
     def rewind(self, n_tokens: int) -> None:
         """Keep the first ``n_tokens`` tokens."""
         kept = self._ids[:n_tokens]
-        self._ids, self._begin, self._told = [], 0, 0
+        self._ids, self._begin, self._told, self._held = [], 0, 0, ""
         for token_id in kept:
             self.add(token_id)
+
+    def _fresh(self) -> str:
+        return self._decode(len(self._ids))[len(self._decode(self._told)) :]
 
     def _decode(self, end: int) -> str:
         return str(self._tokenizer.decode(self._ids[self._begin : end], skip_special_tokens=True))

@@ -68,8 +68,6 @@ class OwnPrompts(Task):
                     f"{self.source}: line {number}: asks what line {first} asks, with other answers: "
                     "keep one of them, with all answers under answers"
                 )
-        if not found:
-            raise KvguardError(f"{self.source}: holds no prompt: give each a line with {_FIELDS}")
         return [sample for _, sample in found.values()]
 
     def demonstrations(self, question: str) -> Sequence[Sample]:
