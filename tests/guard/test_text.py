@@ -40,6 +40,7 @@ def test_no_part_of_a_stop_string_is_told_and_all_before_it_is(byte_tokenizer, t
     stops = StopStrings(byte_tokenizer, strings)
     ids = byte_tokenizer.encode(text)
     ids = ids[: stops.count(ids)]  # where a generation ends
+    text = byte_tokenizer.decode(ids)
     whole = stops.cut(text)
     unfolding = Unfolding(byte_tokenizer, stops)
     pieces = [unfolding.add(token) for token in ids]
