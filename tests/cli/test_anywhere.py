@@ -170,3 +170,16 @@ def test_what_does_not_go_together_is_wrong_usage(nowhere, arguments):
 def test_help_shows_what_to_type():
     shown = kvguard("run", "--help").stdout
     assert shown.count("\n  kvguard run --model ") + shown.count("    kvguard run --model ") >= 3
+
+
+@pytest.mark.parametrize("command", [["run", "--preset", "small"], ["sweep", "--out", "out"]])
+def test_a_folder_without_a_model_is_named_before_the_task_is_asked_for_prompts(
+    nowhere, monkeypatch, command
+):
+    drawn = "kvguard.studies.catastrophes.generate.draw_prompts"
+    monkeypatch.setattr(drawn, lambda *_: pytest.fail("the task was asked"))
+    result = kvguard(*command, "--model", "path:absent")
+    assert result.exit_code == 1
+    assert "no model lies at" in result.stderr
+    assert "fix --model" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -151,11 +151,18 @@ def _is_folder(text: str) -> bool:
         return False
 
 
-def announce(params: Params, model: str) -> None:
-    """Say on stderr what was chosen for a model that stands in no settings."""
-    from kvguard.models.availability import pick_device
+def check_model(params: Params, model: str) -> None:
+    """Check that a model's folder is there, and say on stderr what was chosen for one in no settings.
+
+    Raises
+    ------
+    KvguardError
+        The folder holds no model.
+    """
+    from kvguard.models.availability import pick_device, resolve
 
     spec = params.spec(model)
+    resolve(model, spec)
     if model == spec.source:
         device = pick_device(params.device).type
         held = f"{spec.dtype_on(device)} on {device}" + (" (--dtype)" if spec.dtype == "auto" else "")

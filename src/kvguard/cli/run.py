@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvguard import stage
-from kvguard.cli.asking import Asked, announce, asking_options, n_prompts
+from kvguard.cli.asking import Asked, asking_options, check_model, n_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +89,8 @@ def run(
     if guarded and bundle is None and model == params.spec(model).source:
         raise click.UsageError("--bundle: name the folder of the guard, none is this model's own")
     chosen = _preset(params, preset, compressor, ratio)
+    check_model(params, model)
     prompts = draw_prompts(params, model, n_prompts(params, model, n, 10))
-    announce(params, model)
     if guarded:
         act, where = action or "rollback", bundle or layout.exported(model)
         _guarded(params, model, prompts, chosen, act, point or "balanced", where, interval, show)

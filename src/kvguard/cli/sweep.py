@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from kvguard import stage
-from kvguard.cli.asking import Asked, announce, asking_options, n_prompts, remember
+from kvguard.cli.asking import Asked, asking_options, check_model, n_prompts, remember
 
 
 @click.command()
@@ -33,8 +33,8 @@ def sweep(asked: Asked, preset: str | None, n: int | None, out: Path) -> None:
     if preset is not None:
         check_known("--preset", preset, params.presets)
     chosen = params.presets[preset or params.generate.preset]
+    check_model(params, model)
     prompts = draw_prompts(params, model, n_prompts(params, model, n, None))
-    announce(params, model)
     plan = plan_sweep(params, model, prompts, chosen)
     result = run_sweep(plan, out)
     write_table("prompts", prompts, out / "prompts.parquet")
