@@ -19,22 +19,22 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.ablate import ablate
     from kvguard.studies.catastrophes.params import load_params
-    from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+    from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
     from kvguard.studies.catastrophes.train.splits import read_split
     from kvguard.studies.catastrophes.variants import write_variants
 
     params = load_params(params_path)
     source, features = layout.traces(model), layout.features(model)
-    trained, evaluated = layout.trained(model, "v2"), layout.evaluated(model, "v2")
+    trained, evaluated = layout.trained(model, HEADLINE), layout.evaluated(model, HEADLINE)
     out = layout.compared("ablate", model)
     settings = {"thresholds": params.thresholds, "train": params.train.model_dump(), "seed": params.seed}
     inputs = [source, features, trained, evaluated]
-    with tracking.run("ablate", model=model, protocol="v2", params=settings, inputs=inputs) as run:
+    with tracking.run("ablate", model=model, protocol=HEADLINE, params=settings, inputs=inputs) as run:
         run.log_table(f"features-{model}", features)
         variants = ablate(
             features,
             read_judged(source),
-            read_split(PROTOCOLS["v2"], trained),
+            read_split(PROTOCOLS[HEADLINE], trained),
             HazardModel.load(trained),
             load_operating_point(evaluated, "balanced"),
             params.train,

@@ -1,19 +1,19 @@
 """Search operating points of the controller on tune prompts."""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from kvguard import stage
+from kvguard.studies.catastrophes.options import protocol_option
 
 
 @click.command(help=__doc__)
 @stage.model_option
-@stage.protocol_option
+@protocol_option
 @stage.params_option
 @stage.one_line_errors
-def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
+def main(model: str, protocol: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.guard.hazard_model import HazardModel
     from kvguard.judging.judge import read_judged
@@ -22,7 +22,7 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
     from kvguard.studies.catastrophes.evaluate.evaluation import evaluate
     from kvguard.studies.catastrophes.evaluate.operating_points import as_trials, save_operating_points
     from kvguard.studies.catastrophes.params import load_params
-    from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+    from kvguard.studies.catastrophes.protocols import PROTOCOLS
     from kvguard.studies.catastrophes.train.splits import read_split
 
     params, rules = load_params(params_path), PROTOCOLS[protocol]

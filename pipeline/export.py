@@ -21,24 +21,27 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.studies.catastrophes.export import export
     from kvguard.studies.catastrophes.measure.outcomes import conditions_of
     from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.protocols import HEADLINE
 
     params = load_params(params_path)
     spec, source = params.spec(model), layout.traces(model)
-    trained, evaluated = layout.trained(model, "v2"), layout.evaluated(model, "v2")
+    trained, evaluated = layout.trained(model, HEADLINE), layout.evaluated(model, HEADLINE)
     out = layout.exported(model)
     traces = read_table("traces", source, ["compressor", "ratio"])
     card = Card(
         model=model,
         source=spec.source,
         weights=weights_digest(load_model(model, spec, "cpu").model),
-        horizon=params.featurize.horizon,
+        horizon=params.horizon,
         thinking_words=params.featurize.thinking_words,
         max_new_tokens=params.task(model).max_new_tokens,
         conditions=tuple(str(condition) for condition in conditions_of(traces)),
     )
     points = evaluated / "operating_points.json"
     inputs = [source, trained, points]
-    with tracking.run("export", model=model, protocol="v2", params=card.model_dump(), inputs=inputs) as run:
+    with tracking.run(
+        "export", model=model, protocol=HEADLINE, params=card.model_dump(), inputs=inputs
+    ) as run:
         export(trained, evaluated, card, out)
         size = sum(path.stat().st_size for path in out.iterdir())
         run.log_metrics({"bytes": size})

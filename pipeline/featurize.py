@@ -1,4 +1,4 @@
-"""Turn the signals of every token into features and hazard labels."""
+"""Turn the signals of every token into features."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         run.log_table(f"traces-{model}", source)
         mask = thinking_mask(load_tokenizer(model, spec), params.featurize.thinking_words)
         budget = params.task(model).max_new_tokens
-        metrics = featurize(layout.generated(model), params.featurize, budget, mask, out)
+        metrics = featurize(layout.generated(model), budget, mask, out)
         run.log_metrics(metrics)
         run.log_table(f"features-{model}", out, context="output")
         run.log_outputs([out])
-    click.echo(f"{out}: {metrics['n_tokens']} tokens, {metrics['label_share']:.1%} labelled")
+    click.echo(f"{out}: {metrics['n_tokens']} tokens of {metrics['n_traces']} traces")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.studies.catastrophes.intervals.stage import measure_intervals
     from kvguard.studies.catastrophes.live.results import headline
     from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.protocols import HEADLINE
 
     params = load_params(params_path)
     stages = ("ablate", "transfer", "live-validate")
     inputs = [*(layout.compared(of, model) for of in stages[:2]), layout.live(model)]
     settings = {"target": target, "seed": params.seed, "n_resamples": params.n_resamples}
-    with tracking.run("intervals", model=model, protocol="v2", params=settings, inputs=inputs) as run:
+    with tracking.run("intervals", model=model, protocol=HEADLINE, params=settings, inputs=inputs) as run:
         ablated, transferred, live = found = measure_intervals(model, target, params)
         numbers = (
             ablated.metrics("features", "controllers"),

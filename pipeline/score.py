@@ -1,19 +1,19 @@
 """Measure on test prompts, with intervals, what train forecasts and what evaluate's controller would do."""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from kvguard import stage
+from kvguard.studies.catastrophes.options import protocol_option
 
 
 @click.command(help=__doc__)
 @stage.model_option
-@stage.protocol_option
+@protocol_option
 @stage.params_option
 @stage.one_line_errors
-def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
+def main(model: str, protocol: str, params_path: Path) -> None:  # noqa: D103
     from kvguard import tracking
     from kvguard.judging.judge import read_judged
     from kvguard.store.files import write_json
@@ -22,7 +22,7 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
     from kvguard.studies.catastrophes.score.stage import FORECASTS, score
 
     params = load_params(params_path)
-    horizon = params.featurize.horizon
+    horizon = params.horizon
     source, out = layout.traces(model), layout.scored(model, protocol)
     settings = {"seed": params.seed, "n_resamples": params.n_resamples, "horizon": horizon}
     inputs = [source, layout.trained(model, protocol), layout.evaluated(model, protocol)]

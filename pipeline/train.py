@@ -1,19 +1,19 @@
 """Train the hazard model on the train part, choose on the tune part, forecast the test part."""
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from kvguard import stage
+from kvguard.studies.catastrophes.options import protocol_option
 
 
 @click.command(help=__doc__)
 @stage.model_option
-@stage.protocol_option
+@protocol_option
 @stage.params_option
 @stage.one_line_errors
-def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None:  # noqa: D103
+def main(model: str, protocol: str, params_path: Path) -> None:  # noqa: D103
     import pandas as pd
 
     from kvguard import tracking
@@ -21,16 +21,16 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.export import save_hazard
     from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.protocols import PROTOCOLS
     from kvguard.studies.catastrophes.train.fit import train
     from kvguard.studies.catastrophes.train.hazards import write_hazards
-    from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
     from kvguard.studies.catastrophes.train.splits import write_split
 
     params = load_params(params_path)
     source, features = layout.traces(model), layout.features(model)
     out = layout.trained(model, protocol)
-    settings = params.train.model_dump() | {"seed": params.seed, "horizon": params.featurize.horizon}
-    columns = ["trace_id", "prompt_id", "compressor", "catastrophes", "onset"]
+    settings = params.train.model_dump() | {"seed": params.seed}
+    columns = ["trace_id", "prompt_id", "compressor", "catastrophes", "onset", "proxy_onset"]
     with tracking.run(
         "train", model=model, protocol=protocol, params=settings, inputs=[source, features]
     ) as run:
@@ -43,7 +43,6 @@ def main(model: str, protocol: Literal["v1", "v2"], params_path: Path) -> None: 
             params.seed,
             protocol,
             model=model,
-            horizon=params.featurize.horizon,
         )
         found = training.facts.metrics("model")
         save_hazard(training.model, out)

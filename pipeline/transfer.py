@@ -19,6 +19,7 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     from kvguard.guard.bundle import load_operating_point
     from kvguard.studies.catastrophes import layout
     from kvguard.studies.catastrophes.params import load_params
+    from kvguard.studies.catastrophes.protocols import HEADLINE
     from kvguard.studies.catastrophes.transfer import Side, transfer
     from kvguard.studies.catastrophes.variants import write_variants
 
@@ -27,14 +28,14 @@ def main(model: str, target: str, params_path: Path) -> None:  # noqa: D103
     inputs = [
         path
         for name in (model, target)
-        for path in (layout.traces(name), layout.features(name), layout.trained(name, "v2"))
+        for path in (layout.traces(name), layout.features(name), layout.trained(name, HEADLINE))
     ]
     settings = {"target": target, "train": params.train.model_dump(), "seed": params.seed}
-    with tracking.run("transfer", model=model, protocol="v2", params=settings, inputs=inputs) as run:
+    with tracking.run("transfer", model=model, protocol=HEADLINE, params=settings, inputs=inputs) as run:
         variants = transfer(
             Side.load(model),
             Side.load(target),
-            load_operating_point(layout.evaluated(target, "v2"), "balanced"),
+            load_operating_point(layout.evaluated(target, HEADLINE), "balanced"),
             params.train,
             params.evaluate,
             params.thresholds,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 
 
 def judged(rows):

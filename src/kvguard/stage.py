@@ -31,13 +31,6 @@ device_option = click.option(
     type=click.Choice(["auto", "cuda", "mps", "cpu"]),
     help="Where the model runs, in place of the settings' device; auto takes CUDA before MPS before CPU.",
 )
-protocol_option = click.option(
-    "--protocol",
-    type=click.Choice(["v1", "v2"]),
-    default="v2",
-    show_default=True,
-    help="How it is evaluated.",
-)
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:

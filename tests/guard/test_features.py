@@ -14,7 +14,7 @@ from kvguard.guard.features import FeatureState, thinking_mask
 from kvguard.store.schemas import check_table
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.featurize import featurize, featurize_tokens
-from kvguard.studies.catastrophes.train.protocols import feature_columns
+from kvguard.studies.catastrophes.protocols import feature_columns
 
 MAX_NEW_TOKENS = 64
 PARAMS = synthetic.FEATURIZE

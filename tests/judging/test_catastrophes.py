@@ -14,7 +14,7 @@ from kvguard.errors import KvguardError
 from kvguard.judging import catastrophes
 from kvguard.judging.catastrophes import NO_ONSET, CatastropheParams, TraceTokens, looping_onset, onsets
 from kvguard.judging.judge import judge, score, with_scores
-from kvguard.studies.catastrophes.train.protocols import is_failure_v1
+from kvguard.studies.catastrophes.protocols import is_failure_v1
 from kvguard.tasks import make_task
 
 TASK = make_task("arithmetic", max_new_tokens=16)

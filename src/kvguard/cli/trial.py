@@ -15,6 +15,7 @@ from kvguard.guard.actions import Event
 from kvguard.guard.session import REJECTED, Guard, Output
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
 from kvguard.judging.judge import judge, score, with_scores
+from kvguard.judging.onsets import Decode
 from kvguard.report.terminal import curve, table
 from kvguard.sweep.plan import stop_strings
 from kvguard.tasks.base import Task
@@ -93,13 +94,17 @@ def run_trial(
             stop=stops.strings if stops is not None else (),
             on_finish=on_finish,
         )
-        return judge_outputs(outputs, prompts, task, rules)
+        return judge_outputs(outputs, prompts, task, rules, loaded.decode)
 
     return Trial(condition, judged("none"), judged(action) if press is not None else None)
 
 
 def judge_outputs(
-    outputs: Sequence[Output], prompts: pd.DataFrame, task: Task, rules: CatastropheParams
+    outputs: Sequence[Output],
+    prompts: pd.DataFrame,
+    task: Task,
+    rules: CatastropheParams,
+    decode: Decode,
 ) -> pd.DataFrame:
     """Judge what became of each prompt, see :class:`Trial`.
 
@@ -120,7 +125,7 @@ def judge_outputs(
             "stop_reason": [output.stop_reason for output in outputs],
         }
     )
-    judged = found.join(judge(found, task, rules))
+    judged = found.join(judge(found, task, rules, decode))
     judged = with_scores(judged, score(found, prompts, task), task.headline)
     return judged.assign(output=list(outputs))
 

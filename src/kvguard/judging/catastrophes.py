@@ -14,18 +14,23 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from kvguard.config import Count, Section, Share
+from kvguard.config import Count, Natural, Section, Share
 from kvguard.engine.repetition import Ints, window_occurrences
 
 NO_ONSET = -1
 
 
 class CatastropheParams(Section):
-    """When a trace counts as looping, and where one that does not end begins to fail."""
+    """When a trace counts as looping, and where one that does not end begins to fail.
+
+    ``run_on_margin`` is how many tokens longer than uncompressed a text may be, see
+    :mod:`kvguard.judging.onsets`.
+    """
 
     loop_window: Count = 20
     loop_repeats: Annotated[int, Field(strict=True, ge=2)] = 3
     nontermination_onset: Share = 0.75
+    run_on_margin: Natural = 16
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The judging of whole traces: their catastrophes, and their task's scores beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 
 from kvguard.errors import KvguardError
 from kvguard.judging.catastrophes import NO_ONSET, CatastropheParams, TraceTokens, onsets
+from kvguard.judging.onsets import Decode, true_onsets
 from kvguard.store.tables import read_metadata, read_table
 from kvguard.tasks.base import Sample, Task
 
@@ -15,13 +16,23 @@ SCORES = "scores.parquet"  # lies beside the traces that it scores
 _HEADLINE = "kvguard.headline"
 
 
-def judge(parts: pd.DataFrame, task: Task, params: CatastropheParams) -> pd.DataFrame:
-    """Judge raw traces: predicted, catastrophes and onset, with the index of ``parts``.
+def judge(
+    parts: pd.DataFrame,
+    task: Task,
+    params: CatastropheParams,
+    decode: Decode,
+    uncompressed: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
+    """Judge raw traces: predicted, catastrophes, onset, onset_by and proxy_onset, indexed as ``parts``.
 
     Parameters
     ----------
     parts
-        Needs token_ids, text, stop_reason.
+        Needs prompt_id, token_ids, text, stop_reason.
+    decode
+        Token ids -> text.
+    uncompressed
+        See :func:`kvguard.judging.onsets.uncompressed_lengths`.
     """
     predicted = [task.extract(text) for text in parts["text"]]
     begun = onsets(TraceTokens.of(parts), params, task.max_new_tokens)
@@ -36,7 +47,8 @@ def judge(parts: pd.DataFrame, task: Task, params: CatastropheParams) -> pd.Data
             "catastrophes": pd.Series(
                 [list(names[column]) for column in present.T], index=index, dtype=object
             ),
-            "onset": pd.Series(first, index=index).where(present.any(axis=0)).astype("Int32"),
+            **true_onsets(parts, begun, task.answered, decode, uncompressed or {}, params),
+            "proxy_onset": pd.Series(first, index=index).where(present.any(axis=0)).astype("Int32"),
         }
     )
 

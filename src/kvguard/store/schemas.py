@@ -130,6 +130,8 @@ _JUDGED = {
     "predicted": Column(_STR, nullable=True),
     "catastrophes": Column(arrow.list_(_STR)),
     "onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
+    "onset_by": Column(_STR, nullable=True),
+    "proxy_onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
 }
 # A generation of the live guard. hazard and kv_tokens (cache entries held) run over its tokens; they are
 # empty where the guard acts. fit: which of the hazard, from 1. safe_at: tokens drawn before SAFE, -1: never.
@@ -177,8 +179,6 @@ TABLES: dict[str, Table] = {
         {
             **_TOKEN_KEY,
             **dict.fromkeys((*FEATURES, *V1_ONLY), _FLOAT),
-            "label": Column(_BOOL),
-            "pre_onset": Column(_BOOL),
         },
         ("trace_id", "t"),
     ),

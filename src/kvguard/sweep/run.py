@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from kvguard.judging.judge import SCORES, judge, score, score_metadata
-from kvguard.models.load import load_model
+from kvguard.judging.onsets import uncompressed_lengths
+from kvguard.models.load import LoadedModel, load_model
 from kvguard.store.schemas import conform
 from kvguard.store.tables import open_table, read_table
 from kvguard.sweep.make import generate_parts
@@ -51,7 +52,7 @@ def run_sweep(sweep: Sweep, out: Path, progress: bool = True) -> SweepResult:
         open_table("scores", scores, score_metadata(sweep.task)) as scored,
     ):
         for raw in _raw(plan.parts, out):
-            table.write(_judged(sweep, raw))
+            table.write(_judged(sweep, loaded, raw))
             scored.write(conform("scores", score(raw, sweep.prompts, sweep.task)))
     return SweepResult(n_made, len(plan.parts) - n_made, traces)
 
@@ -63,9 +64,11 @@ def _raw(parts: Sequence[SweepPart], out: Path) -> Iterator[pd.DataFrame]:
         yield raw.sort_values("trace_id", ignore_index=True)
 
 
-def _judged(sweep: Sweep, raw: pd.DataFrame) -> pd.DataFrame:
+def _judged(sweep: Sweep, loaded: LoadedModel, raw: pd.DataFrame) -> pd.DataFrame:
+    """Judge all traces of a slice of prompts."""
+    verdicts = judge(raw, sweep.task, sweep.catastrophes, loaded.decode, uncompressed_lengths(raw))
     params = {name: json.dumps(spec.params, sort_keys=True) for name, spec in sweep.compressors.items()}
-    judged = pd.concat([raw, judge(raw, sweep.task, sweep.catastrophes)], axis=1)
+    judged = pd.concat([raw, verdicts], axis=1)
     judged["model"] = sweep.name
     judged["compressor_params"] = judged["compressor"].map(params).fillna("{}")
     return conform("traces", judged)

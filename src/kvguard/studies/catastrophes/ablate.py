@@ -12,8 +12,8 @@ from kvguard.guard.hazard_model import HazardModel
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
 from kvguard.studies.catastrophes.forecasts import choose_threshold
 from kvguard.studies.catastrophes.params import EvaluateParams, TrainParams
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.fit import fit_hazard, load_parts
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.rows import Rows, load_rows
 from kvguard.studies.catastrophes.train.splits import part_of_traces
 from kvguard.studies.catastrophes.variants import RISK_SCORE, Variant
@@ -59,10 +59,10 @@ def ablate(
         The thresholds to choose from, on tune prompts.
     """
     part = part_of_traces(traces, split)
-    known = recorded(traces, PROTOCOLS["v2"])[part == "tune"]
-    parts = load_parts(features_path, traces, part, hazard_model.features, train.max_tokens)
+    known = recorded(traces, PROTOCOLS[HEADLINE])[part == "tune"]
+    parts = load_parts(features_path, traces, part, hazard_model.features, train)
     # Every token of the tune traces: those to fit on may have been thinned, and the controller sees all.
-    tune = load_rows(features_path, hazard_model.features, known["trace_id"].to_numpy())
+    tune = load_rows(features_path, hazard_model.features, known)
 
     def variant(tune_scores: np.ndarray, test_scores: np.ndarray, levels: Sequence[float]) -> Variant:
         replay = Replay.of(known, tune, tune_scores).compressed

@@ -12,6 +12,7 @@ from kvguard.errors import KvguardError
 from kvguard.guard.settings import GuardParams
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.models.spec import ModelSpec
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 from kvguard.sweep.settings import CompressorSpec, GenerateParams, Preset, parse_entry
 from kvguard.tasks import Task, make_task
 
@@ -19,7 +20,6 @@ WORST = "worst"  # the condition that fails most in the sweep
 REGISTRIES = ("models", "tasks", "presets", "compressors")
 SHIPPED = Path(__file__).with_name("params.yaml")  # a link to the repository's; a wheel holds a copy
 
-Protocol = Literal["v1", "v2"]
 Point = Literal["conservative", "balanced", "aggressive"]
 Offsets = tuple[Annotated[int, Field(strict=True)], ...]
 
@@ -31,9 +31,8 @@ class SampleParams(Section):
 
 
 class FeaturizeParams(Section):
-    """How signals become feature rows and labels."""
+    """How signals become feature rows."""
 
-    horizon: Count = 32
     thinking_words: tuple[Text, ...] = ()
 
 
@@ -80,12 +79,13 @@ class TrainParams(Section):
     chance does to comparisons of policies.
     ``max_tokens`` bounds the training rows: above it tokens are drawn evenly; None takes them all, read
     from their table in pieces. ``positive_weight`` is the weight of a positive token, ``balanced`` the ratio
-    of the classes. ``horizons`` are the values of H that are compared; the model itself takes
-    ``featurize.horizon``.
+    of the classes. ``horizon`` is H, the tokens ahead within which an onset counts; ``horizons`` are the
+    values of H that it is compared with.
     """
 
     split: SplitParams
     exclude_features: tuple[Text, ...] = ()
+    horizon: Count = 32
     horizons: tuple[Count, ...] = (16, 32, 64, 128)
     max_tokens: Count | None = 250_000
     positive_weight: Positive | Literal["balanced"] = 1.0
@@ -171,7 +171,7 @@ class Params(Settings):
     transfer_to: Key[str] = Key(Text)
     seed: Key[int] = Key(Natural)
     n_resamples: Key[int] = Key(Annotated[int, Field(strict=True, ge=100)])
-    protocols: Key[tuple[Protocol, ...]] = Key(Annotated[tuple[Protocol, ...], Field(min_length=1)])
+    protocols: Key[tuple[str, ...]] = Key(Annotated[tuple[Text, ...], Field(min_length=1)])
     device: Key[str] = Key(Literal["auto", "cuda", "mps", "cpu"])
     models: Key[dict[str, ModelSpec]] = Key(dict[str, ModelSpec])
     tasks: Key[dict[str, Any]] = Key(dict[str, dict[str, Any] | None])
@@ -189,6 +189,7 @@ class Params(Settings):
     ablate: Key[AblateParams] = Key(AblateParams)
     report: Key[ReportParams] = Key(ReportParams)
     # Parts of sections, for stages that read no more.
+    horizon: Key[int] = Key(Count, "train.horizon")
     preset_name: Key[str] = Key(Text, "generate.preset")
     thresholds: Key[tuple[float, ...]] = Key(tuple[Share, ...], "ablate.thresholds")
     live_point: Key[str] = Key(Point, "live_validate.point")
@@ -224,6 +225,8 @@ class Params(Settings):
                 check_known(key, *found)
         if (pair := there("model", "transfer_to")) and pair[0] == pair[1]:
             raise KvguardError(f"transfer_to: {pair[1]!r} is also the model: name another of models")
+        for name in self.value("protocols") if self.has("protocols") else ():
+            check_known("protocols", name, PROTOCOLS)
         if (found := there("protocols")) and len(set(found[0])) < len(found[0]):
             raise KvguardError(f"protocols: {found[0]} names one twice: keep each once")
         if found := there("report.models", "models"):

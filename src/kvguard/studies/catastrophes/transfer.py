@@ -19,8 +19,8 @@ from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
 from kvguard.studies.catastrophes.forecasts import choose_threshold
 from kvguard.studies.catastrophes.params import EvaluateParams, TrainParams
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.fit import fit_hazard
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.rows import load_rows, rows_to_fit
 from kvguard.studies.catastrophes.train.splits import part_of_traces, read_split
 from kvguard.studies.catastrophes.variants import OTHER, OWN, Variant
@@ -49,12 +49,12 @@ class Side:
     @classmethod
     def load(cls, model: str) -> "Side":
         """Read what the earlier stages left of ``model``."""
-        trained = layout.trained(model, "v2")
+        trained = layout.trained(model, HEADLINE)
         return cls(
             model,
             layout.features(model),
             read_judged(layout.traces(model)),
-            read_split(PROTOCOLS["v2"], trained),
+            read_split(PROTOCOLS[HEADLINE], trained),
             HazardModel.load(trained),
         )
 
@@ -96,15 +96,15 @@ def transfer(
             f"transfer: every train or tune prompt of {source.model} tests {target.model}: raise sample.n"
         )
     learned, watched = (
-        rows_to_fit(source.features_path, columns, part["trace_id"].to_numpy(), train.max_tokens)
+        rows_to_fit(source.features_path, columns, part, train.max_tokens).labelled(train.horizon)
         for part in (fitting, tuning)
     )
     fitted = fit_hazard(learned, watched, train, seed)
-    rows = load_rows(target.features_path, columns, target.part("test")["trace_id"].to_numpy())
+    rows = load_rows(target.features_path, columns, target.part("test"))
 
     def variant(model: HazardModel, side: Side, tune: pd.DataFrame) -> Variant:
-        known = recorded(tune, PROTOCOLS["v2"])
-        seen = load_rows(side.features_path, columns, known["trace_id"].to_numpy())
+        known = recorded(tune, PROTOCOLS[HEADLINE])
+        seen = load_rows(side.features_path, columns, known)
         replay = Replay.of(known, seen, model.predict(seen.features)).compressed
         setting = choose_threshold(replay, grid, point, evaluate)
         return Variant.of(rows, model.predict(rows.features), setting)

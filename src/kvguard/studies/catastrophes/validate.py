@@ -86,8 +86,8 @@ def validate(
     _check_traces(traces, plan, traces_path)
     lengths = traces["token_ids"].map(len).to_numpy(dtype=np.int64)
     _check_all_tokens(traces, lengths, plan, Path(generate_dir))
-    labels = _check_features(traces, lengths, features_path)
-    return _report(traces, lengths, labels, plan, params)
+    _check_features(traces, lengths, features_path)
+    return _report(traces, lengths, plan, params)
 
 
 def _reject(path: Path, column: str, wrong: NDArray[np.bool_], what: str, first_row: int = 0) -> None:
@@ -131,10 +131,11 @@ def _check_traces(traces: pd.DataFrame, plan: Plan, path: Path) -> None:
     _reject(path, "stop_reason", cut & (lengths != plan.max_new_tokens), "cut off before the token budget")
     too_many = traces["n_kept_tokens"].to_numpy() > traces["n_prompt_tokens"].to_numpy()
     _reject(path, "n_kept_tokens", too_many, "more tokens kept than the prompt has")
-    has_onset = traces["onset"].notna().to_numpy()
-    _reject(path, "onset", has_onset != is_catastrophic(traces), "onset and catastrophes disagree")
-    late = has_onset & (traces["onset"].fillna(0).to_numpy(dtype=np.int64) >= lengths)
-    _reject(path, "onset", late, "not inside the trace")
+    for name in ("onset", "proxy_onset"):
+        has_onset = traces[name].notna().to_numpy()
+        _reject(path, name, has_onset != is_catastrophic(traces), f"{name} and catastrophes disagree")
+        late = has_onset & (traces[name].fillna(0).to_numpy(dtype=np.int64) >= lengths)
+        _reject(path, name, late, "not inside the trace")
 
 
 def _check_all_tokens(traces: pd.DataFrame, lengths: NDArray[np.int64], plan: Plan, folder: Path) -> None:
@@ -175,36 +176,27 @@ def _check_signals(tokens: pd.DataFrame, plan: Plan, path: Path) -> None:
     )
 
 
-def _check_features(traces: pd.DataFrame, lengths: NDArray[np.int64], path: Path) -> pd.DataFrame:
-    """Return, per trace in the order of ``traces``, the numbers of labelled and of pre-onset tokens."""
+def _check_features(traces: pd.DataFrame, lengths: NDArray[np.int64], path: Path) -> None:
     size = int(traces["trace_id"].max()) + 1
-    counts = {name: np.zeros(size, dtype=np.int64) for name in ("rows", "label", "pre_onset")}
+    counts = np.zeros(size, dtype=np.int64)
     first_row = 0
     for rows in iter_table("features", path):
         trace_id = rows["trace_id"].to_numpy()
         _reject(path, "trace_id", trace_id >= size, "not in the traces table", first_row)
         position = rows["token_position"].to_numpy()
         _reject(path, "token_position", (position < 0) | (position >= 1), "outside [0, 1)", first_row)
-        both = rows["label"].to_numpy() & ~rows["pre_onset"].to_numpy()
-        _reject(path, "label", both, "labelled at or after the onset", first_row)
-        counts["rows"] += np.bincount(trace_id, minlength=size)
-        for name in ("label", "pre_onset"):
-            counts[name] += np.bincount(trace_id[rows[name].to_numpy()], minlength=size)
+        counts += np.bincount(trace_id, minlength=size)
         first_row += len(rows)
-    found = pd.DataFrame(counts).iloc[traces["trace_id"].to_numpy()].reset_index(drop=True)
-    wrong = (found["rows"] != lengths).to_numpy()
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        trace = f"trace {traces['trace_id'].iloc[row]} has {found['rows'].iloc[row]} rows"
+    found = counts[traces["trace_id"].to_numpy()]
+    if (found != lengths).any():
+        row = int(np.argmax(found != lengths))
+        trace = f"trace {traces['trace_id'].iloc[row]} has {found[row]} rows"
         raise KvguardError(
             f"{path}: column trace_id: {trace} and {lengths[row]} tokens; run `dvc repro featurize`"
         )
-    return found
 
 
-def _report(
-    traces: pd.DataFrame, lengths: NDArray[np.int64], labels: pd.DataFrame, plan: Plan, params: ValidateParams
-) -> Report:
+def _report(traces: pd.DataFrame, lengths: NDArray[np.int64], plan: Plan, params: ValidateParams) -> Report:
     inside = _inside_window(traces, plan.snapkv_windows)
     ok = inside is None or inside <= params.max_snapkv_inside_window
     catastrophic = is_catastrophic(traces)
@@ -217,7 +209,6 @@ def _report(
             "cbr": catastrophic.astype(float),
             "accuracy": correct,
             "n_tokens": lengths,
-            "labelled": labels["label"].to_numpy(),
         }
     )
     grouped = columns.groupby(["compressor", "ratio"], sort=False)
@@ -226,17 +217,14 @@ def _report(
         cbr=("cbr", "mean"),
         accuracy=("accuracy", "mean"),
         mean_tokens=("n_tokens", "mean"),
-        label_share=("labelled", "sum"),
     ).reset_index()
-    table["label_share"] /= grouped["n_tokens"].sum().to_numpy()
     metrics: dict[str, Any] = {
         "ok": ok,
         "n_prompts": int(traces["prompt_id"].nunique()),
         "n_conditions": len(plan.conditions),
         "n_traces": len(traces),
         "n_tokens": int(lengths.sum()),
-        "label_share": float(labels["label"].sum() / lengths.sum()),
-        "pre_onset_share": float(labels["pre_onset"].sum() / lengths.sum()),
+        "onsets_by": traces["onset_by"].dropna().value_counts().sort_index().to_dict(),
         "cbr": float(catastrophic.mean()),
         "accuracy": None if correct.isna().all() else float(correct.mean()),
         "snapkv_inside_window": inside,
@@ -261,23 +249,26 @@ def _markdown(model: str, metrics: Mapping[str, Any], table: pd.DataFrame, param
         "",
         f"- {metrics['n_prompts']} prompts x {metrics['n_conditions']} conditions ="
         f" {metrics['n_traces']:,} traces, {metrics['n_tokens']:,} tokens",
-        f"- {metrics['label_share']:.2%} of the tokens have the onset within the horizon ahead,"
-        f" {metrics['pre_onset_share']:.2%} stand before any onset",
+        f"- onsets: {_onsets_line(metrics['onsets_by'])}",
         f"- {_snapkv_line(metrics['snapkv_inside_window'], params.max_snapkv_inside_window)}",
         "",
         *_table_lines(
-            ("compressor", "ratio", "traces", "CBR", "accuracy", "mean tokens", "labelled tokens"),
+            ("compressor", "ratio", "traces", "CBR", "accuracy", "mean tokens"),
             (
                 (
                     row.compressor, f"{row.ratio:g}", f"{row.n_traces}", f"{row.cbr:.3f}",
                     "not scored" if math.isnan(row.accuracy) else f"{row.accuracy:.3f}",
-                    f"{row.mean_tokens:.1f}", f"{row.label_share:.2%}",
+                    f"{row.mean_tokens:.1f}",
                 )
                 for row in table.itertuples()
             ),
         ),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _onsets_line(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} by {rule}" for rule, count in counts.items()) or "none"
 
 
 def _snapkv_line(inside: float | None, limit: float) -> str:

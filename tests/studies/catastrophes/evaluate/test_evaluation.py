@@ -11,10 +11,10 @@ from kvguard.store.schemas import check_table, conform
 from kvguard.studies.catastrophes.evaluate.evaluation import evaluate, load_replay
 from kvguard.studies.catastrophes.evaluate.simulate import metrics_by_condition, recorded
 from kvguard.studies.catastrophes.params import EvaluateParams
+from kvguard.studies.catastrophes.protocols import PROTOCOLS, feature_columns
 from kvguard.studies.catastrophes.score.controllers import add_controllers, replay_test
 from kvguard.studies.catastrophes.score.controllers import headline as headline_of
 from kvguard.studies.catastrophes.train.fit import fit_hazard
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS, feature_columns
 from kvguard.studies.catastrophes.train.rows import load_rows
 from kvguard.studies.catastrophes.train.splits import make_split, part_of_traces
 

@@ -11,7 +11,7 @@ from kvguard.studies.catastrophes.evaluate.operating_points import choose
 from kvguard.studies.catastrophes.evaluate.search import search
 from kvguard.studies.catastrophes.evaluate.simulate import Replay
 from kvguard.studies.catastrophes.params import EvaluateParams
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 from recordings import planted
 
 V1, V2 = PROTOCOLS["v1"], PROTOCOLS["v2"]

@@ -17,7 +17,7 @@ from kvguard.studies.catastrophes.evaluate.simulate import (
     safe_from,
     simulate,
 )
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.rows import Rows
 from recordings import judged, planted
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvguard.errors import KvguardError
 from kvguard.store.schemas import PARTS, check_table
 from kvguard.studies.catastrophes.params import SplitParams
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import (
     make_split,
     part_of_traces,

@@ -74,5 +74,5 @@ def build(params: Params) -> Built:
 
 def _explored(pipeline: Pipeline, model: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(model, pipeline.params.spec(model))
-    shown, horizon = pipeline.params.report.traces_per_condition, pipeline.params.featurize.horizon
+    shown, horizon = pipeline.params.report.traces_per_condition, pipeline.params.horizon
     return {"title": pipeline.title(model), **explorer.explore(model, tokenizer.batch_decode, shown, horizon)}

@@ -6,12 +6,11 @@ import pandas as pd
 
 from kvguard.guard.bundle import load_operating_point
 from kvguard.store.results import read_results
-from kvguard.store.tables import read_table
+from kvguard.store.tables import read_table, read_tokens
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.chapter import figures
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_hazards
-from kvguard.studies.catastrophes.train.rows import load_rows
 
 STATE_MACHINE = layout.PLOTS / "report" / "state-machine.png"
 
@@ -24,7 +23,7 @@ def draw(pipeline: Pipeline) -> None:
         for protocol in pipeline.params.protocols:
             if layout.results("train", model, protocol).is_file():
                 _forecasts(model, protocol, title)
-                _controllers(model, protocol, pipeline.params.featurize.horizon, title)
+                _controllers(model, protocol, pipeline.params.horizon, title)
         for stage, figures_of, heading in (
             ("ablate", figures.ablation_figures, title),
             ("transfer", figures.transfer_figures, f"{title} to {other}"),
@@ -51,8 +50,7 @@ def _controllers(model: str, protocol: str, horizon: int, title: str) -> None:
     evaluated = layout.evaluated(model, protocol)
     controlled = read_table("controlled", layout.scored(model, protocol) / "controlled.parquet")
     hazards = read_hazards(layout.trained(model, protocol), of_horizon(horizon))
-    rows = load_rows(layout.features(model), ["entropy"], controlled["trace_id"].to_numpy())
-    entropy = pd.DataFrame({"trace_id": rows.trace_id, "t": rows.t, "entropy": rows.features[:, 0]})
+    entropy = read_tokens(layout.generated(model), ["entropy"])
     figures.evaluation_figures(
         _results("evaluate", model, protocol),
         read_table("pareto", evaluated / "pareto.parquet"),

@@ -10,7 +10,7 @@ import base64
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,18 +22,17 @@ from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.judging.judge import read_judged
 from kvguard.store.tables import read_table, read_tokens
 from kvguard.studies.catastrophes import layout
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_hazards
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import part_of_traces, read_split
 
-PROTOCOL: Literal["v2"] = "v2"
 POINT = "balanced"
 Decode = Callable[[list[list[int]]], list[str]]
 
 
 def is_ready(model: str) -> bool:
     """Whether the stages that the explorer reads were run for a model."""
-    folders = (layout.trained(model, PROTOCOL), layout.evaluated(model, PROTOCOL))
+    folders = (layout.trained(model, HEADLINE), layout.evaluated(model, HEADLINE))
     return layout.traces(model).is_file() and all(folder.is_dir() for folder in folders)
 
 
@@ -49,10 +48,10 @@ def explore(model: str, decode: Decode, per_condition: int, horizon: int) -> dic
     horizon
         The H of the hazard model.
     """
-    trained = layout.trained(model, PROTOCOL)
-    point = load_operating_point(layout.evaluated(model, PROTOCOL), POINT)
+    trained = layout.trained(model, HEADLINE)
+    point = load_operating_point(layout.evaluated(model, HEADLINE), POINT)
     traces = read_judged(layout.traces(model))
-    parts = part_of_traces(traces, read_split(PROTOCOLS[PROTOCOL], trained))
+    parts = part_of_traces(traces, read_split(PROTOCOLS[HEADLINE], trained))
     tested = traces[parts == "test"]
     chosen = sample(tested, per_condition)
     hazards = read_hazards(trained, of_horizon(horizon))

@@ -12,10 +12,10 @@ from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.chapter.live_findings import live_headline, live_tiles
 from kvguard.studies.catastrophes.chapter.live_tables import STAGE
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
+from kvguard.studies.catastrophes.protocols import HEADLINE
 
 OVERALL = "overall"
 BALANCED = "controller-balanced"
-HEADLINE = "v2"
 LEVEL = 0.05  # of the tests
 
 CAVEAT = (

@@ -24,7 +24,7 @@ from kvguard.studies.catastrophes.chapter import figures
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 from kvguard.studies.catastrophes.chapter.live_findings import compared
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
-from kvguard.studies.catastrophes.train.protocols import feature_columns
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 
 TEXT = "paper.tex"
 _TEX = "texlive-latex-base texlive-latex-recommended texlive-fonts-recommended"
@@ -119,7 +119,7 @@ def _fact(pipeline: Pipeline, name: str) -> str:
         "compressors": ", ".join(compressors),
         "ratios": ", ".join(f"{ratio:g}" for ratio in sorted(ratios)),
         "conditions": str(len(pairs)),
-        "features": str(len(feature_columns("v2"))),
+        "features": str(len(PROTOCOLS[HEADLINE].features)),
         "detectors": str(len(DETECTORS)),
         "max_new_tokens": str(budget),
         "onset": f"{params.catastrophes.nontermination_onset * budget:.0f}",

@@ -13,7 +13,7 @@ from kvguard.studies.catastrophes.evaluate.operating_points import POINTS_TABLE,
 from kvguard.studies.catastrophes.evaluate.search import search
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
 from kvguard.studies.catastrophes.params import EvaluateParams
-from kvguard.studies.catastrophes.train.protocols import Protocol
+from kvguard.studies.catastrophes.protocols import Protocol
 from kvguard.studies.catastrophes.train.rows import load_rows
 from kvguard.studies.catastrophes.train.splits import part_of_traces
 
@@ -45,7 +45,7 @@ def load_replay(features_path: Path, traces: pd.DataFrame, hazard_model: HazardM
     traces
         See :func:`kvguard.studies.catastrophes.evaluate.simulate.recorded`.
     """
-    rows = load_rows(features_path, hazard_model.features, traces["trace_id"].to_numpy())
+    rows = load_rows(features_path, hazard_model.features, traces)
     return Replay.of(traces, rows, hazard_model.predict(rows.features))
 
 

@@ -28,7 +28,7 @@ from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams
 from kvguard.studies.catastrophes.evaluate.operating_points import OBJECTIVES
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, controller_metrics
-from kvguard.studies.catastrophes.train.protocols import Protocol
+from kvguard.studies.catastrophes.protocols import Protocol
 from kvguard.studies.catastrophes.train.splits import part_of_traces
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams, State, run_controller
 from kvguard.judging.catastrophes import DETECTORS
 from kvguard.stats.bootstrap import Floats, count_by, mean_by, quantile, share, sum_by
-from kvguard.studies.catastrophes.train.protocols import Protocol
+from kvguard.studies.catastrophes.protocols import Protocol
 from kvguard.studies.catastrophes.train.rows import Rows
 
 NEVER = -1
@@ -80,7 +80,7 @@ def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
             "n_prompt_tokens": prompt,
             "n_tokens": traces["token_ids"].map(len).to_numpy(dtype=np.int64),
             "spared": prompt - traces["n_kept_tokens"].to_numpy(dtype=np.float64),
-            "onset": traces["onset"].astype("float64").to_numpy(),
+            "onset": traces[protocol.onset].astype("float64").to_numpy(),
             **found,
             **{f"{name}_uncompressed": values[twin] for name, values in found.items()},
         }

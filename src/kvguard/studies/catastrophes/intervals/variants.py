@@ -14,10 +14,10 @@ from kvguard.store.results import Results
 from kvguard.studies.catastrophes.evaluate.simulate import NEVER, Replay, safe_from, simulate
 from kvguard.studies.catastrophes.forecasts import control_values, minus, with_threshold
 from kvguard.studies.catastrophes.params import AblateParams
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.score.controllers import replay_test
 from kvguard.studies.catastrophes.score.hazards import rows_of
 from kvguard.studies.catastrophes.train.metrics import Measured, pre_onset_ranking
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.variants import OTHER, OWN, RISK_SCORE, Variant
 
 
@@ -43,7 +43,7 @@ class Bench:
 
     def replay(self, hazards: pd.DataFrame) -> Replay:
         """Return the compressed test traces under a ``hazards`` table of their tokens."""
-        return replay_test(hazards, self.traces, self.split, PROTOCOLS["v2"], self.horizon).compressed
+        return replay_test(hazards, self.traces, self.split, PROTOCOLS[HEADLINE], self.horizon).compressed
 
     def control(self, per_trace: pd.DataFrame) -> dict[str, Floats]:
         """Return what a controller did to the compressed test traces, for every resample."""
@@ -66,7 +66,7 @@ def ablation_results(
     point: ControllerParams,
     params: AblateParams,
 ) -> Results:
-    """Fill the tables features, controllers, hysteresis and thresholds, on test prompts under protocol v2.
+    """Fill the tables features, controllers, hysteresis and thresholds, on test prompts under the headline protocol.
 
     Parameters
     ----------

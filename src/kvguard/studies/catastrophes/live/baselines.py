@@ -18,7 +18,7 @@ from kvguard.engine.presses import Condition
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.rows import load_rows
 from kvguard.studies.catastrophes.train.splits import part_of_traces
 
@@ -56,12 +56,12 @@ def entropy_setting(
         Number of logits.
     """
     tune = traces[part_of_traces(traces, split) == "tune"]
-    known = recorded(tune.reset_index(drop=True), PROTOCOLS["v2"])
+    known = recorded(tune.reset_index(drop=True), PROTOCOLS[HEADLINE])
     wanted = [(condition.compressor, condition.ratio) for condition in conditions]
     live = pd.MultiIndex.from_frame(known[["compressor", "ratio"]]).isin(wanted)
     known = known[live].reset_index(drop=True)
     columns = tuple(dict.fromkeys((*hazard_model.features, "entropy")))
-    rows = load_rows(features_path, columns, known["trace_id"].to_numpy())
+    rows = load_rows(features_path, columns, known)
     hazard = hazard_model.predict(rows.only(hazard_model.features).features)
     target = Replay.of(known, rows, hazard).compressed.run(point)["kv_saved_controlled"].mean()
     share = np.minimum(rows.only(["entropy"]).features[:, 0] / np.float32(np.log(vocabulary)), np.float32(1))

@@ -16,7 +16,7 @@ from kvguard.store.results import Results
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
 from kvguard.studies.catastrophes.live.names import PREFILL, STATIC, UNCOMPRESSED
 from kvguard.studies.catastrophes.live.outcomes import Arms, Values
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 
 Bools = NDArray[np.bool_]
 
@@ -38,7 +38,7 @@ def simulate_live(live: pd.DataFrame, point: ControllerParams) -> pd.DataFrame:
     """
     chosen = (live["regime"] == PREFILL) & live["policy"].isin([STATIC, UNCOMPRESSED])
     watched = live[chosen].reset_index(drop=True)
-    traces = recorded(watched, PROTOCOLS["v2"])
+    traces = recorded(watched, PROTOCOLS[HEADLINE])
     hazard = np.full((len(traces), int(traces["n_tokens"].max())), np.nan, dtype=np.float32)
     inside = np.arange(hazard.shape[1]) < traces["n_tokens"].to_numpy()[:, None]
     hazard[inside] = np.concatenate(list(watched["hazard"]))

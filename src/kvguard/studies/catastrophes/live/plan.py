@@ -41,13 +41,12 @@ from kvguard.studies.catastrophes.live.baselines import entropy_setting, loop_se
 from kvguard.studies.catastrophes.live.names import (
     DECODING,
     PREFILL,
-    PROTOCOL,
     ROLLBACK,
     STATIC,
     UNCOMPRESSED,
 )
 from kvguard.studies.catastrophes.params import FeaturizeParams, LiveValidateParams, Params
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import read_split
 from kvguard.sweep.plan import Plan, Sweep
 from kvguard.tasks.base import Task
@@ -123,7 +122,7 @@ class Live:
             An earlier stage has not been run, or a condition names what is not known.
         """
         settings, spec, task = params.live_validate, params.spec(model), params.task(model)
-        trained, evaluated = layout.trained(model, PROTOCOL), layout.evaluated(model, PROTOCOL)
+        trained, evaluated = layout.trained(model, HEADLINE), layout.evaluated(model, HEADLINE)
         traces = read_judged(layout.traces(model))
         fits = [HazardModel.load(trained)]
         while (folder := layout.fit(trained, len(fits) + 1)).is_dir():
@@ -135,7 +134,7 @@ class Live:
             triggers["entropy"] = entropy_setting(
                 layout.features(model),
                 traces,
-                read_split(PROTOCOLS[PROTOCOL], trained),
+                read_split(PROTOCOLS[HEADLINE], trained),
                 fits[0],
                 point,
                 conditions,

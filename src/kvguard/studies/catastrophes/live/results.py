@@ -12,8 +12,9 @@ from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.stats.bootstrap import mean_by, resample_weights
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.live.gap import add_gap, simulate_live
-from kvguard.studies.catastrophes.live.names import DECODING, PREFILL, PROTOCOL, STAGE, STATIC, SWITCH
+from kvguard.studies.catastrophes.live.names import DECODING, PREFILL, STAGE, STATIC, SWITCH
 from kvguard.studies.catastrophes.live.outcomes import add_policies, arms_of, sound
+from kvguard.studies.catastrophes.protocols import HEADLINE
 
 
 def live_results(
@@ -35,7 +36,7 @@ def live_results(
     offsets
         Tokens before the onset at which failing traces were restored.
     """
-    results = Results(STAGE, model, PROTOCOL)
+    results = Results(STAGE, model, HEADLINE)
     kept = sound(table)
     n_prompts = {"n_prompts": table["prompt_id"].nunique(), "n_used": kept["prompt_id"].nunique()}
     results.add("prompts", "all", n_prompts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kvguard.judging.judge import SCORES, judge, score, score_metadata
+from kvguard.judging.onsets import uncompressed_lengths
 from kvguard.models.load import LoadedModel
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
@@ -18,7 +19,7 @@ from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes.live.block import make_live_parts
 from kvguard.studies.catastrophes.live.branches import BranchPart, cut_branches, make_branch_parts
 from kvguard.studies.catastrophes.live.latency import measure_latency
-from kvguard.studies.catastrophes.live.names import PREFILL, PROTOCOL, STAGE, STATIC
+from kvguard.studies.catastrophes.live.names import PREFILL, STAGE, STATIC
 from kvguard.studies.catastrophes.live.plan import Live, cut_by_policy
 from kvguard.studies.catastrophes.live.switch import (
     SwitchPart,
@@ -26,6 +27,7 @@ from kvguard.studies.catastrophes.live.switch import (
     cut_by_offset,
     make_switch_parts,
 )
+from kvguard.studies.catastrophes.protocols import HEADLINE
 from kvguard.sweep.plan import Plan, compile_sweep, plan_workers
 from kvguard.sweep.progress import Report
 from kvguard.sweep.workers import Work, cpu_threads, make_missing
@@ -61,7 +63,9 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     table = out / "live.parquet"
     table.unlink(missing_ok=True)
     n_made = make_missing(Work(STAGE, plan, partial(make_live_parts, live), folder), loaded, progress)
-    rows = _judged(live, [part.path("live_parts", folder) for part in plan.parts])
+    rows = _raw([part.path("live_parts", folder) for part in plan.parts])
+    uncompressed = uncompressed_lengths(rows)
+    rows = _judged(live, loaded, rows, uncompressed)
 
     static = rows[(rows["regime"] == PREFILL) & (rows["policy"] == STATIC) & rows["error"].isna()]
     cases = choose_cases(static, settings.switch_traces)
@@ -74,7 +78,8 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     work = Work(STAGE, plan.with_parts(further), partial(_make_further, live, folder, cases), below)
     n_made += make_missing(work, loaded, progress)
     if further:
-        continued = _judged(live, [part.path("live_parts", below) for part in further])
+        continued = _raw([part.path("live_parts", below) for part in further])
+        continued = _judged(live, loaded, continued, uncompressed)
         rows = pd.concat([rows, continued], ignore_index=True)
     found = conform("scores", score(rows, live.sweep.prompts, live.task))
     write_table("scores", found, table.with_name(SCORES), score_metadata(live.task))
@@ -99,17 +104,22 @@ def _make_further(
     make_switch_parts(cases, plan, loaded, switched, out, report)
 
 
-def _judged(live: Live, paths: Sequence[Path]) -> pd.DataFrame:
-    """Judge raw generations, in the order of their ids."""
-    raw = pd.concat([read_table("live_parts", path) for path in paths], ignore_index=True)
-    verdicts = judge(raw, live.task, live.sweep.catastrophes)
+def _raw(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read raw generations, in the order of their ids."""
+    return pd.concat([read_table("live_parts", path) for path in paths], ignore_index=True)
+
+
+def _judged(
+    live: Live, loaded: LoadedModel, raw: pd.DataFrame, uncompressed: Mapping[str, int]
+) -> pd.DataFrame:
+    verdicts = judge(raw, live.task, live.sweep.catastrophes, loaded.decode, uncompressed)
     return conform("live", pd.concat([raw, verdicts], axis=1).assign(model=live.name))
 
 
 def live_latency(live: Live, loaded: LoadedModel) -> Results:
     """Fill the table latency, on the threads that a worker has."""
     _, threads = plan_workers(live.sweep.settings, loaded, len(live.sweep.prompts))
-    results = Results(STAGE, live.name, PROTOCOL)
+    results = Results(STAGE, live.name, HEADLINE)
     with cpu_threads(threads):
         measure_latency(results, live, loaded, batch_size=_BATCH, n_tokens=_TOKENS, rounds=_ROUNDS)
     return results

@@ -10,7 +10,7 @@ from kvguard.engine.presses import NONE, Condition
 from kvguard.judging.catastrophes import DETECTORS, is_catastrophic
 from kvguard.stats.bootstrap import Floats, mean_by
 from kvguard.store.results import Results
-from kvguard.studies.catastrophes.train.protocols import is_failure_v1
+from kvguard.studies.catastrophes.protocols import is_failure_v1
 
 CONDITION = ["compressor", "ratio"]
 OVERALL = "overall"

@@ -10,8 +10,8 @@ from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.evaluate.operating_points import POINTS, POINTS_TABLE
 from kvguard.studies.catastrophes.evaluate.simulate import OVERALL, Replay, metrics_by_condition, recorded
+from kvguard.studies.catastrophes.protocols import Protocol
 from kvguard.studies.catastrophes.score.hazards import rows_of
-from kvguard.studies.catastrophes.train.protocols import Protocol
 from kvguard.studies.catastrophes.train.splits import part_of_traces
 
 

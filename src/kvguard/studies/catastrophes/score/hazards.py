@@ -7,12 +7,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvguard.engine.presses import NONE
-from kvguard.judging.catastrophes import NO_ONSET
 from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.train.hazards import horizons_of, of_horizon, without
-from kvguard.studies.catastrophes.train.labels import Bools, all_token_target, hazard_labels
+from kvguard.studies.catastrophes.train.labels import Bools, all_token_target
 from kvguard.studies.catastrophes.train.metrics import (
     RANKING,
     Curve,
@@ -22,7 +21,7 @@ from kvguard.studies.catastrophes.train.metrics import (
     pre_onset_ranking,
     reliability,
 )
-from kvguard.studies.catastrophes.train.rows import Rows
+from kvguard.studies.catastrophes.train.rows import Rows, onset_of
 
 
 def add_forecasts(
@@ -88,10 +87,8 @@ def ranking_curve(hazards: pd.DataFrame, traces: pd.DataFrame, horizon: int) -> 
 def rows_of(table: pd.DataFrame, traces: pd.DataFrame, horizon: int) -> Rows:
     """Return the tokens of a hazards table with the labels of ``horizon``."""
     trace_id, t = (table[name].to_numpy() for name in ("trace_id", "t"))
-    onset = pd.Series(traces["onset"].fillna(NO_ONSET).to_numpy(dtype=np.int64), index=traces["trace_id"])
-    label, pre_onset = hazard_labels(t, onset.reindex(trace_id).to_numpy(), horizon)
     nothing: NDArray[np.float32] = np.empty((len(t), 0), dtype=np.float32)
-    return Rows(nothing, label, pre_onset, trace_id, t)
+    return Rows(nothing, onset_of(traces, trace_id), trace_id, t, horizon=horizon)
 
 
 def _add_predictor(

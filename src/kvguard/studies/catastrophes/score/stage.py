@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -12,10 +12,10 @@ from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.evaluate.operating_points import POINTS
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.score.controllers import add_controllers, headline, replay_test
 from kvguard.studies.catastrophes.score.hazards import add_forecasts, ranking_curve
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_all_hazards
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import read_split
 
 FORECASTS = ("predictor", "horizons", "cross_validation", "model")  # of the metrics file
@@ -55,7 +55,7 @@ class Scores:
 
 def score(
     model: str,
-    protocol: Literal["v1", "v2"],
+    protocol: str,
     traces: pd.DataFrame,
     horizon: int,
     n_resamples: int,
@@ -71,6 +71,7 @@ def score(
         The H of the hazard model.
     """
     rules = PROTOCOLS[protocol]
+    traces = rules.select(traces)
     trained, evaluated = layout.trained(model, protocol), layout.evaluated(model, protocol)
     facts = {of: read_table("results", layout.facts(of, model, protocol)) for of in ("train", "evaluate")}
     forecasts, controllers = (Results(of, model, protocol) for of in facts)

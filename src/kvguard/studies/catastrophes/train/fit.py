@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -21,11 +21,11 @@ from kvguard.guard.calibration import fit_calibration
 from kvguard.guard.hazard_model import N_JOBS, HazardModel, margin_of
 from kvguard.store.results import Results
 from kvguard.store.schemas import PARTS, TABLES, conform
-from kvguard.studies.catastrophes.params import FeaturizeParams, TrainParams
+from kvguard.studies.catastrophes.params import TrainParams
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS, Protocol
 from kvguard.studies.catastrophes.train.hazards import of_horizon, without
 from kvguard.studies.catastrophes.train.labels import Bools, all_token_target
 from kvguard.studies.catastrophes.train.metrics import best_f1_threshold
-from kvguard.studies.catastrophes.train.protocols import PROTOCOLS, feature_columns
 from kvguard.studies.catastrophes.train.rows import Rows, StoredRows, load_rows, rows_to_fit
 from kvguard.studies.catastrophes.train.splits import make_split, part_of_traces
 
@@ -46,7 +46,7 @@ class Training:
     facts
         Tables model, the facts of it, and importance.
     repeats
-        The further fits of the model, each with a seed of its own.
+        The further fits of the model, each with a seed of its own; of the headline protocol only.
     test
         The rows of the test traces.
     hazards
@@ -62,7 +62,7 @@ class Training:
     hazards: dict[str, pd.DataFrame]
 
 
-def selected_features(protocol: Literal["v1", "v2"], exclude: Sequence[str]) -> list[str]:
+def selected_features(protocol: Protocol, exclude: Sequence[str]) -> list[str]:
     """Return the protocol's features without the excluded ones.
 
     Raises
@@ -70,12 +70,14 @@ def selected_features(protocol: Literal["v1", "v2"], exclude: Sequence[str]) -> 
     KvguardError
         An excluded feature does not exist, or none is left.
     """
-    columns = feature_columns(protocol)
+    columns = protocol.features
     for name in exclude:
         if name not in columns:
             near = difflib.get_close_matches(name, columns, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise KvguardError(f"train.exclude_features: {name} is no feature of protocol {protocol}{hint}")
+            raise KvguardError(
+                f"train.exclude_features: {name} is no feature of protocol {protocol.name}{hint}"
+            )
     kept = [name for name in columns if name not in exclude]
     if not kept:
         raise KvguardError("train.exclude_features leaves no feature; exclude fewer")
@@ -87,32 +89,30 @@ def train(
     traces: pd.DataFrame,
     params: TrainParams,
     seed: int,
-    protocol: Literal["v1", "v2"] = "v2",
+    protocol: str = HEADLINE,
     *,
     model: str = "",
-    horizon: int = FeaturizeParams().horizon,
 ) -> Training:
     """Split, train on the train part, choose on the protocol's tune part, forecast the test part.
 
     Parameters
     ----------
     traces
-        The judged traces: trace_id, prompt_id, compressor, catastrophes, onset.
+        The judged traces: trace_id, prompt_id, compressor, catastrophes, and the protocol's onset.
     model
         The language model's name, for the results.
-    horizon
-        The H of the features table's labels.
     """
-    rules = PROTOCOLS[protocol]
-    columns = selected_features(protocol, params.exclude_features)
+    rules, horizon = PROTOCOLS[protocol], params.horizon
+    columns = selected_features(rules, params.exclude_features)
     traces = rules.select(traces)
     split = make_split(traces, rules, params.split, seed)
     part = part_of_traces(traces, split)
-    parts = load_parts(features_path, traces, part, columns, params.max_tokens, rules.tune_part)
+    parts = load_parts(features_path, traces, part, columns, params, rules.tune_part)
     horizons = sorted({*params.horizons} - {horizon})
     folds = [name for name in traces["compressor"][part == "test"].unique() if name != NONE]
     hazard_model, *repeats = (
-        fit_hazard(parts.fitting, parts.tuning, params, seed + number) for number in range(params.fits)
+        fit_hazard(parts.fitting, parts.tuning, params, seed + number)
+        for number in range(params.fits if protocol == HEADLINE else 1)
     )
     hazards = {of_horizon(horizon): _forecast(hazard_model, parts.test)}
 
@@ -128,7 +128,7 @@ def train(
 
     with tqdm(total=len(horizons) + len(folds), desc=f"hazard {model} {protocol}", unit="fit") as bar:
         for this in horizons:
-            forecast(of_horizon(this), parts.relabelled(traces, this))
+            forecast(of_horizon(this), parts.labelled(this))
             bar.update()
         for name in folds:
             ids = traces["trace_id"][traces["compressor"] == name].to_numpy()
@@ -159,13 +159,9 @@ class Parts:
         """Return them with the features ``columns``."""
         return Parts(self.fitting.only(columns), self.tuning.only(columns), self.test.only(columns))
 
-    def relabelled(self, traces: pd.DataFrame, horizon: int) -> "Parts":
+    def labelled(self, horizon: int) -> "Parts":
         """Return them with the labels of another H."""
-        return Parts(
-            self.fitting.relabelled(traces, horizon),
-            self.tuning.relabelled(traces, horizon),
-            self.test.relabelled(traces, horizon),
-        )
+        return Parts(*(rows.labelled(horizon) for rows in (self.fitting, self.tuning, self.test)))
 
     def leaving_out(self, trace_ids: NDArray[np.integer]) -> "Parts":
         """Return the fold that is fitted and chosen without ``trace_ids``, and measured on them alone.
@@ -184,24 +180,26 @@ def load_parts(
     traces: pd.DataFrame,
     part: NDArray[np.object_],
     columns: Sequence[str],
-    max_tokens: int | None,
+    params: TrainParams,
     tune_part: str = "tune",
 ) -> Parts:
-    """Load the tokens of each part; ``max_tokens`` bounds what is fitted and chosen on, not the test.
+    """Load the labelled tokens of each part; ``max_tokens`` bounds what is fitted and chosen on, not the test.
 
     Without a bound these stay in their table, and a fit reads them row group by row group.
 
     Parameters
     ----------
+    traces
+        trace_id and onset.
     part
         Of each trace. [T]
     """
-    trace_id = traces["trace_id"].to_numpy()
-    return Parts(
-        rows_to_fit(features_path, columns, trace_id[part == "train"], max_tokens),
-        rows_to_fit(features_path, columns, trace_id[part == tune_part], max_tokens),
-        load_rows(features_path, columns, trace_id[part == "test"]),
+    parts = Parts(
+        rows_to_fit(features_path, columns, traces[part == "train"], params.max_tokens),
+        rows_to_fit(features_path, columns, traces[part == tune_part], params.max_tokens),
+        load_rows(features_path, columns, traces[part == "test"]),
     )
+    return parts.labelled(params.horizon)
 
 
 def fit_hazard(fitting: Rows, tuning: Rows, params: TrainParams, seed: int) -> HazardModel:

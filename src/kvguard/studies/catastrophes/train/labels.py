@@ -8,13 +8,11 @@ from numpy.typing import NDArray
 Bools = NDArray[np.bool_]
 
 
-def hazard_labels(t: NDArray[Any], onset: NDArray[Any], horizon: int) -> tuple[Bools, Bools]:
-    """Label the tokens ``t`` of traces whose catastrophe begins at ``onset``.
+def hazard_labels(t: NDArray[Any], onset: NDArray[Any], horizon: int) -> Bools:
+    """Return which tokens have the onset ahead of them, at most ``horizon`` tokens: the label. [N]
 
-    ``label`` is true when 0 < onset - t <= horizon: the onset lies ahead, and at most ``horizon`` tokens
-    ahead. It is false at the onset and after it, and everywhere in a trace without a catastrophe.
-    ``pre_onset`` is true when t < onset, and everywhere in a trace without a catastrophe. So a token is
-    exactly one of: label, pre-onset without label, not pre-onset.
+    0 < onset - t <= horizon; false at the onset and after it, and everywhere in a trace without one. So a
+    token is exactly one of: label, before the onset without label, not before the onset.
 
     Parameters
     ----------
@@ -22,15 +20,14 @@ def hazard_labels(t: NDArray[Any], onset: NDArray[Any], horizon: int) -> tuple[B
         Token index and onset of its trace, negative for none. [N]
     horizon
         H, in tokens.
-
-    Returns
-    -------
-    label, pre_onset
-        [N], [N]
     """
     ahead = onset.astype(np.int64) - t
-    catastrophic = onset >= 0
-    return catastrophic & (ahead > 0) & (ahead <= horizon), ~catastrophic | (ahead > 0)
+    return (onset >= 0) & (ahead > 0) & (ahead <= horizon)
+
+
+def before_onset(t: NDArray[Any], onset: NDArray[Any]) -> Bools:
+    """Return which tokens stand before the onset: all of a trace without one. [N]"""
+    return (onset < 0) | (t < onset)
 
 
 def all_token_target(label: Bools, pre_onset: Bools) -> Bools:

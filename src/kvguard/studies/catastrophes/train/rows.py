@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,33 +12,44 @@ from numpy.typing import NDArray
 
 from kvguard.judging.catastrophes import NO_ONSET
 from kvguard.store.tables import ROW_GROUP, iter_table
-from kvguard.studies.catastrophes.train.labels import hazard_labels
-
-Bools = NDArray[np.bool_]
+from kvguard.studies.catastrophes.train.labels import Bools, before_onset, hazard_labels
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens with their features and labels, in the order of the table: traces are contiguous.
+    """Tokens with their features, in the order of the table: traces are contiguous.
 
     Attributes
     ----------
     features
         [N, F] float32
-    label, pre_onset
-        See :func:`kvguard.studies.catastrophes.train.labels.hazard_labels`. [N]
+    onset
+        Of each token's trace, ``NO_ONSET`` for none. [N]
     trace_id, t
         [N]
     columns
         Names of the features. [F]
+    horizon
+        The H of the labels, None where no label is asked for.
     """
 
     features: NDArray[np.float32]
-    label: Bools
-    pre_onset: Bools
+    onset: NDArray[np.int32]
     trace_id: NDArray[np.int32]
     t: NDArray[np.int32]
     columns: tuple[str, ...] = ()
+    horizon: int | None = None
+
+    @cached_property
+    def label(self) -> Bools:
+        """Which tokens have the onset at most H tokens ahead. [N]"""
+        assert self.horizon is not None
+        return hazard_labels(self.t, self.onset, self.horizon)
+
+    @cached_property
+    def pre_onset(self) -> Bools:
+        """Which tokens stand before the onset, all of a trace without one. [N]"""
+        return before_onset(self.t, self.onset)
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """Yield the features of neighbouring tokens, from first to last. [n, F]"""
@@ -46,7 +58,7 @@ class Rows:
 
     def where(self, chosen: NDArray[Any]) -> Self:
         """Return the tokens ``chosen``, a mask or indices."""
-        names = ("features", "label", "pre_onset", "trace_id", "t")
+        names = ("features", "onset", "trace_id", "t")
         return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
     def only(self, columns: Sequence[str]) -> Self:
@@ -56,11 +68,9 @@ class Rows:
         positions = [self.columns.index(name) for name in columns]
         return replace(self, features=self.features[:, positions], columns=tuple(columns))
 
-    def relabelled(self, traces: pd.DataFrame, horizon: int) -> Self:
-        """Return the tokens with the labels of another H, from the onsets in the judged ``traces``."""
-        onset = pd.Series(traces["onset"].fillna(NO_ONSET).to_numpy(dtype=np.int64), index=traces["trace_id"])
-        label, pre_onset = hazard_labels(self.t, onset.reindex(self.trace_id).to_numpy(), horizon)
-        return replace(self, label=label, pre_onset=pre_onset)
+    def labelled(self, horizon: int) -> Self:
+        """Return the tokens with the labels of this H."""
+        return replace(self, horizon=horizon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,66 +109,77 @@ class StoredRows(Rows):
         return replace(self, columns=tuple(columns))
 
 
-def rows_to_fit(
-    path: Path, columns: Sequence[str], trace_ids: NDArray[np.integer], max_tokens: int | None
-) -> Rows:
-    """Return the rows of the traces ``trace_ids``: at most ``max_tokens``, loaded, or all of them, stored."""
+def rows_to_fit(path: Path, columns: Sequence[str], traces: pd.DataFrame, max_tokens: int | None) -> Rows:
+    """Return the rows of ``traces``: at most ``max_tokens``, loaded, or all of them, stored.
+
+    Parameters
+    ----------
+    traces
+        trace_id and onset.
+    """
     if max_tokens is not None:
-        return load_rows(path, columns, trace_ids, max_tokens)
-    names = ("label", "pre_onset", "trace_id", "t")
-    wanted = _wanted(trace_ids)
-    found: dict[str, list[NDArray[Any]]] = {name: [] for name in (*names, "place")}
+        return load_rows(path, columns, traces, max_tokens)
+    wanted = _wanted(traces["trace_id"].to_numpy())
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("trace_id", "t", "place")}
     begin = 0
-    for group in iter_table("features", path, names):
+    for group in iter_table("features", path, ("trace_id", "t")):
         chosen = np.flatnonzero(_chosen(group["trace_id"].to_numpy(), wanted))
-        for name in names:
+        for name in ("trace_id", "t"):
             found[name].append(group[name].to_numpy()[chosen])
         found["place"].append(begin + chosen)
         begin += len(group)
     whole = {name: np.concatenate(pieces) for name, pieces in found.items()}
     nothing = np.empty((len(whole["t"]), 0), dtype=np.float32)
-    return StoredRows(features=nothing, columns=tuple(columns), path=path, **whole)
+    onset = onset_of(traces, whole["trace_id"])
+    return StoredRows(features=nothing, onset=onset, columns=tuple(columns), path=path, **whole)
 
 
-def load_rows(
-    path: Path, columns: Sequence[str], trace_ids: NDArray[np.integer], max_rows: int | None = None
-) -> Rows:
-    """Load the rows of the traces ``trace_ids`` from a features table, row group by row group.
+def load_rows(path: Path, columns: Sequence[str], traces: pd.DataFrame, max_rows: int | None = None) -> Rows:
+    """Load the rows of ``traces`` from a features table, row group by row group.
 
     Parameters
     ----------
     columns
         The features wanted, in this order.
+    traces
+        trace_id and onset.
     max_rows
         If there are more rows, this many are kept, evenly spaced over all of them.
     """
-    wanted = _wanted(trace_ids)
+    wanted = _wanted(traces["trace_id"].to_numpy())
     n_found = sum(
         int(_chosen(group["trace_id"].to_numpy(), wanted).sum())
         for group in iter_table("features", path, ["trace_id"])
     )
     n_kept = n_found if max_rows is None else min(n_found, max_rows)
-    rows = Rows(
-        np.empty((n_kept, len(columns)), dtype=np.float32),
-        np.empty(n_kept, dtype=bool),
-        np.empty(n_kept, dtype=bool),
-        np.empty(n_kept, dtype=np.int32),
-        np.empty(n_kept, dtype=np.int32),
-        tuple(columns),
-    )
+    features = np.empty((n_kept, len(columns)), dtype=np.float32)
+    trace_id, t = np.empty(n_kept, dtype=np.int32), np.empty(n_kept, dtype=np.int32)
     begin = seen = 0
-    for group in iter_table("features", path, ["trace_id", "t", *columns, "label", "pre_onset"]):
+    for group in iter_table("features", path, ["trace_id", "t", *columns]):
         chosen = np.flatnonzero(_chosen(group["trace_id"].to_numpy(), wanted))
         number = np.arange(seen, seen + len(chosen))  # of each row among all that were found
         seen += len(chosen)
         chosen = chosen[(number + 1) * n_kept // n_found > number * n_kept // n_found]
         here = slice(begin, begin + len(chosen))
         for position, name in enumerate(columns):
-            rows.features[here, position] = group[name].to_numpy()[chosen]
-        for name in ("label", "pre_onset", "trace_id", "t"):
-            getattr(rows, name)[here] = group[name].to_numpy()[chosen]
+            features[here, position] = group[name].to_numpy()[chosen]
+        trace_id[here], t[here] = (group[name].to_numpy()[chosen] for name in ("trace_id", "t"))
         begin = here.stop
-    return rows
+    return Rows(features, onset_of(traces, trace_id), trace_id, t, tuple(columns))
+
+
+def onset_of(traces: pd.DataFrame, trace_id: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+    """Return the onset of each token's trace, ``NO_ONSET`` for none. [N]
+
+    Parameters
+    ----------
+    traces
+        trace_id and onset.
+    trace_id
+        Of each token; all are among ``traces``. [N]
+    """
+    onset = traces["onset"].fillna(NO_ONSET).to_numpy(dtype=np.int32)
+    return onset[pd.Index(traces["trace_id"]).get_indexer(trace_id)]
 
 
 def _wanted(trace_ids: NDArray[np.integer]) -> Bools:

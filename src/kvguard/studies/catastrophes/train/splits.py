@@ -13,7 +13,7 @@ from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.store.schemas import PARTS
 from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes.params import SplitParams
-from kvguard.studies.catastrophes.train.protocols import Protocol
+from kvguard.studies.catastrophes.protocols import Protocol
 
 _log = logging.getLogger(__name__)
 _FILE = "split.parquet"
