@@ -119,8 +119,8 @@ def delay_metrics(weights: Floats, alarms: Alarms, chosen: Bools) -> dict[str, F
 def vain_metrics(weights: Floats, alarms: Alarms, chosen: Bools) -> dict[str, Floats]:
     """Return the tokens generated in vain: the mean of failing traces, the share of all. {metric: [R]}
 
-    The share is of all tokens of all traces, the healthy ones too, as generated without alarms; ``_unguarded``
-    is the same were there no alarm.
+    The share is of all tokens of all traces, the healthy ones too, as generated without alarms;
+    ``_unguarded`` is the same were there no alarm.
 
     Parameters
     ----------
