@@ -6,10 +6,10 @@ import pytest
 
 from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
+from kvguard.studies.catastrophes.score.hazards import rows_of
 from kvguard.studies.catastrophes.score.matched import add_matched
 from kvguard.studies.catastrophes.train.matched import matched_auroc
 from kvguard.studies.catastrophes.train.metrics import Measured
-from kvguard.studies.catastrophes.train.rows import Rows
 
 N_TOKENS, HORIZON = 40, 8
 
@@ -25,9 +25,7 @@ def measured(kinds, onsets):
     )
     t = np.tile(np.arange(N_TOKENS, dtype=np.int32), len(kinds))
     trace_id = np.repeat(traces["trace_id"].to_numpy(), N_TOKENS)
-    blank = np.zeros(len(t), dtype=bool)
-    rows = Rows(np.zeros((len(t), 0), np.float32), blank, blank, trace_id, t)
-    return Measured.of(traces, rows.relabelled(traces, HORIZON))
+    return Measured.of(traces, rows_of(pd.DataFrame({"trace_id": trace_id, "t": t}), traces, HORIZON))
 
 
 def found(kinds, onsets, hazard_of):
@@ -44,9 +42,8 @@ def found(kinds, onsets, hazard_of):
 def test_a_hazard_that_knows_loops_and_takes_run_ons_by_the_clock():
     rng = np.random.default_rng(0)
     kinds = ["looping", None, "non_termination", None] * 10
-    onsets = [
-        30 if kind == "non_termination" else int(rng.integers(8, 38)) if kind else None for kind in kinds
-    ]
+    at = {None: lambda: None, "looping": lambda: int(rng.integers(8, 38)), "non_termination": lambda: 30}
+    onsets = [at[kind]() for kind in kinds]
     kind_of = np.repeat(np.array(kinds, dtype=object), N_TOKENS)
 
     def hazard(tested):
@@ -60,13 +57,8 @@ def test_a_hazard_that_knows_loops_and_takes_run_ons_by_the_clock():
     assert values["pre_onset_non_termination", "n_positive"] == 10 * HORIZON
     assert values["pre_onset_looping", "n_positive"] == 10 * HORIZON
     early = tested.rows.pre_onset
-    [whole] = matched_auroc(
-        np.ones((1, 20)),
-        tested.token_prompt[early],
-        tested.rows.t[early],
-        scores[early],
-        tested.rows.label[early],
-    )
+    prompt, label = tested.token_prompt[early], tested.rows.label[early]
+    [whole] = matched_auroc(np.ones((1, 20)), prompt, tested.rows.t[early], scores[early], label)
     assert values["pre_onset", "matched_auroc"] == whole
     for subject in ("pre_onset", "pre_onset_looping", "pre_onset_non_termination"):
         assert values[subject, "matched_auroc_position_only"] == 0.5

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvguard.stats.bootstrap import interval, resample_weights
+from kvguard.studies.catastrophes.score.hazards import rows_of
 from kvguard.studies.catastrophes.train.matched import by_position_only, matched_auroc, pre_onset_of
 from kvguard.studies.catastrophes.train.metrics import Measured, ranking_metrics
-from kvguard.studies.catastrophes.train.rows import Rows
 
 HORIZON = 16
 tokens = st.lists(
@@ -35,7 +35,7 @@ def pairwise(weights, cluster, t, scores, target):
     return np.array(found)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tokens, st.integers(0, 100))
 def test_every_resample_is_what_comparing_all_pairs_says(rows, seed):
     cluster, t, level, target = np.array(rows, dtype=int).reshape(-1, 4).T
@@ -156,8 +156,7 @@ def tested():
         }
     )
     t, trace_id = np.tile(np.arange(6, dtype=np.int32), 4), np.repeat(np.array([6, 7, 8, 9], np.int32), 6)
-    blank = np.zeros(24, dtype=bool)
-    rows = Rows(np.zeros((24, 1), np.float32), blank, blank, trace_id, t).relabelled(traces, 2)
+    rows = rows_of(pd.DataFrame({"trace_id": trace_id, "t": t}), traces, 2)
     return Measured.of(traces, rows), np.array(["looping", "non_termination", None, "other"], dtype=object)
 
 
@@ -177,10 +176,8 @@ def test_the_auroc_of_all_is_the_mean_of_the_kinds_weighted_by_positives(tested)
 
     def plain(chosen):
         label = sample.rows.label[chosen]
-        [value] = ranking_metrics(np.ones((1, 3)), sample.token_prompt[chosen], scores[chosen], label)[
-            "auroc"
-        ]
-        return value, label.sum()
+        found = ranking_metrics(np.ones((1, 3)), sample.token_prompt[chosen], scores[chosen], label)
+        return found["auroc"][0], label.sum()
 
     whole, n = plain(sample.rows.pre_onset)
     parts = [plain(pre_onset_of(sample, kinds, kind)) for kind in ("looping", "non_termination", "other")]
