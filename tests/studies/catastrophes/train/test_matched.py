@@ -19,11 +19,11 @@ tokens = st.lists(
 )
 
 
-def pairwise(weights, cluster, t, scores, target):
+def pairwise(weights, cluster, t, scores, target, by_positives=False):
     """The definition: in each resample every token as often as its prompt is drawn, every pair compared."""
     found = []
     for drawn in weights:
-        of_indices = []
+        of_indices, positives = [], []
         again = np.repeat(np.arange(len(t)), drawn[cluster].astype(int))
         for index in np.unique(t[again]):
             here = again[t[again] == index]
@@ -31,7 +31,8 @@ def pairwise(weights, cluster, t, scores, target):
             if len(high) and len(low):
                 won = (high[:, None] > low) + 0.5 * (high[:, None] == low)
                 of_indices.append(won.mean())
-        found.append(np.mean(of_indices) if of_indices else np.nan)
+                positives.append(len(high) if by_positives else 1)
+        found.append(np.average(of_indices, weights=positives) if of_indices else np.nan)
     return np.array(found)
 
 
@@ -41,7 +42,9 @@ def test_every_resample_is_what_comparing_all_pairs_says(rows, seed):
     cluster, t, level, target = np.array(rows, dtype=int).reshape(-1, 4).T
     given_ = cluster, t, level.astype(np.float32) / 8, target.astype(bool)
     weights = resample_weights(5, 8, seed)
-    np.testing.assert_allclose(matched_auroc(weights, *given_), pairwise(weights, *given_), atol=1e-12)
+    for by_positives in (False, True):
+        expected = pairwise(weights, *given_, by_positives)
+        np.testing.assert_allclose(matched_auroc(weights, *given_, by_positives), expected, atol=1e-12)
 
 
 def test_by_hand():
@@ -57,11 +60,13 @@ def test_by_hand():
     assert matched_auroc(np.array([[2.0, 1]]), prompt, t, scores, target) == [(2 / 3 + 1 / 3) / 2]
 
 
-def test_an_index_counts_once_however_many_tokens_it_has():
+def test_an_index_counts_once_however_many_tokens_it_has_or_as_often_as_it_has_positives():
     t = np.repeat([0, 1], [2, 200])
     target = np.arange(202) % 2 == 0
     scores = np.where(t == 0, target, ~target).astype(np.float32)  # right at 0, wrong at 1
-    assert matched_auroc(np.ones((1, 1)), np.zeros(202, dtype=int), t, scores, target) == [0.5]
+    tokens = np.zeros(202, dtype=int), t, scores, target
+    assert matched_auroc(np.ones((1, 1)), *tokens) == [0.5]
+    assert matched_auroc(np.ones((1, 1)), *tokens, by_positives=True) == [1 / 101]
 
 
 @pytest.mark.parametrize("target", [[True, False], [True, True], []], ids=["apart", "one class", "nothing"])

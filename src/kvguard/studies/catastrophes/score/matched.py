@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kvguard.judging.catastrophes import DETECTORS
@@ -19,7 +18,7 @@ def add_matched(
 ) -> None:
     """Add to the table predictor what a clock cannot pass, and what it can.
 
-    The subject pre_onset gets ``matched_auroc`` and what
+    The subject pre_onset gets ``matched_auroc``, the same weighted by positives, and what
     :func:`~kvguard.studies.catastrophes.train.matched.by_position_only` says; pre_onset_KIND, one for each
     kind of catastrophe, gets these, the ranking metrics, n_tokens and n_positive.
 
@@ -33,17 +32,19 @@ def add_matched(
         [R, P]
     """
 
-    def values(chosen: Bools) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def values(chosen: Bools) -> dict[str, Floats]:
         prompt, t, target = tested.token_prompt[chosen], tested.rows.t[chosen], tested.rows.label[chosen]
-        ranking = ranking_metrics(weights, prompt, hazard[chosen], target)
-        matched = matched_auroc(weights, prompt, t, hazard[chosen], target)
-        return ranking, {"matched_auroc": matched, **by_position_only(weights, prompt, t, target)}
+        tokens = prompt, t, hazard[chosen], target
+        return {
+            "matched_auroc": matched_auroc(weights, *tokens),
+            "matched_auroc_by_positives": matched_auroc(weights, *tokens, by_positives=True),
+            **by_position_only(weights, prompt, t, target),
+        }
 
-    _, found = values(tested.rows.pre_onset)
-    results.add_resampled("predictor", PRE_ONSET, found)
+    results.add_resampled("predictor", PRE_ONSET, values(tested.rows.pre_onset))
     for kind in DETECTORS:
         chosen, subject = pre_onset_of(tested, kinds, kind), f"{PRE_ONSET}_{kind}"
-        ranking, found = values(chosen)
-        results.add_resampled("predictor", subject, ranking | found)
-        n_positive = int(np.sum(tested.rows.label[chosen]))
-        results.add("predictor", subject, {"n_tokens": int(chosen.sum()), "n_positive": n_positive})
+        label = tested.rows.label[chosen]
+        ranking = ranking_metrics(weights, tested.token_prompt[chosen], hazard[chosen], label)
+        results.add_resampled("predictor", subject, ranking | values(chosen))
+        results.add("predictor", subject, {"n_tokens": len(label), "n_positive": int(label.sum())})

@@ -15,18 +15,24 @@ from kvguard.studies.catastrophes.train.labels import Bools
 from kvguard.studies.catastrophes.train.metrics import Curve, Floats, Ints, Measured, Scores, auroc
 
 
-def matched_auroc(weights: Floats, cluster: Ints, t: Ints, scores: Scores, target: Bools) -> Floats:
+def matched_auroc(
+    weights: Floats, cluster: Ints, t: Ints, scores: Scores, target: Bools, by_positives: bool = False
+) -> Floats:
     """Return the AUROC among tokens of one index, averaged over indices. [R]
 
-    The average is plain: an index counts once, however many tokens it has, if both classes occur at it in
-    the resample. Exact: pairs are counted, ties half. NaN where no index has both classes.
+    The average is over the indices at which both classes occur in the resample. It is plain: an index counts
+    once, however many tokens it has, so the last ones, which few traces reach, weigh as much as the first.
+    Weighted by positives it is the chance that a positive ranks above a negative of its index. Exact: pairs
+    are counted, ties half. NaN where no index has both classes.
 
     Parameters
     ----------
     weights
         [R, P]
     cluster, t, scores, target
-        Of each token; clusters are rows of ``weights``' columns, ``t`` is the index. [N]
+        Of each token; clusters number ``weights``' columns, ``t`` is the index. [N]
+    by_positives
+        Weigh an index by its positives.
     """
     n_indices = int(t.max(initial=-1)) + 1
     both = np.ones(n_indices, dtype=bool)
@@ -34,14 +40,15 @@ def matched_auroc(weights: Floats, cluster: Ints, t: Ints, scores: Scores, targe
         both &= np.bincount(t[of_class], minlength=n_indices) > 0
     chosen = np.flatnonzero(both[t])
     order = chosen[np.lexsort((scores[chosen], t[chosen]))]
-    total, counted = _sum_over_indices(
+    total, whole = _sum_over_indices(
         np.ascontiguousarray(weights.T),
         cluster[order].astype(np.int64),
         t[order].astype(np.int64),
         scores[order].astype(np.float64),
         target[order],
+        by_positives,
     )
-    return np.divide(total, counted, out=np.full(len(weights), np.nan), where=counted > 0)
+    return np.divide(total, whole, out=np.full(len(weights), np.nan), where=whole > 0)
 
 
 @compiled()
@@ -57,9 +64,9 @@ def _add_negatives(
 
 @compiled()
 def _sum_over_indices(
-    weights: Floats, cluster: Ints, t: Ints, scores: Floats, target: Bools
+    weights: Floats, cluster: Ints, t: Ints, scores: Floats, target: Bools, by_positives: bool
 ) -> tuple[Floats, Floats]:
-    """Return the sum of the AUROCs of all indices, and how many have one. [R], [R]
+    """Return the weighted sum of the AUROCs of all indices that have one, and of their weights. [R], [R]
 
     Parameters
     ----------
@@ -69,7 +76,7 @@ def _sum_over_indices(
         Sorted by index, then by rising score. [N]
     """
     n_resamples, n_tokens = weights.shape[1], len(t)
-    total, counted = np.zeros(n_resamples), np.zeros(n_resamples)
+    total, whole = np.zeros(n_resamples), np.zeros(n_resamples)
     below, above, won = np.zeros(n_resamples), np.zeros(n_resamples), np.zeros(n_resamples)
     begin = 0
     while begin < n_tokens:
@@ -91,11 +98,12 @@ def _sum_over_indices(
         if end == n_tokens or t[end] != t[begin]:
             for resample in range(n_resamples):
                 if above[resample] > 0 and below[resample] > 0:
-                    total[resample] += won[resample] / (above[resample] * below[resample])
-                    counted[resample] += 1
+                    weight = above[resample] if by_positives else 1.0
+                    total[resample] += weight * won[resample] / (above[resample] * below[resample])
+                    whole[resample] += weight
             below[:], above[:], won[:] = 0.0, 0.0, 0.0
         begin = end
-    return total, counted
+    return total, whole
 
 
 def by_position_only(weights: Floats, cluster: Ints, t: Ints, target: Bools) -> dict[str, Floats]:
