@@ -159,7 +159,7 @@ class RepeatCounter:
     def repeats_from(self, row: int) -> int:
         """Return where the repetition began that ``row`` is in; its length if it is in none.
 
-        That is the first token of the second occurrence of the window that was repeated first, without a break
+        That is where the second occurrence begins of the window that was repeated first, without a break
         since.
         """
         n = int(self._lengths[row])

@@ -26,7 +26,8 @@ class Answers:
     tokenizer : PreTrainedTokenizerBase
     answered : callable
         Takes a text and returns where each complete answer to what was asked ends in it: ``text[:end]`` holds
-        the answer. Texts may be cut anywhere.
+        the answer. Texts may be cut anywhere. Space at the end of an answer is none of it: mostly the token
+        that brings it is the first one of what follows.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, answered: Answered) -> None:
@@ -51,7 +52,8 @@ class Answers:
         pieces = [unfolding.add(token) for token in token_ids]
         text = "".join(pieces) + unfolding.rest()
         told = np.cumsum([0, *map(len, pieces)])  # characters after 0, 1, 2, ... tokens
-        return [min(int(np.searchsorted(told, end)), len(pieces)) for end in self._positions(text)]
+        ends = [len(text[:end].rstrip()) for end in self._positions(text)]
+        return [min(int(np.searchsorted(told, end)), len(pieces)) for end in ends]
 
     def _positions(self, text: str) -> list[int]:
         with foreign("answered", f"{_FIX}; it was given {text[-80:]!r}"):
