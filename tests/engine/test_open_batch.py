@@ -154,6 +154,41 @@ def test_a_cancelled_row_leaves_at_once_with_what_it_has(model: PreTrainedModel)
     assert batch.requests == {}
 
 
+@pytest.mark.parametrize("keep", [0, 2, 5])
+def test_a_row_can_be_ended_with_fewer_tokens_and_the_others_go_on(model: PreTrainedModel, keep: int) -> None:
+    class Seen(Follower):
+        def __init__(self) -> None:
+            self.rewound, self.closed = list[int](), list[int]()
+
+        def rewind(self, seat: int, n_tokens: int) -> None:
+            self.rewound.append(n_tokens)
+
+        def close(self, seat: int, done: Finished) -> None:
+            self.closed.append(done.row)
+
+    rows = rows_of(model, n=4)
+    expected = [alone(model, row) for row in rows]
+    batch, seen = Batch(model, 2), Seen()
+    batch.follow(seen)
+    for row in rows:
+        batch.add(HOW.request(row))
+    ended = -1
+    for step in decode_steps(batch):
+        if ended < 0 and step.t[0] == 4:
+            ended = int(step.row[0])
+            batch.finish(0, keep, Reason.GUARD)
+            assert batch.leaving[0]
+    got = {done.row: done for done in batch.collect()}
+    assert (got[ended].stop_reason, got[ended].ended) == ("guard", False)
+    assert got[ended].token_ids.tolist() == expected[ended][:keep]
+    assert len(got[ended].signals) == keep
+    assert (seen.rewound, seen.closed[0]) == ([keep] * (keep < 5), ended)
+    for row in {0, 1, 2, 3} - {ended}:
+        assert got[row].token_ids.tolist() == expected[row]
+    assert batch.requests == {}
+    assert batch.cache.nbytes == 0
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["its cache is given", "its cache is computed"])
 def test_a_row_goes_on_from_tokens_that_were_generated_before(model: PreTrainedModel, given: bool) -> None:
     (prompt,) = (row.prompt_ids for row in rows_of(model, n=1))

@@ -33,7 +33,7 @@ KEEP = GuardParams(resume=False)
 class Scripted:
     """Gives row r the risk ``script[r][i]`` at the i-th token it draws, and 0 after the script's end."""
 
-    span = 1
+    span = 1  # tokens that a risk accuses
 
     def __init__(self, script: dict[int, Sequence[float]], batch: Batch) -> None:
         self.seen: list[tuple[str, int, float]] = []
@@ -55,11 +55,25 @@ class Scripted:
             self._drawn[row] += 1
         return np.array(risks, dtype=np.float32)
 
+    def accused(self, row: int, risen: int) -> int:
+        return max(0, risen + 1 - self.span)
+
     def rewind(self, row: int, n_tokens: int) -> None:
         self.seen.append(("rewind", self._row(row), n_tokens))
 
     def set_ratio(self, row: int, ratio: float) -> None:
         self.seen.append(("ratio", self._row(row), ratio))
+
+
+class AnsweredAt:
+    """Says that a row has complete answers of so many tokens."""
+
+    def __init__(self, *ends: int) -> None:
+        self._ends, self.asked = ends, list[int]()
+
+    def ends(self, tokens: Sequence[int]) -> list[int]:
+        self.asked.append(len(tokens))
+        return [end for end in self._ends if end <= len(tokens)]
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +102,11 @@ def guard(
     script: dict[int, Sequence[float]],
     action: Action,
     params: GuardParams = KEEP,
+    answers: AnsweredAt | None = None,
 ) -> tuple[list[Guarded], Scripted]:
     batch = assemble(loaded.model, rows, 3, Decoding(NEW, loaded.eos_ids, keep_cache=True))
     trigger = Scripted(script, batch)
-    run = GuardedRun(batch, Watch(trigger, POINT), action, params, RATIOS)
+    run = GuardedRun(batch, Watch(trigger, POINT), action, params, RATIOS, answers=answers)
     for _ in run.steps():
         pass
     return results(run), trigger
@@ -112,7 +127,9 @@ def uncompressed(loaded: LoadedModel, row: Row, given: Sequence[int]) -> list[in
 def test_a_guard_that_never_fires_changes_no_token(
     loaded: LoadedModel, rows: list[Row], static: Generated, action: Action
 ) -> None:
-    got, trigger = guard(loaded, rows, {0: [0.9], 1: [0.5] * 9}, action)
+    answers = AnsweredAt(1)
+    got, trigger = guard(loaded, rows, {0: [0.9], 1: [0.5] * 9}, action, answers=answers)
+    assert answers.asked == []
     for r, row in enumerate(got):
         assert row.token_ids.tolist() == static.token_ids[r, : static.lengths[r]].tolist()
         assert row.safe_at == NEVER
@@ -170,6 +187,73 @@ def test_a_trigger_that_accuses_a_window_has_the_whole_window_thrown_away(
     for span, kept in ((1, 8), (4, 5), (20, 0)):
         monkeypatch.setattr(Scripted, "span", span)
         assert guard(loaded, rows, script, Action.ROLLBACK)[0][1].events[0].kept == kept
+
+
+@pytest.mark.parametrize(("ends", "kept"), [((6,), 6), ((4, 7), 4), ((9,), 8), ((40,), 8), ((), 8)])
+def test_a_rollback_goes_back_to_the_first_answer_or_further(
+    loaded: LoadedModel, rows: list[Row], static: Generated, ends: Sequence[int], kept: int
+) -> None:
+    answers = AnsweredAt(*ends)
+    got, _ = guard(loaded, rows, {1: [0] * 8 + [0.9] * 2}, Action.ROLLBACK, answers=answers)
+    assert [(e.t, e.what, e.kept) for e in got[1].events] == [(9, "rollback", kept)]
+    assert answers.asked == [10]
+    tokens = got[1].token_ids.tolist()
+    assert tokens[:kept] == static.token_ids[1, :kept].tolist()
+    expected = uncompressed(loaded, rows[1], tokens[:kept])
+    assert tokens[kept:][: len(expected)] == expected
+
+
+@pytest.mark.parametrize(("ends", "kept"), [((6,), 6), ((4, 7), 7), ((9, 10), 10)])
+@pytest.mark.parametrize("params", [KEEP, GuardParams(max_rewinds=0)], ids=str)
+def test_a_stopped_row_ends_at_its_last_answer_and_no_other_learns_of_it(
+    loaded: LoadedModel,
+    rows: list[Row],
+    static: Generated,
+    monkeypatch: pytest.MonkeyPatch,
+    params: GuardParams,
+    ends: Sequence[int],
+    kept: int,
+) -> None:
+    monkeypatch.setattr("kvguard.engine.batch.full_cache", lambda *_: pytest.fail("a cache was restored"))
+    got, trigger = guard(loaded, rows, {1: [0] * 8 + [0.9] * 2}, Action.STOP, params, AnsweredAt(*ends))
+    row = got[1]
+    assert [(e.t, e.what, e.kept) for e in row.events] == [(9, "stop", kept)]
+    assert row.token_ids.tolist() == static.token_ids[1, :kept].tolist()
+    assert {len(row.signals), len(row.hazard), len(row.states), len(row.kv_tokens)} == {kept}
+    assert (row.stop_reason, row.n_steps, row.n_rewound, row.safe_at) == ("guard", 10, 10 - kept, 9)
+    full = rows[1].n_prompt + np.arange(10)
+    assert row.kv_saved == pytest.approx((1 - rows[1].cache.n_kept / full - np.arange(10) / full).mean())
+    assert [what for what, *_ in trigger.seen] == ["rewind"] * (kept < 10)
+    for r in (0, 2):
+        assert got[r].token_ids.tolist() == static.token_ids[r, : static.lengths[r]].tolist()
+        assert got[r].stop_reason == static.stop_reasons[r]
+
+
+def test_a_row_without_an_answer_is_rolled_back_and_stopped_once_it_has_one(
+    loaded: LoadedModel, rows: list[Row]
+) -> None:
+    script = {1: [0] * 8 + [0.9] * 2 + [0] * 6 + [0.9] * 2}
+    alike = guard(loaded, rows, script, Action.ROLLBACK, answers=AnsweredAt())[0]
+    none = guard(loaded, rows, script, Action.STOP, answers=AnsweredAt())[0]
+    assert none[1].events == alike[1].events
+    assert none[1].token_ids.tolist() == alike[1].token_ids.tolist()
+    later = guard(loaded, rows, script, Action.STOP, answers=AnsweredAt(12))[0]
+    assert [(e.t, e.what, e.kept) for e in later[1].events] == [(9, "rollback", 8), (15, "stop", 12)]
+    assert later[1].token_ids.tolist() == none[1].token_ids.tolist()[:12]
+    assert later[1].n_rewound == 2 + 4
+
+
+def test_a_stopped_row_makes_place_for_one_that_waits(loaded: LoadedModel, rows: list[Row]) -> None:
+    batch = assemble(loaded.model, rows, 1, Decoding(NEW, loaded.eos_ids))
+    watch = Watch(Scripted(dict.fromkeys(range(3), [0.9] * 2), batch), POINT)
+    run = GuardedRun(batch, watch, Action.STOP, KEEP, RATIOS, answers=AnsweredAt(1))  # type: ignore[arg-type]
+    assert [step.row.tolist() for step in run.steps()] == [[2], [2], [1], [1], [0], [0]]
+    assert [len(row.token_ids) for row in results(run)] == [1] * 3
+
+
+def test_stop_needs_to_know_the_answers(loaded: LoadedModel, rows: list[Row]) -> None:
+    with pytest.raises(ValueError, match="pass answers"):
+        guard(loaded, rows, {}, Action.STOP)
 
 
 def test_a_row_whose_rewinds_are_used_up_is_restored_only(loaded: LoadedModel, rows: list[Row]) -> None:

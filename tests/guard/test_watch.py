@@ -171,3 +171,36 @@ def test_the_loop_trigger_speaks_once_twenty_tokens_have_stood_before(recorded):
     seen = repeat_counts(recorded.token_ids.ravel(), recorded.lengths, 20).reshape(found.shape) > 0
     assert (found == seen).all()
     assert seen.argmax(axis=1).tolist() == [0, 32, 24, 20]
+
+
+def by_hand(token_ids, window=20):
+    """Where the second occurrence began of what the last tokens repeat, from the definition."""
+    windows = [tuple(token_ids[max(0, t + 1 - window) : t + 1]) for t in range(len(token_ids))]
+    known = [t + 1 >= window and windows[t] in windows[:t] for t in range(len(windows))]
+    run = known[::-1].index(False) if False in known else len(known)
+    return len(known) - run - (window - 1) if run else len(known)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 25), st.integers(0, 60)), min_size=1, max_size=4), st.booleans())
+def test_a_repetition_is_accused_from_its_first_token_on(recorded, parts, hazard):
+    """Texts of parts that repeat a few tokens for a while."""
+    token_ids = np.concatenate([np.resize(np.arange(period), n) for period, n in parts])
+    watch = recorded.watch() if hazard else opened(Watch(LoopTrigger(), PARAMS))
+    watch.open(2, 0.5, 1000)
+    for token in token_ids:
+        watch.update(recorded.signals[0, :1], np.array([token]), np.array([2]))
+    n, begun = len(token_ids), by_hand(token_ids.tolist())
+    for risen in {n, n // 2, 0}:
+        risks = np.where(np.arange(n) < risen, 0.0, 1.0)
+        assert watch.accused(2, risks) == min(risen, begun)
+
+
+def test_what_knows_no_other_token_accuses_those_since_the_risk_rose():
+    watch = opened(Watch(EntropyTrigger(512), PARAMS))
+    assert [watch.accused(1, np.array(risks)) for risks in ([], [0.5], [0, 0.1], [0.2, 0, np.nan, 0.9])] == [
+        0,
+        0,
+        1,
+        2,
+    ]

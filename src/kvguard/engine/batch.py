@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,13 +21,10 @@ from kvguard.engine.graphs import RECORDERS, RecordedStep
 from kvguard.engine.kept import KeptCache
 from kvguard.engine.layers import sliding_windows
 from kvguard.engine.prefill import full_cache, full_pass
-from kvguard.engine.records import Records
+from kvguard.engine.records import Bools, Ints, Records, Step
 from kvguard.engine.requests import Finished, Follower, Reason, Request, StopTest
 from kvguard.engine.sampling import Draw, Sampler
 from kvguard.engine.signals import N_SIGNALS, signals
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 _STATE = np.dtype(
     [
@@ -37,35 +33,6 @@ _STATE = np.dtype(
         ("reason", np.uint8),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One token of every row under way; slot i of the batch is entry i here.
-
-    Attributes
-    ----------
-    row, seat : ndarray
-        [n], the row that a slot holds, and its seat (see :class:`~kvguard.engine.requests.Follower`).
-    t : ndarray
-        [n], the index in its row of the token just drawn.
-    tokens : Tensor
-        [n]
-    signals : Tensor
-        [n, 26]
-    ended : ndarray
-        [n] bool: an end token, a stop, or the last token allowed.
-    valid : ndarray
-        [n] bool: False where the logits were NaN; that token does not count, and the row leaves.
-    """
-
-    row: Ints
-    seat: Ints
-    t: Ints
-    tokens: Tensor
-    signals: Tensor
-    ended: Bools
-    valid: Bools
 
 
 class Batch:
@@ -173,6 +140,15 @@ class Batch:
         else:
             self._state["reason"][self.row == row] = Reason.CANCELLED
 
+    def finish(self, slot: int, keep: int, reason: Reason) -> None:
+        """End a row under way before its next step, with its first ``keep`` generated tokens as its result.
+
+        Tokens beyond them are forgotten as those of a rewound row are; its cache goes with the row.
+        """
+        if keep < self._state["t"][slot]:
+            self._rewind(slot, keep)
+        self._state["reason"][slot] = reason
+
     def follow(self, follower: Follower) -> None:
         """Tell ``follower`` from now on what becomes of the rows; those under way it opens now."""
         if follower not in self._followers:
@@ -214,14 +190,20 @@ class Batch:
             for follower in self._followers:
                 follower.restored(int(state["seat"]))
             if kept < state["t"]:
-                state["t"] = kept
-                state["attempt"] += 1
+                self._rewind(slot, int(kept))
                 if state["reason"] != Reason.CANCELLED:
                     state["reason"] = Reason.GOING
-                if request.stop is not None:
-                    request.stop.rewind(int(kept))
-                for follower in self._followers:
-                    follower.rewind(int(state["seat"]), int(kept))
+
+    def _rewind(self, slot: int, kept: int) -> None:
+        """Let a row, and all who know of it, forget all but its first ``kept`` generated tokens."""
+        state = self._state[slot]
+        state["t"] = kept
+        state["attempt"] += 1
+        request = self.requests[int(state["row"])]
+        if request.stop is not None:
+            request.stop.rewind(kept)
+        for follower in self._followers:
+            follower.rewind(int(state["seat"]), kept)
 
     def _before(self, ids: Tensor) -> KeptCache:
         """Return the full cache of the token ids that precede a row's newest token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +12,39 @@ from torch import Tensor
 
 from kvguard.engine.signals import N_SIGNALS
 
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
 _TOKENS = 32  # of every row: room at first, doubled when it is full
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of every row under way; slot i of the batch is entry i here.
+
+    Attributes
+    ----------
+    row, seat : ndarray
+        [n], the row that a slot holds, and its seat (see :class:`~kvguard.engine.requests.Follower`).
+    t : ndarray
+        [n], the index in its row of the token just drawn.
+    tokens : Tensor
+        [n]
+    signals : Tensor
+        [n, 26]
+    ended : ndarray
+        [n] bool: an end token, a stop, or the last token allowed.
+    valid : ndarray
+        [n] bool: False where the logits were NaN; that token does not count, and the row leaves.
+    """
+
+    row: Ints
+    seat: Ints
+    t: Ints
+    tokens: Tensor
+    signals: Tensor
+    ended: Bools
+    valid: Bools
 
 
 class Records:

@@ -156,6 +156,17 @@ class RepeatCounter:
         _extend(self._tokens, self._common, self._lengths, self.window, row_numbers, newest, counts)
         return counts
 
+    def repeats_from(self, row: int) -> int:
+        """Return where the repetition began that ``row`` is in; its length if it is in none.
+
+        That is where the second occurrence begins of the window that was repeated first, without a break
+        since.
+        """
+        n = int(self._lengths[row])
+        counts = repeat_counts(self._tokens[row, :n], np.array([n]), self.window)
+        newest_fresh = int(np.flatnonzero(counts == 0).max(initial=-1))
+        return n if newest_fresh == n - 1 else newest_fresh + 2 - self.window
+
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``."""
         tokens = self._tokens[row]

@@ -33,7 +33,10 @@ class StopRule(Protocol):
 
 
 class Reason(IntEnum):
-    """Why a row has left, or that it goes on; its word is the stop reason of tables."""
+    """Why a row has left, or that it goes on; its word is the stop reason of tables.
+
+    ``STOP`` is a stop string, ``GUARD`` whoever watches the row.
+    """
 
     GOING = 0
     EOS = 1
@@ -41,6 +44,7 @@ class Reason(IntEnum):
     LENGTH = 3
     INVALID = 4
     CANCELLED = 5
+    GUARD = 6
 
     @property
     def word(self) -> str:
@@ -177,7 +181,7 @@ class Finished:
 
     @property
     def stop_reason(self) -> str:
-        """As tables have it: ``eos``, ``length`` or ``invalid``; ``stop`` for a stop string."""
+        """As tables have it: the word of its reason."""
         return self.reason.word
 
 

@@ -10,10 +10,14 @@ does when it reaches SAFE is its action:
 ``restore``
     Recompute the full cache from the token ids in one prefill, and go on uncompressed.
 ``rollback``
-    Restore, and also throw away the tokens since the hazard rose, so that they are generated again: the row
-    keeps those up to the last one whose hazard was below tau_low.
+    Restore, and also throw away the tokens that the trigger accuses, so that they are generated again: the
+    row keeps those up to the last one whose hazard was below tau_low, up to its first complete answer where
+    that is known, and up to the repetition that it is in, whichever is least.
 ``restart``
     Restore, and generate all tokens again.
+``stop``
+    End the text at its last complete answer: nothing is restored and nothing generated again. A text
+    without one is rolled back.
 
 A row that has used up its rewinds is restored only.
 
@@ -25,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,14 +37,15 @@ from numpy.typing import NDArray
 from kvguard.engine.batch import Batch, Step
 from kvguard.engine.growth import grown
 from kvguard.engine.loop import decode_steps
-from kvguard.engine.requests import Finished, Follower, Request
+from kvguard.engine.requests import Finished, Follower, Reason, Request
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.controller import State
 from kvguard.guard.features import look_up
-from kvguard.guard.settings import GuardParams
+from kvguard.guard.settings import Action, GuardParams
 
 if TYPE_CHECKING:
     from kvguard.engine.budget import Budget
+    from kvguard.guard.answers import Answers
     from kvguard.guard.watch import Watch
 
 Ints = NDArray[np.int64]
@@ -50,26 +54,6 @@ Floats = NDArray[np.float64]
 
 NEVER = -1
 _TOKENS = 64  # of every row: room for what is recorded of them at first
-
-
-class Action(StrEnum):
-    """What a row does in SAFE."""
-
-    NONE = "none"
-    HOLD = "hold"
-    RESTORE = "restore"
-    ROLLBACK = "rollback"
-    RESTART = "restart"
-
-    @property
-    def rewinds(self) -> bool:
-        """Whether tokens are thrown away."""
-        return self in (Action.ROLLBACK, Action.RESTART)
-
-    @property
-    def restores(self) -> bool:
-        """Whether the full cache comes back."""
-        return self.rewinds or self is Action.RESTORE
 
 
 @dataclass(frozen=True)
@@ -124,7 +108,7 @@ class Guarded:
     kv_tokens : ndarray
         Cache entries held when the token was drawn, a mean over layers and heads.
     stop_reason : str
-        ``eos``, ``stop``, ``length``, ``cancelled``, or ``invalid`` (logits that are NaN).
+        ``eos``, ``stop``, ``length``, ``guard``, ``cancelled``, or ``invalid`` (logits that are NaN).
     kv_saved : float
         The mean of 1 - held / full over all decoding steps, those of rewound tokens included.
     n_steps, n_rewound : int
@@ -144,6 +128,17 @@ class Guarded:
     n_steps: int
     n_rewound: int
     safe_at: int
+
+
+def saved(held: NDArray[np.float32], n_prompt: int, start: int, stop: int) -> float:
+    """Return 1 - held / full, summed over the tokens ``start`` to ``stop`` of a row.
+
+    Parameters
+    ----------
+    held
+        Cache entries held when each token was drawn. [T]
+    """
+    return float((1 - held[start:stop] / (n_prompt + np.arange(start, stop))).sum())
 
 
 _SEAT = np.dtype(
@@ -170,6 +165,13 @@ class GuardedRun(Follower):
         The decode-time budget that rows are held to.
     thinking : ndarray, optional
         See :func:`kvguard.guard.features.thinking_mask`: tokens that ALERT protects from the budget. [V]
+    answers : Answers, optional
+        Finds complete answers for ``rollback``, and for ``stop``, which needs it; asked only when a row acts.
+
+    Raises
+    ------
+    ValueError
+        ``stop`` without ``answers``.
     """
 
     def __init__(
@@ -182,9 +184,12 @@ class GuardedRun(Follower):
         *,
         budget: Budget | None = None,
         thinking: Bools | None = None,
+        answers: Answers | None = None,
     ) -> None:
+        if action is Action.STOP and answers is None:
+            raise ValueError("action stop: pass answers")
         self.batch, self.watch, self.action, self.params = batch, watch, action, params
-        self.budget, self.thinking, self._ratios = budget, thinking, ratios
+        self.budget, self.thinking, self.answers, self._ratios = budget, thinking, answers, ratios
         self._seats = np.zeros(0, dtype=_SEAT)
         self._hazard = np.zeros((0, _TOKENS), dtype=np.float32)  # these by seat and token
         self._states = np.zeros((0, _TOKENS), dtype=np.uint8)
@@ -297,7 +302,7 @@ class GuardedRun(Follower):
     def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
         """Which rows act now: those that enter SAFE, and rewound ones whose hazard has risen again. [n]"""
         entered = safe & ~before
-        if not self.action.rewinds:
+        if not self.action.repeats:
             return entered
         left = self._seats["n_rewinds"][step.seat] < self.params.max_rewinds
         return entered | (safe & self.watch.escalated(step.seat) & left)
@@ -306,36 +311,45 @@ class GuardedRun(Follower):
         """Act on rows that have reached SAFE."""
         for slot in slots.tolist():
             row, seat, t = int(step.row[slot]), int(step.seat[slot]), int(step.t[slot])
-            what, kept = self.answer(self._hazard[seat, : t + 1], int(self._seats["n_rewinds"][seat]))
-            if what.rewinds or (what.restores and not self._seats["restored"][seat]):
+            tokens, n_rewinds = self.batch.token_ids(slot).tolist(), int(self._seats["n_rewinds"][seat])
+            what, kept = self.answer(seat, self._hazard[seat, : t + 1], tokens, n_rewinds)
+            if what is Action.STOP:
+                self.batch.finish(slot, kept, Reason.GUARD)
+            elif what.rewinds or (what.restores and not self._seats["restored"][seat]):
                 self.batch.restore([slot], [kept])
             elif what is not Action.HOLD:
                 continue
             events[row] = Event(t, what.value, kept)
 
-    def answer(self, hazard: NDArray[np.float32], n_rewinds: int) -> tuple[Action, int]:
+    def answer(
+        self, seat: int, hazard: NDArray[np.float32], tokens: Sequence[int], n_rewinds: int
+    ) -> tuple[Action, int]:
         """Return what a row does that reaches SAFE, and how many of its tokens it keeps.
 
         Parameters
         ----------
-        hazard
-            Of all its tokens. [T]
+        seat
+            Where the watch keeps what it knows of the row.
+        hazard, tokens
+            Of all its tokens. [T], [T]
         """
-        if not self.action.rewinds:
-            return self.action, len(hazard)
+        action, ends = self.action, list[int]()
+        if self.answers is not None and action in (Action.ROLLBACK, Action.STOP):
+            ends = self.answers.ends(tokens)
+        if action is Action.STOP:
+            if ends:
+                return action, ends[-1]
+            action = Action.ROLLBACK
+        if not action.rewinds:
+            return action, len(hazard)
         if n_rewinds >= self.params.max_rewinds:
             return Action.RESTORE, len(hazard)
-        return self.action, self._before_the_rise(hazard) if self.action is Action.ROLLBACK else 0
-
-    def _before_the_rise(self, hazard: NDArray[np.float32]) -> int:
-        """Return how many tokens stand up to the last one before the hazard rose. [T]"""
-        calm = hazard < self.watch.params.tau_low
-        return max(0, int(np.flatnonzero(calm).max(initial=-1)) + 2 - self.watch.span)
+        if action is Action.RESTART:
+            return action, 0
+        return action, min([self.watch.accused(seat, hazard), *ends])
 
     def _saving(self, seat: int, start: int, stop: int) -> float:
-        """Return 1 - held / full, summed over the tokens ``start`` to ``stop`` of a row."""
-        full = self._seats["n_prompt"][seat] + np.arange(start, stop)
-        return float((1 - self._held[seat, start:stop] / full).sum())
+        return saved(self._held[seat], int(self._seats["n_prompt"][seat]), start, stop)
 
     def _leave(self, step: Step, slots: Ints, events: dict[int, Event]) -> None:
         """Return rows that have become calm to compression."""

@@ -17,7 +17,8 @@ from kvguard.engine.requests import Row
 from kvguard.engine.sampling import Nucleus, Sampler, greedy
 from kvguard.engine.scorers import scorer_for, too_small
 from kvguard.errors import KvguardError
-from kvguard.guard.actions import Action
+from kvguard.guard.answers import Answered
+from kvguard.guard.settings import Action
 from kvguard.models.load import LoadedModel
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Arguments(TypedDict, total=False):
     press: BasePress | None
     max_new_tokens: int | None
     action: str
+    answered: Answered | None
     compression_interval: int | None
     stop: Sequence[str]
     temperature: float
@@ -45,6 +47,7 @@ class Options:
     press: BasePress | None
     max_new_tokens: int
     action: Action
+    answered: Answered | None
     interval: int | None
     stop: tuple[str, ...]
     sampler: Sampler
@@ -67,7 +70,14 @@ class Options:
         )
         if press is not None:
             check_press(press)
-        action = _action(given.get("action", Action.ROLLBACK))
+        action, answered = _action(given.get("action", Action.ROLLBACK)), given.get("answered")
+        if answered is not None and not callable(answered):
+            raise KvguardError(f"answered: {answered!r} cannot be called: pass a function of a text")
+        if action is Action.STOP and answered is None:
+            raise KvguardError(
+                "action: stop ends a text at its last complete answer: pass answered, a function that says "
+                "where the answers of a text end (`kvguard run --guard` passes the task's)"
+            )
         if interval is not None and press is None:
             raise KvguardError("compression_interval: there is nothing to evict by: pass a press too")
         if action == Action.HOLD and interval is None:
@@ -80,6 +90,7 @@ class Options:
             press,
             _count("max_new_tokens", given.get("max_new_tokens")) or max_new_tokens,
             action,
+            answered,
             interval,
             _stop(given.get("stop", ())),
             _sampler(given.get("temperature", 0.0), given.get("top_p", 1.0), given.get("seed", 0)),

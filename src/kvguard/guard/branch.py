@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from kvguard.engine.requests import Reason, Request
 from kvguard.engine.signals import N_SIGNALS
-from kvguard.guard.actions import NEVER, Event, Guarded, GuardedRun, Ints
+from kvguard.guard.actions import NEVER, Event, Guarded, GuardedRun, Ints, saved
 from kvguard.guard.controller import State
+from kvguard.guard.settings import Action
 
 if TYPE_CHECKING:
     from kvguard.guard.watch import Watch
@@ -93,10 +94,10 @@ class BranchedRun(GuardedRun):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pasts: dict[int, Watched] = {}  # by row
+        self._pasts: dict[int, tuple[Watched, Event]] = {}  # by row, with its act
 
     def branch(self, request: Request, past: Watched) -> int:
-        """Add a row that begins with the act of ``past``; return its number.
+        """Add a row that begins with the act of ``past``, and may end with it; return its number.
 
         Parameters
         ----------
@@ -104,16 +105,21 @@ class BranchedRun(GuardedRun):
             As the row was asked, without a prefix. Its cache is only what it may be compressed to again: what
             it goes on from is computed when it starts.
         """
-        _, kept = self.answer(past.row.hazard, 0)
-        prefix = tuple(past.row.token_ids[:kept].tolist())
-        row = self.batch.add(replace(request, logits=None, prefix=prefix))
-        self._pasts[row] = past
+        tokens = past.row.token_ids[: len(past.row.hazard)].tolist()
+        what, kept = self.answer(past.seat, past.row.hazard, tokens, 0)
+        act = Event(len(tokens) - 1, what.value, kept)
+        row = self.batch.add(replace(request, logits=None, prefix=tuple(tokens[:kept])))
+        if what is Action.STOP:
+            self.batch.cancel(row)  # nothing is left to generate
+            self._done[row] = _stopped(past.row, act, request.n_prompt)
+        else:
+            self._pasts[row] = past, act
         return row
 
     def open(self, seat: int, row: int, request: Request) -> None:
         """Begin a row where its past has led it, and account for its act, which the batch has done."""
         super().open(seat, row, replace(request, prefix=()))
-        past = self._pasts.pop(row)
+        past, act = self._pasts.pop(row)
         n = len(past.row.hazard)
         self._room(0, n)
         self._hazard[seat, :n], self._states[seat, :n] = past.row.hazard, past.row.states
@@ -121,8 +127,25 @@ class BranchedRun(GuardedRun):
         state = self._seats[seat]
         state["t"], state["safe_at"], state["safe"] = n, n - 1, True
         self.watch.copy(past.seat, seat)
-        what, kept = self.answer(past.row.hazard, 0)
         self.restored(seat)
-        if kept < n:
-            self.rewind(seat, kept)
-        self._events[seat].append(Event(n - 1, what.value, kept))
+        if act.kept < n:
+            self.rewind(seat, act.kept)
+        self._events[seat].append(act)
+
+
+def _stopped(row: Guarded, act: Event, n_prompt: int) -> Guarded:
+    """Return what is left of a row that ``act`` ends."""
+    n, kept = act.t + 1, act.kept
+    return replace(
+        row,
+        token_ids=row.token_ids[:kept],
+        signals=row.signals[:kept],
+        hazard=row.hazard[:kept],
+        states=row.states[:kept],
+        kv_tokens=row.kv_tokens[:kept],
+        stop_reason=Reason.GUARD.word,
+        events=(act,),
+        kv_saved=saved(row.kv_tokens, n_prompt, 0, n) / n,
+        n_steps=n,
+        n_rewound=n - kept,
+    )

@@ -179,6 +179,10 @@ class FeatureState:
             values[row] = values[source]
         self._repeats.copy(source, row)
 
+    def repeats_from(self, row: int) -> int:
+        """Return the first token of the repetition that ``row`` is in; its length if it is in none."""
+        return self._repeats.repeats_from(row)
+
     def rewind(self, row: int, n_tokens: int) -> None:
         """Forget all but the first ``n_tokens`` tokens of ``row``."""
         self._t[row] = n_tokens

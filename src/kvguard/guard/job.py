@@ -19,6 +19,7 @@ from kvguard.engine.requests import Decoding, Row
 from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Guarded, GuardedRun, GuardedStep, GuardParams
+from kvguard.guard.answers import Answers
 from kvguard.guard.arguments import Options
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.features import Bools
@@ -74,6 +75,12 @@ class Job:
     def stops(self) -> StopStrings | None:
         """What ends a text besides the end tokens."""
         return StopStrings(self.loaded.tokenizer, self.options.stop) if self.options.stop else None
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """What finds the complete answers of a text."""
+        answered = self.options.answered
+        return Answers(self.loaded.tokenizer, answered) if answered is not None else None
 
     def batch_size(self) -> int:
         """Return the rows to decode together: those asked for, else as many as memory takes."""
@@ -133,6 +140,7 @@ class _Asking:
             self._ratios,
             budget=self._budget,
             thinking=job.mask,
+            answers=job.answers,
         )
 
     def turns(self) -> Iterator[Turn]:

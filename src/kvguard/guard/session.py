@@ -30,7 +30,8 @@ from kvguard.guard.controller import ControllerParams, State
 from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.guard.job import Job
-from kvguard.guard.text import Unfolding
+from kvguard.guard.settings import Action
+from kvguard.guard.text import Unfolding, told
 from kvguard.models.identity import weights_digest
 from kvguard.models.load import LoadedModel
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
-INVALID, REJECTED = "invalid", "rejected"
+GUARD, INVALID, REJECTED = "guard", "invalid", "rejected"
 _PLAIN = "What is new?"  # that any chat template and tokenizer can ask
 
 
@@ -51,7 +52,9 @@ class Output:
     Attributes
     ----------
     text, token_ids
-        What was generated; the ids have the end-of-sequence token, or the tokens of a stop string, too.
+        What was generated; the ids have the end-of-sequence token, or the tokens of a stop string, too. A
+        text that the guard ended has all of the token that completes its answer, but for what a stop string
+        may begin with.
     states
         The controller's after each token, see :class:`~kvguard.guard.controller.State`.
     hazard
@@ -61,8 +64,8 @@ class Output:
     kv_tokens
         Cache entries held when each token was drawn, a mean over layers and heads.
     stop_reason
-        ``eos``, ``stop`` (a stop string) or ``length``; with an ``error`` also ``invalid`` (logits that are
-        NaN) and ``rejected`` (the prompt was never asked).
+        ``eos``, ``stop`` (a stop string), ``length`` or ``guard`` (its action ``stop``); with an ``error``
+        also ``invalid`` (logits that are NaN) and ``rejected`` (the prompt was never asked).
     error
         One line: what was wrong with this prompt.
     kv_saved
@@ -99,7 +102,7 @@ class Piece:
         After this token.
     event
         What the guard did then. Tokens from index ``event.kept`` on are void, mostly this one too: they are
-        drawn anew.
+        drawn anew, but for ``stop``, which ends the text there.
     stop_reason, error
         Of a prompt's last piece, see :class:`Output`; None before.
     """
@@ -178,8 +181,11 @@ class Guard:
         max_new_tokens
             By default as many as the hazard model was trained with.
         action
-            What a row does in SAFE: ``hold``, ``restore``, ``rollback`` or ``restart``; with ``none`` it is
-            only watched.
+            What a row does in SAFE: ``hold``, ``restore``, ``rollback``, ``restart`` or ``stop``; with
+            ``none`` it is only watched.
+        answered
+            Takes a text and returns at which characters its complete answers end, [] if it has none. With it
+            ``rollback`` keeps the first answer; ``stop`` ends the text at the last one.
         compression_interval
             Hold the whole cache to the press's ratio while decoding too, evicting every so many tokens.
         stop
@@ -329,7 +335,10 @@ def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: 
     if not step.valid[slot]:
         return Piece(number, t, None, text.rest(), hazard, state, None, INVALID, _invalid(t))
     event, left = step.events.get(row), bool(step.left[slot])
-    added = text.add(token) + (text.rest() if left else "")
+    added = text.add(token)
+    if event is not None and event.what == Action.STOP:
+        return Piece(number, t, token, added, hazard, state, event, GUARD)
+    added += text.rest() if left else ""
     stopped = text.stopped
     if event is not None:
         text.rewind(event.kept)
@@ -338,9 +347,8 @@ def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: 
 
 
 def _output(found: Guarded, job: Job) -> Output:
-    text = job.loaded.decode(found.token_ids.tolist())
     return Output(
-        text=job.stops.cut(text) if job.stops is not None else text,
+        text=_text(found, job),
         token_ids=found.token_ids,
         states=found.states,
         hazard=found.hazard,
@@ -352,6 +360,14 @@ def _output(found: Guarded, job: Job) -> Output:
         n_steps=found.n_steps,
         n_rewound=found.n_rewound,
     )
+
+
+def _text(found: Guarded, job: Job) -> str:
+    ids = found.token_ids.tolist()
+    if found.stop_reason == GUARD:  # as it was told: the tokens that came after it cannot be taken back
+        return told(job.loaded.tokenizer, ids, job.stops)
+    text = job.loaded.decode(ids)
+    return job.stops.cut(text) if job.stops is not None else text
 
 
 def _rejection(reason: str) -> Output:

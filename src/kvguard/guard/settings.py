@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
 
 from kvguard.config import Natural, Section, first_mistake
 from kvguard.errors import KvguardError
+
+
+class Action(StrEnum):
+    """What a row does in SAFE, see :mod:`kvguard.guard.actions`."""
+
+    NONE = "none"
+    HOLD = "hold"
+    RESTORE = "restore"
+    ROLLBACK = "rollback"
+    RESTART = "restart"
+    STOP = "stop"
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether tokens are thrown away and generated again."""
+        return self in (Action.ROLLBACK, Action.RESTART)
+
+    @property
+    def restores(self) -> bool:
+        """Whether the full cache comes back."""
+        return self.rewinds or self is Action.RESTORE
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a row acts again when the hazard rises again in SAFE."""
+        return self.rewinds or self is Action.STOP
 
 
 class GuardParams(Section):

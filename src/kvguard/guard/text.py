@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kvguard.engine.stops import StopStrings
@@ -61,4 +62,13 @@ class Unfolding:
         return self._decode(len(self._ids))[len(self._decode(self._told)) :]
 
     def _decode(self, end: int) -> str:
-        return str(self._tokenizer.decode(self._ids[self._begin : end], skip_special_tokens=True))
+        window = self._ids[self._begin : end]
+        # What a tokenizer tidies up ("was ." to "was.") depends on what follows: not to be told as it comes.
+        tidied = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(window, **tidied))
+
+
+def told(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], stops: StopStrings | None) -> str:
+    """Return what the tokens add to the text while more of them may come."""
+    text = Unfolding(tokenizer, stops)
+    return "".join(map(text.add, token_ids))

@@ -23,10 +23,6 @@ _ENTROPY = SIGNALS.index("entropy")
 class Trigger(Protocol):
     """Turns the tokens of many rows into risks."""
 
-    @property
-    def span(self) -> int:
-        """How many tokens, the newest included, a risk accuses."""
-
     def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
         """Begin ``row``, a new one or one that was another sequence."""
 
@@ -45,6 +41,9 @@ class Trigger(Protocol):
         Floats
             In [0, 1]; NaN where it is unknown. [R]
         """
+
+    def accused(self, row: int, risen: int) -> int:
+        """Return the first token that the risks of ``row`` accuse which follow its token ``risen - 1``."""
 
     def copy(self, source: int, row: int) -> None:
         """Let ``row``, an open one, stand where ``source`` stands."""
@@ -70,8 +69,6 @@ class HazardTrigger:
         The model reads a feature that is not known while a row is generated.
     """
 
-    span = 1
-
     def __init__(self, model: HazardModel, mask: Bools) -> None:
         for name in model.features:
             if name not in FEATURES:
@@ -96,6 +93,10 @@ class HazardTrigger:
             hazard[~finite.all(axis=1)] = np.nan
         return hazard
 
+    def accused(self, row: int, risen: int) -> int:
+        """Return ``risen``, or where the repetition began that the row is in."""
+        return min(risen, self._features.repeats_from(row))
+
     def copy(self, source: int, row: int) -> None:
         """Let ``row``, an open one, stand where ``source`` stands."""
         self._features.copy(source, row)
@@ -112,8 +113,6 @@ class HazardTrigger:
 class EntropyTrigger:
     """The risk is the token's entropy as a share of the largest possible, the logarithm of the vocabulary."""
 
-    span = 1
-
     def __init__(self, vocabulary: int) -> None:
         self._largest = np.float32(np.log(vocabulary))
 
@@ -124,6 +123,10 @@ class EntropyTrigger:
         """Return the shares. [R]"""
         share: Floats = np.minimum(signals[:, _ENTROPY] / self._largest, np.float32(1))
         return share
+
+    def accused(self, row: int, risen: int) -> int:
+        """Return ``risen``: a token's entropy knows no other token."""
+        return risen
 
     def copy(self, source: int, row: int) -> None:
         """Do nothing: a token's entropy knows no other token."""
@@ -141,8 +144,6 @@ class LoopTrigger:
     As LoopGuard (arXiv 2604.10044) does, it sees a loop when the loop has begun.
     """
 
-    span = REPEAT_WINDOW
-
     def __init__(self) -> None:
         self._repeats = RepeatCounter(0, REPEAT_WINDOW)
 
@@ -153,6 +154,10 @@ class LoopTrigger:
     def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
         """Return 1 for rows that repeat themselves, else 0. [R]"""
         return (self._repeats.update(token_ids, rows) > 0).astype(np.float32)
+
+    def accused(self, row: int, risen: int) -> int:
+        """Return ``risen``, or where the repetition began that the row is in."""
+        return min(risen, self._repeats.repeats_from(row))
 
     def copy(self, source: int, row: int) -> None:
         """Let ``row``, an open one, stand where ``source`` stands."""
@@ -173,12 +178,10 @@ class Watch:
     ----------
     params
         The controller's.
-    span
-        How many tokens, the newest included, a risk accuses.
     """
 
     def __init__(self, trigger: Trigger, params: ControllerParams) -> None:
-        self.params, self.span = params, trigger.span
+        self.params = params
         self._trigger = trigger
         self._controller = Controller(0, params)
 
@@ -210,6 +213,20 @@ class Watch:
     def escalated(self, rows: Ints) -> NDArray[np.bool_]:
         """Tell of each row whether its newest risks would lead it to SAFE, were it not there. [R]"""
         return self._controller.escalated(rows)
+
+    def accused(self, row: int, risks: Floats) -> int:
+        """Return the first token that the newest risks of ``row`` accuse.
+
+        That is the first one after the last whose risk was below tau_low, or an earlier one that the trigger
+        names.
+
+        Parameters
+        ----------
+        risks
+            Of all its tokens. [T]
+        """
+        calm = np.flatnonzero(risks < self.params.tau_low)
+        return self._trigger.accused(row, int(calm.max(initial=-1)) + 1)
 
     def copy(self, source: int, row: int) -> None:
         """Let ``row``, an open one, stand where ``source`` stands."""

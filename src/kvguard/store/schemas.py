@@ -18,7 +18,7 @@ from kvguard.guard.columns import FEATURES
 
 V1_ONLY = ("rank_of_chosen", "token_position_v1")
 
-STOP_REASONS = ("eos", "stop", "length", "invalid", "rejected")  # invalid: NaN logits; rejected: never asked
+STOP_REASONS = ("eos", "stop", "length", "guard", "invalid", "rejected")  # invalid: NaN; rejected: not asked
 PARTS = ("train", "tune", "test")
 REGIMES = ("prefill", "decoding", "switch")  # compressed once; held to a budget besides; restored on the way
 

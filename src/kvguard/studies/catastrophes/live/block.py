@@ -183,7 +183,7 @@ def reporter(
     def report_row(row: int, done: Guarded) -> None:
         if row not in reported:  # else it was decoded again with half the batch
             reported.add(row)
-            stopped = done.stop_reason in (Reason.EOS.word, Reason.STOP.word)
+            stopped = done.stop_reason in (Reason.EOS.word, Reason.STOP.word, Reason.GUARD.word)
             report(tally(live.sweep, loaded, samples[row], done.token_ids, stopped))
 
     return report_row
