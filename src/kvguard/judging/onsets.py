@@ -52,7 +52,7 @@ def uncompressed_lengths(traces: pd.DataFrame) -> dict[str, int]:
 def true_onsets(
     parts: pd.DataFrame,
     begun: Mapping[str, Ints],
-    answered: Callable[[str], int | None],
+    answered: Callable[[str], list[int]],
     decode: Decode,
     uncompressed: Mapping[str, int],
     params: CatastropheParams,
@@ -66,7 +66,7 @@ def true_onsets(
     begun
         Onsets by the detectors, the proxy of a non-termination among them. {name: [T]}
     answered
-        Text -> where its first complete answer ends, None if it has none.
+        Text -> where its complete answers end, the first one first.
     decode
         Token ids -> text.
     uncompressed
@@ -76,9 +76,9 @@ def true_onsets(
     run_on, by = np.full(len(parts), _NEVER), np.full(len(parts), None, dtype=object)
     lengths = parts["token_ids"].map(len).to_numpy()
     for row in np.flatnonzero(endless).tolist():
-        end = answered(parts["text"].iloc[row])
+        ends = answered(parts["text"].iloc[row])
         twin = uncompressed.get(parts["prompt_id"].iloc[row])
-        at = None if end is None else tokens_up_to(decode, parts["token_ids"].iloc[row], end)
+        at = tokens_up_to(decode, parts["token_ids"].iloc[row], ends[0]) if ends else None
         if at is not None and at < lengths[row]:
             run_on[row], by[row] = at, ANSWER
         elif twin is not None and twin + params.run_on_margin < lengths[row]:

@@ -87,7 +87,9 @@ def last_answer_end(text: str) -> int | None:
     if first is None:
         return None
     whole = text[: max(ends(plain(text)))]
-    found = [one.end for one in final_answers(whole, ended=False) if one.problem == 0 and one.stated and one.value]
+    found = [
+        one.end for one in final_answers(whole, ended=False) if one.problem == 0 and one.stated and one.value
+    ]
     return max(first, closed(text, found[-1]) if found else 0)
 
 

@@ -26,13 +26,10 @@ class WordProblems(Task):
         found = first_answer(text)
         return parse_answer(text) if found is None else found.value
 
-    def answered(self, text: str) -> int | None:
-        """Return where the first complete answer ends, see :func:`~kvguard.tasks.answers.answer_end`."""
-        return answer_end(text)
-
-    def settled_at(self, text: str) -> int | None:
-        """Return where the last complete answer to the question ends."""
-        return last_answer_end(text)
+    def answered(self, text: str) -> list[int]:
+        """Return where the first complete answer ends, and the last one to the question if that is another."""
+        first, last = answer_end(text), last_answer_end(text)
+        return sorted({end for end in (first, last) if end is not None})
 
     def score(self, text: str, sample: Sample) -> dict[str, float | None]:
         """Return accuracy by the first answer, accuracy_last by the last, and amnesia by the heuristic of :mod:`kvguard.tasks.amnesia`."""
