@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kvguard.tasks.complete import closed, earliest, ends, first_complete
 from kvguard.tasks.notation import RUNNING, canonical, canonical_number, plain, value_of
 from kvguard.tasks.problems import is_heading, problems, uncounted
-from kvguard.tasks.statements import Statement, first_cue, statements
+from kvguard.tasks.statements import Statement, statements
 
 _PART = re.compile(r"[0-9][:/.,–-]?\Z")  # before a number: 3:30, 3-5, 5/6/2024, 1.2.3
 
@@ -68,10 +68,8 @@ def first_answer(text: str, ended: bool = True) -> Answer | None:
     """
     simple = plain(text)
     found = first_complete(simple)
-    if found is None and ended and first_cue(simple) is not None:
-        found = earliest(simple, list(uncounted(simple, statements(simple))), ended)
-        stated = (one for one in final_answers(text) if one.stated and one.problem == 0)
-        return next(stated, None) if found is None else _answer(found, 0)
+    if found is None and ended:
+        found = earliest(simple)
     return None if found is None else _answer(found, 0)
 
 
