@@ -5,7 +5,8 @@ go before words, and a text that has neither is taken at its last number. An equ
 What is no single number is an answer without a value: a range, a list, a time, an expression without its
 result, a word like twelve. A line of ``####`` that is a heading states nothing.
 
-Each problem of a text is read by itself, since a model that does not stop invents further ones.
+Each problem of a text is read by itself, since a model that does not stop invents further ones. A text that
+states several answers gives its first complete one, see :mod:`kvguard.tasks.complete`.
 """
 
 import re
@@ -93,6 +94,12 @@ def parse_answer(text: str) -> str | None:
     """Return the last final answer to the first problem of ``text``, in canonical form, or None."""
     values = [answer.value for answer in final_answers(text) if answer.problem == 0]
     return values[-1] if values else None
+
+
+def given_answer(text: str) -> str | None:
+    """Return the value of the first complete answer; where none is stated, what :func:`parse_answer` reads."""
+    found = first_answer(text)
+    return parse_answer(text) if found is None else found.value
 
 
 def stated_number(text: str) -> str | None:
