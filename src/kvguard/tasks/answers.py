@@ -5,7 +5,8 @@ go before words, and a text that has neither is taken at its last number. An equ
 What is no single number is an answer without a value: a range, a list, a time, an expression without its
 result, a word like twelve. A line of ``####`` that is a heading states nothing.
 
-Each problem of a text is read by itself, since a model that does not stop invents further ones.
+Each problem of a text is read by itself, since a model that does not stop invents further ones. A text that
+states several answers gives its first complete one, see :mod:`kvguard.tasks.complete`.
 """
 
 import re
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from kvguard.tasks.complete import closed, earliest, ends, first_complete
 from kvguard.tasks.notation import RUNNING, canonical, canonical_number, plain, value_of
 from kvguard.tasks.problems import is_heading, problems, uncounted
-from kvguard.tasks.statements import Statement, first_cue, statements
+from kvguard.tasks.statements import Statement, statements
 
 _PART = re.compile(r"[0-9][:/.,–-]?\Z")  # before a number: 3:30, 3-5, 5/6/2024, 1.2.3
 
@@ -68,10 +69,8 @@ def first_answer(text: str, ended: bool = True) -> Answer | None:
     """
     simple = plain(text)
     found = first_complete(simple)
-    if found is None and ended and first_cue(simple) is not None:
-        found = earliest(simple, list(uncounted(simple, statements(simple))), ended)
-        stated = (one for one in final_answers(text) if one.stated and one.problem == 0)
-        return next(stated, None) if found is None else _answer(found, 0)
+    if found is None and ended:
+        found = earliest(simple)
     return None if found is None else _answer(found, 0)
 
 
@@ -97,6 +96,12 @@ def parse_answer(text: str) -> str | None:
     """Return the last final answer to the first problem of ``text``, in canonical form, or None."""
     values = [answer.value for answer in final_answers(text) if answer.problem == 0]
     return values[-1] if values else None
+
+
+def given_answer(text: str) -> str | None:
+    """Return the value of the first complete answer; where none is stated, what :func:`parse_answer` reads."""
+    found = first_answer(text)
+    return parse_answer(text) if found is None else found.value
 
 
 def stated_number(text: str) -> str | None:

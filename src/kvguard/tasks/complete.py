@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 
 from kvguard.tasks.problems import counts, problems, uncounted
-from kvguard.tasks.statements import REACH, Statement, first_cue, statements
+from kvguard.tasks.statements import Statement, first_open, statements
 
-_END = re.compile(r"""(?P<line>\n)|[.!?][*_"”')\]}$\\]{0,6}\s|(?P<mark>\#{4})""", re.VERBOSE)
+_END = re.compile(r"""(?P<line>\n)|[.!?][*_"”')\]}$\\]{0,6}\s|(?P<mark>\#{4,}+)""", re.VERBOSE)
 # What a line that is no end ends with: a sum, a list.
 _GOES_ON = re.compile(r"(?:[-=+/,≈→]|[-=]>|\s(?:\*|x|and|or|plus|minus|times))[ \t\r]*\Z")
 _TAIL = 20  # characters at the end of a line that are looked at
@@ -35,36 +35,29 @@ def first_complete(text: str) -> Statement | None:
     text
         As :func:`kvguard.tasks.notation.plain` gives it.
     """
-    begin = first_cue(text)
-    if begin is None:
-        return None
-    heading, counted = 1, begin
-    for end in ends(text, begin):
-        fresh = []
+    heading, begin, counted = 1, 0, 0
+    for end in ends(text):
         for one in statements(text, begin, end, ended=False):
-            counts_on = counts(text, one, heading, end) if one.start >= counted else False
-            if counts_on:
+            follows = counts(text, one, heading, end) if one.start >= counted else False
+            if follows:
                 heading, counted = heading + 1, one.end
-            elif counts_on is None and one.value is not None:
-                fresh.append(one)
-        if fresh:
-            return earliest(text[:end], fresh, ended=False)
-        begin = max(begin, end - REACH)
+            elif follows is None and one.value is not None:
+                return earliest(text[:end], ended=False)
+        begin = first_open(text, begin, end)
     return None
 
 
-def earliest(text: str, found: list[Statement], ended: bool) -> Statement | None:
-    """Return the first of statements that is a number and answers the first problem; a mark goes before words.
+def earliest(text: str, ended: bool = True) -> Statement | None:
+    """Return the first answer to the first problem of a text; marks go before words, and numbers before both.
 
-    Parameters
-    ----------
-    text, ended
-        What all of ``found`` stand in, and whether it ends there.
+    An answer that is no number is one only where the text has ended.
     """
     every = list(uncounted(text, statements(text, ended=ended), ended))
     _, end = next(problems(text, every))
-    own = [one for one in found if one.value is not None and one.start < end]
-    return next((one for one in own if one.kind != "said"), own[0] if own else None)
+    own = [one for one in every if one.states and one.start < end]
+    numbers = [one for one in own if one.value is not None]
+    found = numbers or (own if ended else [])
+    return next((one for one in found if one.kind != "said"), found[0] if found else None)
 
 
 def closed(text: str, at: int) -> int:

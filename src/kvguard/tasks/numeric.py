@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from kvguard.config import Share
 from kvguard.tasks.amnesia import is_amnesic
-from kvguard.tasks.answers import answer_end, first_answer, last_answer_end, parse_answer
+from kvguard.tasks.answers import answer_end, given_answer, last_answer_end, parse_answer
 from kvguard.tasks.base import Sample, Task
 from kvguard.tasks.prompts import INSTRUCTION
 from kvguard.tasks.scores import numeric_match
@@ -23,8 +23,7 @@ class WordProblems(Task):
 
     def extract(self, text: str) -> str | None:
         """Return the number of the first complete answer; where none is stated, the last number."""
-        found = first_answer(text)
-        return parse_answer(text) if found is None else found.value
+        return given_answer(text)
 
     def answered(self, text: str) -> list[int]:
         """Return where the first complete answer ends, and the last one to the question if that is another."""

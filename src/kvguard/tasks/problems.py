@@ -24,6 +24,7 @@ _FURTHER = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _DIGIT, _SEEN, _WORD = re.compile("[0-9]"), re.compile(r"\S"), re.compile(r"\w")
+_ALONE = re.compile(r"\n[ \t*_]*\Z")  # before what begins a line
 _ENUMERATED = re.compile(r"(?P<number>[0-9]{1,2})[.)][*_]{0,2}[ ]+[*_]{0,2}(?P<word>[A-Za-z]|\Z)")
 
 
@@ -69,8 +70,9 @@ def is_heading(text: str, one: Statement, end: int) -> bool:
 
 
 def uncounted(text: str, found: Iterable[Statement], ended: bool = True) -> Iterator[Statement]:
-    """Leave out marks that count headings: 1., 2., 3. and words, with lines below them.
+    """Leave out what counts headings or steps: 1., 2., 3. and words after a mark or on a line of its own.
 
+    Lines stand below them.
     Where the text may go on (``ended`` is False), such lines are taken as on their way.
     """
     number = 1
@@ -82,6 +84,7 @@ def uncounted(text: str, found: Iterable[Statement], ended: bool = True) -> Iter
 
 
 def counts(text: str, one: Statement, number: int, end: int) -> bool | None:
-    """Return whether a mark counts heading ``number``: None if not, False if ``end`` leaves it open."""
-    counted = _ENUMERATED.match(text, one.start, end) if one.kind == "mark" else None
+    """Return whether a statement counts heading or step ``number``: None if not, False if ``end`` cuts it."""
+    alone = one.kind == "mark" or _ALONE.search(text, max(0, one.start - 8), one.start)
+    counted = _ENUMERATED.match(text, one.start, end) if alone and one.kind != "box" else None
     return None if counted is None or int(counted["number"]) != number else bool(counted["word"])

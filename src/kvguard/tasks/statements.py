@@ -9,7 +9,7 @@ from kvguard.tasks.notation import BOXED, STATED, Number, value_of
 Kind = Literal["mark", "box", "said"]
 
 _LONGEST = 300  # characters of a statement; it bounds the work at each of a text's cues
-REACH = _LONGEST + 200  # characters from the beginning of a cue to what may last be read for it
+_LONGEST_CUE = 150
 
 _MAYBE = re.compile(
     r"####|\\boxed|\\fbox|answer|Answer|ANSWER|Ans|ans"
@@ -42,12 +42,18 @@ _DRESS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _STOP = re.compile(r"[.!?;](?=[\s*_\"”')\]}$]|\Z)|\n|####")
+_LINE = re.compile("\n|####")
 _LABELLED = re.compile(
     r"(?:[:=]|\b(?:is|are|was|be|equals?|answer|between|from))[\s*_(\[$\\{]*$", re.IGNORECASE
 )
 _NUMBERED = re.compile(
     r"\b(?:step|part|question|problem|case|section|method|option|phase|stage|example|exercise|approach|solution"
     r"|day|q|no\.?|number)\s*\#?\s*$",
+    re.IGNORECASE,
+)
+# What follows tells of the answer, and is none: found by adding 3, not 5, how many 3 of them have.
+_ABOUT = re.compile(
+    r"(?:not|never|found|obtained|calculated|computed|determined|derived|given|reached|how|what|when|where|why)\b",
     re.IGNORECASE,
 )
 _NO_NUMBER = re.compile(
@@ -123,10 +129,24 @@ def statements(text: str, start: int = 0, end: int | None = None, ended: bool = 
                 yield found
 
 
-def first_cue(text: str) -> int | None:
-    """Return where the first statement may begin."""
-    maybe = _MAYBE.search(text)
-    return None if maybe is None else maybe.start()
+def first_open(text: str, start: int, end: int) -> int:
+    """Return where the first statement behind ``start`` begins that text behind ``end`` may change, or ``end``.
+
+    One is settled where a line with anything of it has ended, or a mark follows; a box, where it is closed.
+    """
+    for maybe in _MAYBE.finditer(text, start, end):
+        cue = _CUE.match(text, maybe.start(), end)
+        if cue is None:
+            settled = end - maybe.start() > _LONGEST_CUE
+        elif end - cue.end() > _LONGEST:
+            settled = True
+        elif text[cue.end() - 1] == "{":
+            settled = _closing_brace(text, cue.end(), end) is not None
+        else:
+            settled = _LINE.search(text, _past(_DRESS, text, cue.end(), end), end) is not None
+        if not settled:
+            return maybe.start()
+    return end
 
 
 def _read(text: str, cue: re.Match[str], end: int, ended: bool) -> Statement | None:
@@ -197,6 +217,8 @@ def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[
         result = _match(text, _past(_DRESS, text, sign + 1, stop), stop, inside)
         if result is not None and _CLOSING.match(text, result.end(), stop):
             return result
+    if _ABOUT.match(text, at, stop):
+        return None
     whole = kind != "mark" or text.startswith((".", "!"), stop)  # a heading is no sentence
     return number if whole and not _DIGIT.search(text, number.end(), stop) else None
 
