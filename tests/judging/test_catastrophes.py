@@ -186,7 +186,7 @@ def test_each_score_is_a_column_of_its_trace_whatever_the_order(raw, prompts):
     found = with_scores(raw.iloc[::-1], scores, TASK.headline)
     assert found["correct"].fillna(-1).tolist() == [-1, -1, 0, 1]
     assert found.index.tolist() == raw.index.tolist()[::-1]
-    assert set(found) - set(raw) == {"amnesia", "correct"}
+    assert set(found) - set(raw) == {"accuracy_last", "amnesia", "correct"}
 
 
 @pytest.mark.parametrize("lost", ["traces", "scores"])

@@ -44,7 +44,7 @@ def test_weekdays_and_words_that_open_sentences_are_no_names():
 def test_it_is_a_score_of_word_problems_beside_accuracy(threshold, amnesia):
     task = make_task("arithmetic", amnesia_threshold=threshold)
     scores = task.score("Ana meets Ben: 14 + 33 = 47. 33, 33, Ben. #### 47", Sample(QUESTION, ("9",)))
-    assert scores == {"accuracy": 0.0, "amnesia": amnesia}
+    assert scores == {"accuracy": 0.0, "accuracy_last": 0.0, "amnesia": amnesia}
 
 
 @pytest.mark.parametrize("text", ["", "the the the", "Let x = 5"])

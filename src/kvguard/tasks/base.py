@@ -96,6 +96,18 @@ class Task(Section, ABC):
         """Return the answer that a generated text gives, None if it gives none."""
         return text.strip() or None
 
+    def answered(self, text: str) -> int | None:
+        """Return where the first complete answer of a text that may go on ends; None: there is none yet.
+
+        A task that cannot tell, as this one, always says None. What follows changes no answer: once it is a
+        position, it is the same one for every longer text.
+        """
+        return None
+
+    def settled_at(self, text: str) -> int | None:
+        """Return where the last complete answer ends: the first, or what later corrects it; None likewise."""
+        return self.answered(text)
+
     def messages(self, sample: Sample) -> list[Message]:
         """Return the chat that asks ``sample``: one user message, unless a task overrides it."""
         return [{"role": "user", "content": self._asked(sample)}]

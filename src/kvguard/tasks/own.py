@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kvguard.config import Text
 from kvguard.errors import KvguardError
-from kvguard.tasks.answers import canonical_number, is_correct, parse_answer
+from kvguard.tasks.answers import canonical_number, given_answer, is_correct, parse_answer
 from kvguard.tasks.base import Message, Sample, Task
 from kvguard.tasks.jsonl import read_jsonl
 from kvguard.tasks.scores import exact_match, stands_in, token_f1
@@ -27,8 +27,8 @@ class OwnPrompts(Task):
     else, or the contents of the messages with blank lines between them. A row without an answer is asked and
     not scored.
 
-    ``accuracy`` is 1 where one of the answers is given: as the final number of the text if the answer is a
-    number, else as words that stand in the text. ``em`` and ``f1`` compare the whole text with the answers.
+    ``accuracy`` is 1 where one of the answers is given: as the number that the text answers first if the answer
+    is a number, else as words that stand in the text; ``accuracy_last`` takes its last number. ``em`` and ``f1`` compare the whole text with the answers.
     """
 
     name: ClassVar[str] = "own"
@@ -75,10 +75,11 @@ class OwnPrompts(Task):
         return ()
 
     def score(self, text: str, sample: Sample) -> dict[str, float | None]:
-        """Return accuracy, exact match and F1."""
-        verdicts = [_gives(text, reference) for reference in sample.references]
+        """Return accuracy by the first number and by the last, exact match and F1."""
+        first, last = given_answer(text), parse_answer(text)
         return {
-            "accuracy": max(map(float, verdicts), default=None),
+            "accuracy": _gives(text, first, sample.references),
+            "accuracy_last": _gives(text, last, sample.references),
             "em": exact_match(text, sample.references),
             "f1": token_f1(text, sample.references),
         }
@@ -94,10 +95,12 @@ class OwnPrompts(Task):
         return "\n\n".join(message["content"] for message in self.messages(sample))
 
 
-def _gives(text: str, reference: str) -> bool:
-    if canonical_number(reference) is not None:
-        return bool(is_correct(parse_answer(text), reference))
-    return stands_in(reference, text)
+def _gives(text: str, number: str | None, references: Sequence[str]) -> float | None:
+    verdicts = (
+        stands_in(reference, text) if canonical_number(reference) is None else is_correct(number, reference)
+        for reference in references
+    )
+    return max((float(bool(verdict)) for verdict in verdicts), default=None)
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:

@@ -9,6 +9,7 @@ from kvguard.tasks.notation import BOXED, STATED, Number, value_of
 Kind = Literal["mark", "box", "said"]
 
 _LONGEST = 300  # characters of a statement; it bounds the work at each of a text's cues
+_LONGEST_CUE = 150
 
 _MAYBE = re.compile(
     r"####|\\boxed|\\fbox|answer|Answer|ANSWER|Ans|ans"
@@ -41,12 +42,18 @@ _DRESS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _STOP = re.compile(r"[.!?;](?=[\s*_\"”')\]}$]|\Z)|\n|####")
+_LINE = re.compile("\n|####")
 _LABELLED = re.compile(
     r"(?:[:=]|\b(?:is|are|was|be|equals?|answer|between|from))[\s*_(\[$\\{]*$", re.IGNORECASE
 )
 _NUMBERED = re.compile(
     r"\b(?:step|part|question|problem|case|section|method|option|phase|stage|example|exercise|approach|solution"
     r"|day|q|no\.?|number)\s*\#?\s*$",
+    re.IGNORECASE,
+)
+# What follows tells of the answer, and is none: found by adding 3, not 5, how many 3 of them have.
+_ABOUT = re.compile(
+    r"(?:not|never|found|obtained|calculated|computed|determined|derived|given|reached|how|what|when|where|why)\b",
     re.IGNORECASE,
 )
 _NO_NUMBER = re.compile(
@@ -101,25 +108,56 @@ class Statement(NamedTuple):
     states: bool = True
 
 
-def statements(text: str) -> Iterator[Statement]:
-    """Yield what ``text``, as :func:`kvguard.tasks.notation.plain` gives it, states as answers, in order."""
-    reached = 0
-    for maybe in _MAYBE.finditer(text):
-        cue = _CUE.match(text, maybe.start()) if maybe.start() >= reached else None
+def statements(text: str, start: int = 0, end: int | None = None, ended: bool = True) -> Iterator[Statement]:
+    """Yield what ``text``, as :func:`kvguard.tasks.notation.plain` gives it, states as answers, in order.
+
+    Parameters
+    ----------
+    start, end
+        The part that is read; nothing behind ``end`` is looked at.
+    ended
+        Whether the text ends there. If it may go on, a box that is still open states nothing yet.
+    """
+    reached, end = 0, len(text) if end is None else end
+    for maybe in _MAYBE.finditer(text, start, end):
+        cue = _CUE.match(text, maybe.start(), end) if maybe.start() >= reached else None
         if cue is not None:
             reached = cue.end()
-            found = _read(text, cue)
+            found = _read(text, cue, end, ended)
             if found is not None:
                 reached = max(reached, found.end)
                 yield found
 
 
-def _read(text: str, cue: re.Match[str]) -> Statement | None:
+def first_open(text: str, start: int, end: int) -> int:
+    """Return where the first statement behind ``start`` begins that text behind ``end`` may change, or ``end``.
+
+    One is settled where a line with anything of it has ended, or a mark follows; a box, where it is closed.
+    """
+    for maybe in _MAYBE.finditer(text, start, end):
+        cue = _CUE.match(text, maybe.start(), end)
+        if cue is None:
+            settled = end - maybe.start() > _LONGEST_CUE
+        elif end - cue.end() > _LONGEST:
+            settled = True
+        elif text[cue.end() - 1] == "{":
+            settled = _closing_brace(text, cue.end(), end) is not None
+        else:
+            settled = _LINE.search(text, _past(_DRESS, text, cue.end(), end), end) is not None
+        if not settled:
+            return maybe.start()
+    return end
+
+
+def _read(text: str, cue: re.Match[str], end: int, ended: bool) -> Statement | None:
     kind: Kind = "mark" if cue["mark"] else "box" if cue["box"] else "said"
-    limit = min(len(text), cue.end() + _LONGEST)
+    limit = min(end, cue.end() + _LONGEST)
     inside = text[cue.end() - 1] == "{"
     if inside:
-        limit = _closing_brace(text, cue.end(), limit)
+        closed = _closing_brace(text, cue.end(), limit)
+        if closed is None and limit == end and not ended:
+            return Statement(kind, cue.start(), cue.end(), None, states=False)
+        limit = _line_end(text, cue.end(), limit) if closed is None else closed
     at = _past(_DRESS, text, cue.end(), limit)
     number = _match(text, at, limit, inside)
     stop = limit if inside else _end(text, at if number is None else number.end(), limit)
@@ -143,13 +181,17 @@ def _end(text: str, at: int, limit: int) -> int:
     return limit if found is None else found.start()
 
 
-def _closing_brace(text: str, at: int, limit: int) -> int:
-    """Return where the brace that opened before ``at`` closes; where the line ends if it does not."""
+def _closing_brace(text: str, at: int, limit: int) -> int | None:
+    """Return where the brace that opened before ``at`` closes."""
     depth = 1
     for brace in _BRACE.finditer(text, at, limit):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
             return brace.start()
+    return None
+
+
+def _line_end(text: str, at: int, limit: int) -> int:
     line = text.find("\n", at, limit)
     return limit if line < 0 else line
 
@@ -175,6 +217,8 @@ def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[
         result = _match(text, _past(_DRESS, text, sign + 1, stop), stop, inside)
         if result is not None and _CLOSING.match(text, result.end(), stop):
             return result
+    if _ABOUT.match(text, at, stop):
+        return None
     whole = kind != "mark" or text.startswith((".", "!"), stop)  # a heading is no sentence
     return number if whole and not _DIGIT.search(text, number.end(), stop) else None
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from kvguard.tasks import arithmetic
-from kvguard.tasks.answers import is_correct, parse_answer
+from kvguard.tasks.answers import given_answer, is_correct
 from kvguard.tasks.prompts import build_prompt
 
 _N_SHOTS = 3
@@ -36,7 +36,7 @@ def greedy_scores(
     stopped = (answers == tokenizer.eos_token_id).any(dim=1)
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     correct = [
-        bool(is_correct(parse_answer(str(t)), p.references[0])) for t, p in zip(texts, problems, strict=True)
+        bool(is_correct(given_answer(str(t)), p.references[0])) for t, p in zip(texts, problems, strict=True)
     ]
     main = [
         c for c, p in zip(correct, problems, strict=True) if p.metadata["family"] == arithmetic.MAIN_FAMILY
