@@ -73,6 +73,13 @@ def _of_ratio(ratio):
         ({"stop": "Q:"}, "stop: 'Q:' is no list"),
         ({"stop": [""]}, "stop: '' ends no text"),
         ({"stop": [b"Q"]}, "stop: b'Q' ends no text"),
+        (
+            {"action": "stop"},
+            "action: stop ends a text at its last complete answer: pass answered.*kvguard run",
+        ),
+        ({"action": "stop", "answered": None}, "action: stop .*pass answered"),
+        ({"answered": 5}, "answered: 5 cannot be called: pass a function"),
+        ({"answered": "72", "action": "stop"}, "answered: '72' cannot be called"),
         ({"top_k": 5}, "unknown name 'top_k'; did you mean 'top_p'"),
         ({"press": _of_ratio("0.5")}, "compression_ratio of '0.5'"),
         ({"press": _of_ratio(float("nan"))}, "compression_ratio of nan"),

@@ -31,7 +31,9 @@ class Unfolding:
         """Return what the next token adds."""
         self._ids.append(token_id)
         fresh = self._fresh()
-        if fresh.endswith(_INCOMPLETE):
+        if not fresh or fresh.endswith(
+            _INCOMPLETE
+        ):  # nothing: a special token, after which the next is no first
             return ""
         self._begin, self._told = self._told, len(self._ids)
         if self._stops is None:
