@@ -1,5 +1,7 @@
 """When alarms come and what is generated in vain, by hand and resample by resample."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +49,13 @@ def sample(found):
 
 def test_the_delay_is_negative_in_advance_and_undefined_without_an_alarm_or_an_onset(alarms):
     np.testing.assert_array_equal(alarms.delay, [-10, 0, 20, np.nan, -97, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("kind", ["answer", None])
+def test_an_onset_of_no_known_kind_is_never_passed_over(alarms, kind):
+    kinds = np.array([kind, *KIND[1:]], dtype=object)
+    with pytest.raises(AssertionError, match="known kind"):
+        replace(alarms, kind=kinds)
 
 
 def test_delays_by_hand(alarms):

@@ -65,6 +65,11 @@ def test_a_hazard_that_knows_loops_and_takes_run_ons_by_the_clock():
         assert values[subject, "auroc_best_clock"] >= values[subject, "auroc_position_only"]
 
 
+def test_an_onset_of_no_known_kind_is_never_passed_over():
+    with pytest.raises(AssertionError, match="known kind"):
+        found(["looping", "answer"], [20, 20], lambda tested: np.zeros(len(tested.rows.t)))
+
+
 def test_a_kind_that_never_occurs_has_rows_without_a_value():
     values, *_ = found(["looping", None] * 3, [20, None] * 3, lambda tested: np.zeros(len(tested.rows.t)))
     of_kind = values["pre_onset_non_termination"]

@@ -42,6 +42,9 @@ class Alarms:
     kind: NDArray[Any]
     safe_at: Ints
 
+    def __post_init__(self) -> None:
+        assert set(self.kind[self.failing]) <= set(DETECTORS), "every onset is of a known kind"
+
     @classmethod
     def of(cls, traces: pd.DataFrame, kind: NDArray[Any], safe_at: Ints) -> "Alarms":
         """Gather them from a table with prompt_id, n_tokens and onset (null: none), one row per trace."""

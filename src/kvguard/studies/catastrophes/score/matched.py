@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from kvguard.judging.catastrophes import DETECTORS
+from kvguard.judging.catastrophes import DETECTORS, NO_ONSET
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.train.labels import Bools
 from kvguard.studies.catastrophes.train.matched import by_position_only, matched_auroc, pre_onset_of
@@ -31,6 +31,8 @@ def add_matched(
     weights
         [R, P]
     """
+
+    assert set(kinds[tested.onset != NO_ONSET]) <= set(DETECTORS), "every onset is of a known kind"
 
     def values(chosen: Bools) -> dict[str, Floats]:
         prompt, t, target = tested.token_prompt[chosen], tested.rows.t[chosen], tested.rows.label[chosen]

@@ -135,5 +135,5 @@ def pre_onset_of(tested: Measured, kinds: NDArray[Any], kind: str) -> Bools:
         Of the onset of each trace of ``tested``; None where there is none. [T]
     """
     trace = pd.Index(tested.trace_id).get_indexer(tested.rows.trace_id)
-    its = np.equal(kinds, kind).astype(bool)
+    its = np.equal(np.asarray(kinds, dtype=object), kind).astype(bool)
     return tested.rows.pre_onset & (its[trace] | ~tested.rows.label)
