@@ -98,6 +98,12 @@ def parse_answer(text: str) -> str | None:
     return values[-1] if values else None
 
 
+def last_answer(text: str) -> str | None:
+    """Return the last answer of ``text`` to whatever problem, in canonical form, or None."""
+    found = final_answers(text)
+    return found[-1].value if found else None
+
+
 def given_answer(text: str) -> str | None:
     """Return the value of the first complete answer; where none is stated, what :func:`parse_answer` reads."""
     found = first_answer(text)
