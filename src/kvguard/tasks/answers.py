@@ -98,7 +98,7 @@ def parse_answer(text: str) -> str | None:
 
 
 def given_answer(text: str) -> str | None:
-    """Return the value of the first complete answer; where none is stated, what :func:`parse_answer` reads."""
+    """Return the value of the first complete answer; where none is stated, that of :func:`parse_answer`."""
     found = first_answer(text)
     return parse_answer(text) if found is None else found.value
 

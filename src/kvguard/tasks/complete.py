@@ -16,13 +16,13 @@ _CLOSING = re.compile(r"(?:[*_)\]}$%\"”'\\.!]|\s(?=\s{0,3}\}))*")
 
 
 def ends(text: str) -> Iterator[int]:
-    """Yield where lines and sentences of ``text`` have ended, the same whatever a longer text goes on with."""
+    """Yield where lines and sentences of ``text`` have ended, the same whatever a longer text holds."""
     for found in _END.finditer(text):
         yield found.start() if found["mark"] else found.end()
 
 
 def first_complete(text: str) -> tuple[Statement, int] | None:
-    """Return the number that a text which may go on states first for its first problem, and where it is complete.
+    """Return the first complete answer to the first problem of a text that may go on, and where it is one.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def first_complete(text: str) -> tuple[Statement, int] | None:
 
 
 def earliest(text: str, ended: bool = True) -> Statement | None:
-    """Return the first answer to the first problem of a text; marks go before words, and numbers before both.
+    """Return the first answer to the first problem of a text, a mark before words.
 
-    An answer that is no number is one only where the text has ended.
+    An answer that is no number counts where the text has ended, and has none that is one.
     """
     every = list(uncounted(text, statements(text, ended=ended), ended))
     _, end = next(problems(text, every))

@@ -34,7 +34,10 @@ class WordProblems(Task):
         return last_answer_end(text)
 
     def score(self, text: str, sample: Sample) -> dict[str, float | None]:
-        """Return accuracy by the first answer, accuracy_last by the last, and amnesia by the heuristic of :mod:`kvguard.tasks.amnesia`."""
+        """Return accuracy by the first answer and by the last, and amnesia.
+
+        The heuristic of amnesia is that of :mod:`kvguard.tasks.amnesia`; it looks at the whole text.
+        """
         amnesic = is_amnesic(sample.question, text, self.amnesia_threshold)
         return {
             "accuracy": numeric_match(self.extract(text), sample.references),

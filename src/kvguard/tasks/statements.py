@@ -130,7 +130,7 @@ def statements(text: str, start: int = 0, end: int | None = None, ended: bool = 
 
 
 def first_open(text: str, start: int, end: int) -> int:
-    """Return where the first statement behind ``start`` begins that text behind ``end`` may change, or ``end``.
+    """Return where the first statement of a part begins that what follows ``end`` may change, else ``end``.
 
     One is settled where a line with anything of it has ended, or a mark follows; a box, where it is closed.
     """
