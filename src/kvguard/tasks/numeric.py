@@ -31,9 +31,10 @@ class WordProblems(Task):
         return sorted({end for end in (first, last) if end is not None})
 
     def score(self, text: str, sample: Sample) -> dict[str, float | None]:
-        """Return accuracy, by the first answer and by the last, and amnesia, see :mod:`kvguard.tasks.amnesia`.
+        """Return accuracy by the first answer and by the last, and amnesia.
 
-        The last answer is that of the whole text, whichever problem it is to.
+        The last answer is that of the whole text, whichever problem it is to. The heuristic of amnesia is that
+        of :mod:`kvguard.tasks.amnesia`.
         """
         amnesic = is_amnesic(sample.question, text, self.amnesia_threshold)
         return {

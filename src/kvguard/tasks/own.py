@@ -27,8 +27,9 @@ class OwnPrompts(Task):
     else, or the contents of the messages with blank lines between them. A row without an answer is asked and
     not scored.
 
-    ``accuracy`` is 1 where one of the answers is given: as the number that the text answers first if the answer
-    is a number, else as words that stand in the text; ``accuracy_last`` takes its last number. ``em`` and ``f1`` compare the whole text with the answers.
+    ``accuracy`` is 1 where one of the answers is given: as the number that the text answers first if the
+    answer is a number, else as words that stand in the text. ``accuracy_last`` takes the last number.
+    ``em`` and ``f1`` compare the whole text with the answers.
     """
 
     name: ClassVar[str] = "own"

@@ -81,7 +81,7 @@ class Protocol:
     onset: str
 
     def select(self, traces: pd.DataFrame) -> pd.DataFrame:
-        """Return the traces of the prompts that count, in their order; onset and onset_by are the protocol's."""
+        """Return the traces of the prompts that count, in order; onset and onset_by are the protocol's."""
         traces = traces.assign(onset=traces[self.onset], onset_by=traces[f"{self.onset}_by"])
         if self.n_prompts is None:
             return traces.reset_index(drop=True)

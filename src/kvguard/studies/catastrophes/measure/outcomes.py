@@ -23,8 +23,8 @@ def trace_outcomes(traces: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row for each trace: accuracy, accuracy_last (by the last answer of the text), cfr, cbr, every kind of catastrophe, wrong, amnesia, and tokens
-        (the length); all but the last are between 0 and 1.
+        One row for each trace: accuracy, accuracy_last (by the last answer of the text), cfr, cbr, every kind
+        of catastrophe, wrong, amnesia, and tokens (the length); all but the last are between 0 and 1.
     """
     correct, last, amnesia = (
         traces[name].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
