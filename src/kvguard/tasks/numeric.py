@@ -33,8 +33,8 @@ class WordProblems(Task):
     def score(self, text: str, sample: Sample) -> dict[str, float | None]:
         """Return accuracy by the first answer and by the last, and amnesia.
 
-        The last answer is that of the whole text, whichever problem it is to. The heuristic of amnesia is that
-        of :mod:`kvguard.tasks.amnesia`.
+        The last answer is that of the whole text, whichever problem it is to; amnesia is judged by the
+        heuristic of :mod:`kvguard.tasks.amnesia`.
         """
         amnesic = is_amnesic(sample.question, text, self.amnesia_threshold)
         return {
