@@ -12,6 +12,7 @@ import synthetic
 from kvguard import tracking
 from kvguard.errors import KvguardError
 from kvguard.guard.hazard_model import HazardModel
+from kvguard.judging.catastrophes import DETECTORS
 from kvguard.store.files import write_json
 from kvguard.store.results import Results
 from kvguard.store.schemas import TABLES, conform
@@ -175,8 +176,11 @@ def test_every_table_has_its_subjects_and_metrics(dataset, training):
     ranking = {"auroc", "auprc", "recall_at_5pct_fpr"}
     counts = {"n_tokens", "n_positive"}
     lead = {"trace_detection_rate", "lead_time_median", "lead_time_q25", "lead_time_q75"}
+    clocks = {"auroc_position_only", "auroc_best_clock", "matched_auroc_position_only"}
+    matched = {"matched_auroc", "matched_auroc_by_positives"} | clocks
     expected = {
-        ("predictor", "pre_onset"): ranking | counts | lead | {"f1", "brier"},
+        ("predictor", "pre_onset"): ranking | counts | matched | lead | {"f1", "brier"},
+        **{("predictor", f"pre_onset_{kind}"): ranking | counts | matched for kind in DETECTORS},
         ("predictor", "all"): ranking | counts | {"f1", "brier"},
         **{("horizons", h): ranking for h in ("16", "32", "64", "128")},
         **{("cross_validation", name): ranking | counts for name in FOLDS},
