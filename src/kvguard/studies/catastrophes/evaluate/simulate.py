@@ -2,9 +2,9 @@
 
 **Outcomes.** A trace whose controller reaches SAFE before the onset (in a trace without an onset: at all) is
 taken to go on as if it had never been compressed, so its outcome is that of the same prompt's ``none`` trace.
-One that reaches SAFE at the onset or later, or never, keeps its outcome; under a protocol with ``grace`` so many
-tokens later, since the guard rewinds. Protocol v1 counts wrong answers as failures, and those have no onset:
-whenever SAFE fires it counts as in time, which is one of v1's mistakes.
+One that reaches SAFE at the onset or later, or never, keeps its outcome; under a protocol with ``grace`` so
+many tokens later, since the guard rewinds. Protocol v1 counts wrong answers as failures, and those have no
+onset: whenever SAFE fires it counts as in time, which is one of v1's mistakes.
 
 **Memory.** What a trace saves is the mean, over its decoding steps t, of 1 - held / full, where full = prompt
 + t tokens. A step is compressed, held = kept + t, unless the controller is in SAFE after the token before it;
