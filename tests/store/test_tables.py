@@ -229,8 +229,8 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["x.parquet"]
 
 
-def test_the_schemas_hold_the_signals_and_the_forty_features():
+def test_the_schemas_hold_the_signals_and_the_forty_four_features():
     assert len(SIGNALS) == 26
-    assert len(FEATURES) == 40
+    assert len(FEATURES) == 44
     assert set(SIGNALS) <= set(TABLES["tokens"].columns)
     assert set(FEATURES) <= set(TABLES["features"].columns)
