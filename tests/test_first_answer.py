@@ -1,4 +1,4 @@
-"""The first answer of a text is the same for the task, the judge, and a guard that sees it come token by token."""
+"""The first answer of a text is one for the task, the judge, and a guard that sees it token by token."""
 
 import numpy as np
 import pandas as pd
