@@ -26,6 +26,7 @@ from kvguard.studies.catastrophes.live.stage import run_live
 from kvguard.sweep.run import run_sweep
 
 SHARED = ["prompt_id", "compressor", "ratio"]
+ACTING = ("restore", "rollback", "restart", "stop", "entropy", "loop", "rollback_v2", "stop_at_answer")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def of(table: pd.DataFrame, regime: str, policy: str, fit: int = 1) -> pd.DataFr
 
 def test_every_prompt_meets_every_policy_once(live: Live, table: pd.DataFrame) -> None:
     policies = {
-        "prefill": {"static", "restore", "rollback", "entropy", "loop"},
+        "prefill": {"static", *ACTING},
         "decoding": {"static", "hold", "restore", "rollback"},
     }
     for regime, names in policies.items():
