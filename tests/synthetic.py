@@ -72,7 +72,9 @@ def tokens_table(rng: np.random.Generator, token_ids: list[np.ndarray]) -> pd.Da
 
 def spelling(traces: pd.DataFrame) -> Callable[[list[int]], str]:
     """Decode the tokens of these traces, one character a token; they are known by their first ones."""
-    texts = {tuple(ids[:SHORTEST]): text for ids, text in zip(traces["token_ids"], traces["text"], strict=True)}
+    texts = {
+        tuple(ids[:SHORTEST]): text for ids, text in zip(traces["token_ids"], traces["text"], strict=True)
+    }
     return lambda token_ids: texts.get(tuple(token_ids[:SHORTEST]), "")[: len(token_ids)]
 
 

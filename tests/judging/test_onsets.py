@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-import tokenizers_of_all_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
 import synthetic
+import tokenizers_of_all_kinds
 from kvguard.guard.answers import Answers
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
 from kvguard.judging.judge import judge
@@ -161,7 +161,9 @@ def test_tokens_are_counted_until_the_text_begins_so(tokenizer, text, share):
 
 
 @pytest.mark.parametrize("kind", tokenizers_of_all_kinds.KINDS)
-@given(words=st.lists(st.sampled_from(["she", " said", " ####", "4", "\n", ".", "é", "€", "🙂"]), max_size=20))
+@given(
+    words=st.lists(st.sampled_from(["she", " said", " ####", "4", "\n", ".", "é", "€", "🙂"]), max_size=20)
+)
 def test_half_a_character_is_none_in_any_tokenizer(kind, words):
     made = tokenizers_of_all_kinds.make(kind)
     token_ids = np.array(made.encode("".join(words), add_special_tokens=False), dtype=np.int64)
@@ -172,7 +174,9 @@ def test_half_a_character_is_none_in_any_tokenizer(kind, words):
 
 
 @pytest.mark.parametrize("kind", SPELLING)
-@given(words=st.lists(st.sampled_from(["she", " said", " ####", "4", "\n", ".", "é", "€", "🙂"]), max_size=20))
+@given(
+    words=st.lists(st.sampled_from(["she", " said", " ####", "4", "\n", ".", "é", "€", "🙂"]), max_size=20)
+)
 def test_the_onset_by_an_answer_is_where_the_guard_would_stop(kind, words):
     made = tokenizers_of_all_kinds.make(kind)
     token_ids = made.encode("".join(words) + "🙂4. So", add_special_tokens=False)
@@ -220,7 +224,9 @@ def test_a_trace_cut_at_any_token_keeps_the_features_of_the_tokens_left(dataset)
         whole = load_rows(folder / "features.parquet", features, raw).features
         for cut in range(1, len(own), 7):
             short = raw.assign(
-                token_ids=[raw["token_ids"].iloc[0][:cut]], text=[raw["text"].iloc[0][:cut]], stop_reason="eos"
+                token_ids=[raw["token_ids"].iloc[0][:cut]],
+                text=[raw["text"].iloc[0][:cut]],
+                stop_reason="eos",
             ).drop(columns=["predicted", "catastrophes"])
             verdict = judge(short, synthetic.TASK, synthetic.CATASTROPHES, synthetic.spelling(short))
             moved.add(bool(verdict["onset"].isna().iloc[0]))

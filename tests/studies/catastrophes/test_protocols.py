@@ -1,4 +1,4 @@
-"""A protocol is one entry: each has its own onsets, and a new one goes through training, search and scores."""
+"""A protocol is one entry: each has its own onsets, and a new one is trained, searched and scored."""
 
 from dataclasses import replace
 
@@ -99,7 +99,9 @@ def test_a_fourth_protocol_is_one_entry(dataset, tmp_path, monkeypatch):
     assert len(found.pareto) == 8
 
     scores = score("toy", "v4", traces, QUICK.horizon, 100, 17)
-    assert {scores.forecasts.frame["protocol"].iloc[0], scores.controllers.frame["protocol"].iloc[0]} == {"v4"}
+    assert {scores.forecasts.frame["protocol"].iloc[0], scores.controllers.frame["protocol"].iloc[0]} == {
+        "v4"
+    }
     predictor = scores.forecasts.metrics("predictor")["predictor"]
     assert predictor["pre_onset"]["auroc"]["value"] > 0.8
     assert predictor["pre_onset"]["n_tokens"]["value"] == training.test.pre_onset.sum()
@@ -107,5 +109,3 @@ def test_a_fourth_protocol_is_one_entry(dataset, tmp_path, monkeypatch):
     tested = failing.loc[failing.index.isin(training.test.trace_id), "late"]
     at = dict(zip(training.test.trace_id, training.test.onset, strict=True))
     assert {trace: at[trace] for trace in tested.index} == tested.astype(int).to_dict()
-
-

@@ -175,7 +175,9 @@ def test_branches_that_end_at_once_are_among_those_compared(runs: Runs, trunk: l
 
 
 @pytest.mark.parametrize("first", [1, 14, 1000])
-def test_a_stop_string_after_the_answer_is_the_static_text_cut_there(trunk: list[Guarded], first: int) -> None:
+def test_a_stop_string_after_the_answer_is_the_static_text_cut_there(
+    trunk: list[Guarded], first: int
+) -> None:
     answers, n_prompt = Seventh(first), 50
     cut = 0
     for row in trunk:
