@@ -58,6 +58,10 @@ class Protocol:
 
     Attributes
     ----------
+    failure
+        What the share of failing traces is called.
+    about
+        What is particular to it, in a sentence or two that begin with its name.
     by_trace
         Whether traces are split, instead of prompts.
     features
@@ -73,6 +77,8 @@ class Protocol:
     """
 
     name: str
+    failure: str
+    about: str
     by_trace: bool
     features: tuple[str, ...]
     n_prompts: int | None
@@ -92,8 +98,21 @@ class Protocol:
 _LOOKING_AHEAD = {"token_position": "token_position_v1"}
 _V1_FEATURES = (*(_LOOKING_AHEAD.get(name, name) for name in FEATURES), "rank_of_chosen")
 
+_V1 = (
+    "v1 keeps the mistakes of earlier work: a prompt in train and test, a feature that looks ahead, "
+    "thresholds picked on the traces that are measured, 50 prompts, wrong answers counted as failures."
+)
+_V2 = (
+    "v2 makes none of them, but lets a text that does not end begin to fail at a fixed share of the token "
+    "budget: a clock forecasts that."
+)
+_V3 = (
+    "v3 is v2 with the onset where a failure begins: where the task can tell, after the first complete "
+    "answer of a text that runs on. So what it forecasts is no fixed time."
+)
+
 PROTOCOLS: dict[str, Protocol] = {
-    "v1": Protocol("v1", True, _V1_FEATURES, 50, "test", is_failure_v1, "proxy_onset"),
-    "v2": Protocol("v2", False, FEATURES, None, "tune", is_failure, "proxy_onset"),
-    "v3": Protocol("v3", False, FEATURES, None, "tune", is_failure, "onset"),
+    "v1": Protocol("v1", "CFR", _V1, True, _V1_FEATURES, 50, "test", is_failure_v1, "proxy_onset"),
+    "v2": Protocol("v2", "CBR", _V2, False, FEATURES, None, "tune", is_failure, "proxy_onset"),
+    "v3": Protocol("v3", "CBR", _V3, False, FEATURES, None, "tune", is_failure, "onset"),
 }
