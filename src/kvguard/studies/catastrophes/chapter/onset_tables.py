@@ -13,6 +13,11 @@ RULES = {  # how the onset of a failure was found
     "by_looping": "at the repeat of a loop",
 }
 KINDS = {"overall": "all", "looping": "loops", "non_termination": "run-ons"}
+PRE_ONSET = {  # how the forecasts of each are called
+    "overall": "pre_onset",
+    "looping": "pre_onset_looping",
+    "non_termination": "pre_onset_non_termination",
+}
 _ONSETS: tuple[Column, ...] = tuple((f"{rule}, %", name, Kind.PERCENT) for name, rule in RULES.items())
 _MATCHED: tuple[Column, ...] = (
     ("AUROC", "auroc", Kind.FRACTION),
@@ -61,8 +66,7 @@ def onset_tables(pipeline: Pipeline) -> list[Table]:
             "tokens of one index are compared, so that every clock has 0.5; the mean over indices, and the "
             "same weighted by positives.",
             "train", "predictor", _MATCHED, each,
-            subjects={f"pre_onset{suffix}": name for suffix, name in
-                      zip(("", "_looping", "_non_termination"), KINDS.values(), strict=True)},
+            subjects={PRE_ONSET[kind]: spelled for kind, spelled in KINDS.items()},
         ),
         table_of(
             pipeline, "alarms", "When the alarm comes",
@@ -98,8 +102,8 @@ def _answers(pipeline: Pipeline) -> Table:
         return found
 
     note = (
-        "Accuracy by the first complete answer, which a reader who stops there takes (elsewhere: accuracy); and "
-        "by the last one that the whole text states, with its corrections and inventions."
+        "Accuracy by the first complete answer, which a reader who stops there takes (elsewhere: accuracy); "
+        "and by the last one that the whole text states, with its corrections and inventions."
     )
     heads = ("condition", "first answer, %", "last answer, %", "difference, points")
     return Table("answers", "Which answer counts", note, heads, 1, groups_of(pipeline, "measure", rows))

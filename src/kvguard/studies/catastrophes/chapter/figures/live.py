@@ -97,12 +97,12 @@ def _rates(results: pd.DataFrame, title: str, path: Path) -> Path:
     known = [results.loc[results["table"] == policies_table(regime), "subject"] for regime in REGIMES]
     rows = ["", *conditions_of([subject for subjects in known for subject in subjects])]
     heading = titled(results, "Catastrophes, live", title)
-    size = (5.2, 1.6 + 0.75 * len(rows))
+    size = (5.2, 1.6 + 0.95 * len(rows))
     with canvas(path, heading, (1, len(REGIMES)), size, sharex=True, sharey=True) as (axes,):
         for axis, (regime, spelled) in zip(axes, REGIMES.items(), strict=True):
             found = metric(results, policies_table(regime), "cbr")
             for place, policy in enumerate(POLICIES):
-                shift = (place - (len(POLICIES) - 1) / 2) * 0.11
+                shift = (place - (len(POLICIES) - 1) / 2) * 0.8 / len(POLICIES)
                 its = found.reindex(_subjects(policy, rows))
                 _mark(axis, policy, its["value"], np.arange(len(rows)) + shift, xerr=whiskers(its))
             axis.set(title=spelled, xlabel="CBR (share of traces)")
