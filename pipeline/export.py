@@ -32,6 +32,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         model=model,
         source=spec.source,
         weights=weights_digest(load_model(model, spec, "cpu").model),
+        protocol=HEADLINE,
         horizon=params.horizon,
         thinking_words=params.featurize.thinking_words,
         max_new_tokens=params.task(model).max_new_tokens,

@@ -30,7 +30,8 @@ def main(model: str, protocol: str, params_path: Path) -> None:  # noqa: D103
     source, features = layout.traces(model), layout.features(model)
     out = layout.trained(model, protocol)
     settings = params.train.model_dump() | {"seed": params.seed}
-    columns = ["trace_id", "prompt_id", "compressor", "catastrophes", "onset", "proxy_onset"]
+    columns = ["trace_id", "prompt_id", "compressor", "catastrophes"]
+    columns += ["onset", "onset_by", "proxy_onset", "proxy_onset_by"]
     with tracking.run(
         "train", model=model, protocol=protocol, params=settings, inputs=[source, features]
     ) as run:

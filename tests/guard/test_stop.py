@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kvpress import KnormPress
 
-from guarded import ids_of, static
+from guarded import encoded, ids_of, static
 from kvguard import Guard
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import GuardParams
@@ -43,8 +43,9 @@ def streamed(guard, reference, prompts, **how):
 def test_a_stopped_text_ends_with_its_last_answer_and_is_the_beginning_of_what_it_would_be(
     guards, reference, prompts, monkeypatch
 ):
-    monkeypatch.setattr("kvguard.engine.batch.full_cache", lambda *_: pytest.fail("a cache was restored"))
     plain = guards["late"].generate(*reference, prompts, press=PRESS, action="none")
+    rolled = guards["late"].generate(*reference, prompts, press=PRESS)
+    monkeypatch.setattr("kvguard.engine.batch.full_cache", lambda *_: pytest.fail("a cache was restored"))
     out = guards["late"].generate(*reference, prompts, press=PRESS, action="stop", answered=words)
     acted = [number for number, output in enumerate(out) if output.actions]
     assert acted
@@ -58,12 +59,10 @@ def test_a_stopped_text_ends_with_its_last_answer_and_is_the_beginning_of_what_i
         end = words(seen)[-1]
         assert output.text.startswith(seen[:end])
         assert reference[1].decode(output.token_ids[:-1], skip_special_tokens=True) != output.text
-        assert not output.text[end:].strip() or len(output.token_ids) == event.kept
         assert output.token_ids.tolist() == plain[number].token_ids[: event.kept].tolist()
         assert (event.what, output.stop_reason, output.error) == ("stop", "guard", None)
         assert (output.n_steps, output.n_rewound) == (n, n - event.kept)
-        rolled = guards["late"].generate(*reference, [prompts[number]], press=PRESS)[0]
-        assert output.kv_saved > rolled.kv_saved  # nothing was restored
+        assert output.kv_saved > rolled[number].kv_saved  # nothing was restored
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,6 @@ def test_a_rolled_back_text_keeps_its_first_answer_and_goes_on_uncompressed(guar
     plain = guards["late"].generate(*reference, prompts, press=PRESS, action="none")
     rolled = guards["late"].generate(*reference, prompts, press=PRESS)
     out = guards["late"].generate(*reference, prompts, press=PRESS, answered=words_from(2))
-    asked = LoadedPrompts(reference, prompts)
     earlier = 0
     for number, output in enumerate(out):
         if not output.actions:
@@ -97,7 +95,7 @@ def test_a_rolled_back_text_keeps_its_first_answer_and_goes_on_uncompressed(guar
         assert reference[1].decode(seen[:kept], skip_special_tokens=True).startswith(text[:first])
         assert not reference[1].decode(seen[: kept - 1], skip_special_tokens=True).startswith(text[:first])
         assert output.token_ids[:kept].tolist() == seen[:kept].tolist()
-        ids = asked[number] + seen[:kept].tolist()
+        ids = [*encoded(reference, prompts[number]), *seen[:kept].tolist()]
         assert (
             output.token_ids[kept:].tolist()
             == static(reference, [ids], None)[0][: len(output.token_ids) - kept]
@@ -169,7 +167,9 @@ def test_what_a_function_raises_is_one_line_and_leaves_the_model_as_it_was(
     before = reference[0].config._attn_implementation
     how = {"press": PRESS, "action": action, "answered": answered}
     for call in (guards["late"].generate, lambda *a, **k: list(guards["late"].stream(*a, **k))):
-        with pytest.raises(KvguardError, match="^answered: ZeroDivisionError: by nothing: make it") as caught:
+        with pytest.raises(
+            KvguardError, match=r"^answered: ZeroDivisionError: by nothing: make it"
+        ) as caught:
             call(*reference, prompts, **how)
         assert "\n" not in str(caught.value)
         assert reference[0].config._attn_implementation == before

@@ -136,4 +136,6 @@ def test_rows_are_a_table_or_one_line(tmp_path_factory: pytest.TempPathFactory, 
         return
     conform("prompts", task.prompts(len(samples), 0))
     assert samples
-    assert all(task.score("x", sample).keys() == {"accuracy", "accuracy_last", "em", "f1"} for sample in samples)
+    assert all(
+        task.score("x", sample).keys() == {"accuracy", "accuracy_last", "em", "f1"} for sample in samples
+    )

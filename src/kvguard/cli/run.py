@@ -38,7 +38,7 @@ The three commonest uses, as they are typed:
 @click.option("--guard", "guarded", is_flag=True, help="Ask under guard too, and print both side by side.")
 @click.option(
     "--action",
-    type=click.Choice(["hold", "restore", "rollback", "restart"]),
+    type=click.Choice(["hold", "restore", "rollback", "restart", "stop"]),
     help="What the guard does when it alarms; rollback by default.",
 )
 @click.option(

@@ -13,6 +13,7 @@ from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Event
 from kvguard.guard.session import REJECTED, Guard, Output
+from kvguard.guard.settings import Action
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
 from kvguard.judging.judge import judge, score, with_scores
 from kvguard.judging.onsets import Decode
@@ -82,6 +83,10 @@ def run_trial(
 
     stops = stop_strings(task, loaded)
 
+    def answered(text: str) -> list[int]:
+        ends = task.answered(text), task.settled_at(text)
+        return [end for end in ends if end is not None]
+
     def judged(act: str) -> pd.DataFrame:
         outputs = guard.generate(
             loaded.model,
@@ -90,6 +95,7 @@ def run_trial(
             press=press,
             max_new_tokens=task.max_new_tokens,
             action=act,
+            answered=answered,
             compression_interval=compression_interval if press is not None else None,
             stop=stops.strings if stops is not None else (),
             on_finish=on_finish,
@@ -153,6 +159,7 @@ def trace_text(trial: Trial, pieces: Callable[[list[int]], list[str]]) -> str:
     before = trial.static.iloc[int(np.argmax(acted))]
     output: Output = row["output"]
     shown = pieces(output.token_ids.tolist())
+    shown.append("")  # where the guard ended the text
     for event in reversed(output.actions):  # of those at one place, the first comes first
         if event.kept < len(shown):
             shown[event.kept] = f"«{_told(event)}»{shown[event.kept]}"
@@ -181,7 +188,8 @@ def _row(name: str, trials: Sequence[Trial]) -> list[Any]:
         return [name, len(static), *_interleaved(_means(static), [None] * 3), None, None, None]
     after = pd.concat(guarded)
     acted = after["output"].map(lambda output: bool(output.actions)).to_numpy()
-    rewinds = sum(event.kept <= event.t for output in after["output"] for event in output.actions)
+    events = [event.what for output in after["output"] for event in output.actions]
+    rewinds = sum(events.count(action) for action in Action if action.rewinds)
     false = int((acted & ~is_catastrophic(static)).sum())
     counts = [int(acted.sum()), false, rewinds]
     return [name, len(static), *_interleaved(_means(static), _means(after)), *counts]

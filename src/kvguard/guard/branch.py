@@ -22,6 +22,7 @@ from kvguard.guard.controller import State
 from kvguard.guard.settings import Action
 
 if TYPE_CHECKING:
+    from kvguard.guard.answers import Answers
     from kvguard.guard.watch import Watch
 
 
@@ -131,6 +132,15 @@ class BranchedRun(GuardedRun):
         if act.kept < n:
             self.rewind(seat, act.kept)
         self._events[seat].append(act)
+
+
+def stop_at_answer(row: Guarded, n_prompt: int, answers: Answers) -> Guarded:
+    """Return what a recorded row would be, ended at its first complete answer: a stop string, no guard."""
+    ends = answers.ends(row.token_ids.tolist())
+    if not ends or ends[0] >= len(row.token_ids):
+        return row
+    act = Event(ends[0], Action.STOP.value, ends[0])  # the token after it tells that it is whole
+    return replace(_stopped(row, act, n_prompt), safe_at=ends[0])
 
 
 def _stopped(row: Guarded, act: Event, n_prompt: int) -> Guarded:

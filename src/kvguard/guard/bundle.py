@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,6 +40,8 @@ class Card(BaseModel):
         The language model's name in the params, and where it came from.
     weights
         See :func:`kvguard.models.identity.weights_digest`.
+    protocol
+        By which it was trained.
     horizon
         Tokens ahead within which the onset of a catastrophe counts.
     thinking_words
@@ -56,7 +57,7 @@ class Card(BaseModel):
     model: str
     source: str
     weights: str
-    protocol: Literal["v2"] = "v2"
+    protocol: str
     horizon: int
     thinking_words: tuple[str, ...]
     max_new_tokens: int
@@ -101,7 +102,7 @@ def _check_features(hazard: HazardModel, folder: Path) -> None:
     if stray:
         raise KvguardError(
             f"{folder}: the hazard model reads {', '.join(stray)}, which no guard knows while it decodes; "
-            "train one of protocol v2"
+            "train one of protocol v2 or later"
         )
     if hazard.booster.num_features() != len(hazard.features):
         raise KvguardError(

@@ -4,8 +4,10 @@ from kvguard.engine.columns import SIGNALS
 
 ROLLED = ("entropy", "top1_prob", "h_alts", "delta_h")
 
+# The entropy of the text so far, against its own beginning: protocol v3's.
+DRIFT = ("entropy_mean", "entropy_mean_first_16", "entropy_drift_32", "entropy_max")
 
-FEATURES = (
+FEATURES_V2 = (
     *SIGNALS[:-1],
     "delta_h",
     "delta_h_valid",
@@ -16,3 +18,5 @@ FEATURES = (
     "token_position",
     "compression_ratio",
 )
+
+FEATURES = (*FEATURES_V2, *DRIFT)

@@ -1,11 +1,13 @@
 """The features of a token, from one definition that serves whole tables and live decoding.
 
-:func:`derive` is the definition of all that are not a signal of the token itself. It sees the last 8
-values of the rolled series; :func:`featurize_tokens` takes those from a table, :class:`FeatureState` from
+:func:`derive` is the definition of all that are not a signal of the token itself. It sees the
+values of the series so far; :func:`featurize_tokens` takes those from a table, :class:`FeatureState` from
 what it was fed so far. The operations and their order are the same, so the features are equal bit for bit.
 
 Rolling statistics run over the tokens t-7 .. t, and at t < 7 over the tokens so far; the standard deviation
 is the population's. At t = 0 ``delta_h`` is 0, also in its rolling statistics, and ``delta_h_valid`` is 0.
+What tells a text from its own beginning (``DRIFT``) runs over all tokens so far: their mean entropy, that of
+the first 16, how far that of the last 32 lies above it, and the highest.
 Every feature but v1's ``token_position_v1`` (t / trace length) is causal.
 """
 
@@ -28,7 +30,8 @@ WINDOW = 8  # tokens of a rolling statistic: part of the features' names
 REPEAT_WINDOW = 20  # tokens of the window that rep_count counts
 N_READ = len(SIGNALS) - 1  # all but rank_of_chosen, which only v1 reads
 _TOKENS = 64  # of every row: room for its series at first
-SERIES = (*ROLLED, "rep_count")
+SERIES = (*ROLLED, "rep_count", "entropy_sum", "entropy_max")
+_BEGINNING, _RECENT = 16, 32  # tokens: part of the features' names
 _ROLLED_SIGNALS = [SIGNALS.index(name) for name in ROLLED[:-1]]
 
 
@@ -69,18 +72,26 @@ def derive(
     Parameters
     ----------
     series
-        Values of ``SERIES``, the tokens of a trace one after another; delta_h is written here. [M, 5]
+        Values of ``SERIES``, the tokens of a trace one after another; delta_h and the last two are written
+        here. [M, 7]
     places
         Where each token stands in ``series``; the tokens before it come first. [R]
     t, thinking, ratio, max_new_tokens
         Token index, whether the token is a thinking word, compression ratio, token budget. [R]
     out
-        [R, 15]
+        [R, 19]
     """
     for row in range(len(places)):
         newest = places[row]
         values = series[newest]
-        values[3] = values[0] - series[newest - 1, 0] if t[row] else np.float32(0)
+        if t[row]:
+            before = series[newest - 1]
+            values[3] = values[0] - before[0]
+            values[5] = before[5] + values[0]
+            values[6] = max(before[6], values[0])
+        else:
+            values[3] = np.float32(0)
+            values[5] = values[6] = values[0]
         n = min(t[row] + 1, WINDOW)
         count = np.float32(n)
         out[row, 0] = values[3]
@@ -103,6 +114,15 @@ def derive(
         out[row, 12] = repeats
         out[row, 13] = np.float32(t[row]) / np.float32(max_new_tokens[row])
         out[row, 14] = ratio[row]
+        first = min(t[row] + 1, _BEGINNING)
+        beginning = series[newest - t[row] + first - 1, 5] / np.float32(first)
+        recent = values[5]
+        if t[row] >= _RECENT:
+            recent -= series[newest - _RECENT, 5]
+        out[row, 15] = values[5] / np.float32(t[row] + 1)
+        out[row, 16] = beginning
+        out[row, 17] = recent / np.float32(min(t[row] + 1, _RECENT)) - beginning
+        out[row, 18] = values[6]
 
 
 class FeatureState:
@@ -151,7 +171,7 @@ class FeatureState:
         Returns
         -------
         Floats
-            In the order of ``FEATURES``. [R, 40]
+            In the order of ``FEATURES``. [R, 44]
 
         Raises
         ------

@@ -74,7 +74,7 @@ class HazardTrigger:
             if name not in FEATURES:
                 raise KvguardError(
                     f"hazard model: it reads {name}, which no token has while it is generated; "
-                    "take a model of protocol v2"
+                    "take a model of protocol v2 or later"
                 )
         self._columns = [FEATURES.index(name) for name in model.features]
         self._hazard = LiveHazard(model)

@@ -23,7 +23,9 @@ def judge(
     decode: Decode,
     uncompressed: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
-    """Judge raw traces: predicted, catastrophes, onset, onset_by and proxy_onset, indexed as ``parts``.
+    """Judge raw traces: what was predicted, catastrophes, and onsets with what found them.
+
+    Indexed as ``parts``.
 
     Parameters
     ----------
@@ -38,7 +40,8 @@ def judge(
     begun = onsets(TraceTokens.of(parts), params, task.max_new_tokens)
     stacked = np.stack(list(begun.values()))  # [detectors, T]
     present = stacked != NO_ONSET
-    first = np.where(present, stacked, np.iinfo(np.int64).max).min(axis=0)
+    known = np.where(present, stacked, np.iinfo(np.int64).max)
+    first, earliest = known.min(axis=0), known.argmin(axis=0)
     names = np.array(list(begun), dtype=object)
     index = parts.index
     return pd.DataFrame(
@@ -49,6 +52,7 @@ def judge(
             ),
             **true_onsets(parts, begun, task.answered, decode, uncompressed or {}, params),
             "proxy_onset": pd.Series(first, index=index).where(present.any(axis=0)).astype("Int32"),
+            "proxy_onset_by": np.where(present.any(axis=0), names[earliest], None),
         }
     )
 

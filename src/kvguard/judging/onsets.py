@@ -16,18 +16,20 @@ The earlier one counts. An onset is read off the whole text, and nothing that fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kvguard.engine.presses import NONE
-from kvguard.judging.catastrophes import NO_ONSET, CatastropheParams
+from kvguard.judging.catastrophes import DETECTORS, NO_ONSET, CatastropheParams
 
 Ints = NDArray[np.int64]
 Decode = Callable[[list[int]], str]
 
 LOOPING, ANSWER, UNCOMPRESSED, PROXY = "looping", "answer", "uncompressed", "proxy"
+RULES = (LOOPING, ANSWER, UNCOMPRESSED, PROXY)
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -47,6 +49,12 @@ def uncompressed_lengths(traces: pd.DataFrame) -> dict[str, int]:
     """Return the tokens of each prompt's uncompressed text, by its id, where it ended by itself."""
     plain = traces[(traces["compressor"] == NONE) & traces["stop_reason"].isin(["eos", "stop"])]
     return dict(zip(plain["prompt_id"], plain["token_ids"].map(len), strict=True))
+
+
+def kinds_of(found_by: pd.Series[Any]) -> NDArray[np.object_]:
+    """Return the kind of catastrophe that begins at each onset, by what found it; None without one. [T]"""
+    kinds = found_by.where(found_by.isin(list(DETECTORS)) | found_by.isna(), "non_termination")
+    return kinds.astype(object).where(kinds.notna(), None).to_numpy()
 
 
 def true_onsets(

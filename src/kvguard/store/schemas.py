@@ -132,6 +132,7 @@ _JUDGED = {
     "onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
     "onset_by": Column(_STR, nullable=True),
     "proxy_onset": Column(_INT, nullable=True, checks=(pa.Check.ge(0),)),
+    "proxy_onset_by": Column(_STR, nullable=True),
 }
 # A generation of the live guard. hazard and kv_tokens (cache entries held) run over its tokens; they are
 # empty where the guard acts. fit: which of the hazard, from 1. safe_at: tokens drawn before SAFE, -1: never.

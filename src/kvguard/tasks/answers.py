@@ -68,16 +68,15 @@ def first_answer(text: str, ended: bool = True) -> Answer | None:
     its end is an end too, and an answer without a value is taken if there is none with one.
     """
     simple = plain(text)
-    found = first_complete(simple)
-    if found is None and ended:
-        found = earliest(simple)
+    complete = first_complete(simple)
+    found = complete[0] if complete else earliest(simple) if ended else None
     return None if found is None else _answer(found, 0)
 
 
 def answer_end(text: str) -> int | None:
     """Return where the first complete answer of a text that may go on ends, with what closes it."""
-    found = first_complete(plain(text))
-    return None if found is None else closed(text, found.end)
+    complete = first_complete(plain(text))
+    return None if complete is None else closed(text[: complete[1]], complete[0].end)
 
 
 def last_answer_end(text: str) -> int | None:
@@ -89,7 +88,7 @@ def last_answer_end(text: str) -> int | None:
     found = [
         one.end for one in final_answers(whole, ended=False) if one.problem == 0 and one.stated and one.value
     ]
-    return max(first, closed(text, found[-1]) if found else 0)
+    return max(first, closed(whole, found[-1]) if found else 0)
 
 
 def parse_answer(text: str) -> str | None:
@@ -98,8 +97,14 @@ def parse_answer(text: str) -> str | None:
     return values[-1] if values else None
 
 
+def last_answer(text: str) -> str | None:
+    """Return the last answer of ``text`` to whatever problem, in canonical form, or None."""
+    found = final_answers(text)
+    return found[-1].value if found else None
+
+
 def given_answer(text: str) -> str | None:
-    """Return the value of the first complete answer; where none is stated, what :func:`parse_answer` reads."""
+    """Return the value of the first complete answer; where none is stated, that of :func:`parse_answer`."""
     found = first_answer(text)
     return parse_answer(text) if found is None else found.value
 

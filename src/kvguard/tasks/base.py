@@ -97,7 +97,7 @@ class Task(Section, ABC):
         return text.strip() or None
 
     def answered(self, text: str) -> list[int]:
-        """Return where complete answers end in a text that may go on: the first, and the last that corrects it.
+        """Return where complete answers end in a text that may go on: the first, and the last one.
 
         Empty where there is none yet. A task that cannot tell, as this one, never says. What follows changes
         no first answer: once there is one, it is that of every longer text.

@@ -11,24 +11,18 @@ from collections.abc import Iterator
 from kvguard.tasks.problems import counts, problems, uncounted
 from kvguard.tasks.statements import Statement, first_open, statements
 
-_END = re.compile(r"""(?P<line>\n)|[.!?][*_"”')\]}$\\]{0,6}\s|(?P<mark>\#{4,}+)""", re.VERBOSE)
-# What a line that is no end ends with: a sum, a list.
-_GOES_ON = re.compile(r"(?:[-=+/,≈→]|[-=]>|\s(?:\*|x|and|or|plus|minus|times))[ \t\r]*\Z")
-_TAIL = 20  # characters at the end of a line that are looked at
-_CLOSING = re.compile(r"[*_)\]}$%\"”'\\.!]*")
+_END = re.compile(r"""\n|[。！？।]|[.!?][*_"”')\]}$\\]{0,6}\s|(?P<mark>####+)""")
+_CLOSING = re.compile(r"(?:[*_)\]}$%\"”'\\.!]|\s(?=\s{0,3}\}))*")
 
 
-def ends(text: str, start: int = 0) -> Iterator[int]:
-    """Yield behind where lines and sentences of ``text`` end, each known from what stands before it."""
-    for found in _END.finditer(text, start):
-        if found["mark"]:
-            yield found.start()
-        elif not found["line"] or not _GOES_ON.search(text, max(0, found.start() - _TAIL), found.start()):
-            yield found.end()
+def ends(text: str) -> Iterator[int]:
+    """Yield where lines and sentences of ``text`` have ended, the same whatever a longer text holds."""
+    for found in _END.finditer(text):
+        yield found.start() if found["mark"] else found.end()
 
 
-def first_complete(text: str) -> Statement | None:
-    """Return the number that a text which may go on states first, complete, for its first problem.
+def first_complete(text: str) -> tuple[Statement, int] | None:
+    """Return the first complete answer to the first problem of a text that may go on, and where it is one.
 
     Parameters
     ----------
@@ -42,15 +36,16 @@ def first_complete(text: str) -> Statement | None:
             if follows:
                 heading, counted = heading + 1, one.end
             elif follows is None and one.value is not None:
-                return earliest(text[:end], ended=False)
+                found = earliest(text[:end], ended=False)
+                return None if found is None else (found, end)
         begin = first_open(text, begin, end)
     return None
 
 
 def earliest(text: str, ended: bool = True) -> Statement | None:
-    """Return the first answer to the first problem of a text; marks go before words, and numbers before both.
+    """Return the first answer to the first problem of a text, a mark before words.
 
-    An answer that is no number is one only where the text has ended.
+    An answer that is no number counts where the text has ended, and has none that is one.
     """
     every = list(uncounted(text, statements(text, ended=ended), ended))
     _, end = next(problems(text, every))

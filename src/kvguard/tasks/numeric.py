@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from kvguard.config import Share
 from kvguard.tasks.amnesia import is_amnesic
-from kvguard.tasks.answers import answer_end, given_answer, last_answer_end, parse_answer
+from kvguard.tasks.answers import answer_end, given_answer, last_answer, last_answer_end
 from kvguard.tasks.base import Sample, Task
 from kvguard.tasks.prompts import INSTRUCTION
 from kvguard.tasks.scores import numeric_match
@@ -26,15 +26,19 @@ class WordProblems(Task):
         return given_answer(text)
 
     def answered(self, text: str) -> list[int]:
-        """Return where the first complete answer ends, and the last one to the question if that is another."""
+        """Return where the first complete answer ends, and the last to the question if it is another."""
         first, last = answer_end(text), last_answer_end(text)
         return sorted({end for end in (first, last) if end is not None})
 
     def score(self, text: str, sample: Sample) -> dict[str, float | None]:
-        """Return accuracy by the first answer, accuracy_last by the last, and amnesia by the heuristic of :mod:`kvguard.tasks.amnesia`."""
+        """Return accuracy by the first answer and by the last, and amnesia.
+
+        The last answer is that of the whole text, whichever problem it is to; amnesia is judged by the
+        heuristic of :mod:`kvguard.tasks.amnesia`.
+        """
         amnesic = is_amnesic(sample.question, text, self.amnesia_threshold)
         return {
             "accuracy": numeric_match(self.extract(text), sample.references),
-            "accuracy_last": numeric_match(parse_answer(text), sample.references),
+            "accuracy_last": numeric_match(last_answer(text), sample.references),
             "amnesia": None if amnesic is None else float(amnesic),
         }

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kvguard.config import Text
 from kvguard.errors import KvguardError
-from kvguard.tasks.answers import canonical_number, given_answer, is_correct, parse_answer
+from kvguard.tasks.answers import canonical_number, given_answer, is_correct, last_answer
 from kvguard.tasks.base import Message, Sample, Task
 from kvguard.tasks.jsonl import read_jsonl
 from kvguard.tasks.scores import exact_match, stands_in, token_f1
@@ -27,8 +27,9 @@ class OwnPrompts(Task):
     else, or the contents of the messages with blank lines between them. A row without an answer is asked and
     not scored.
 
-    ``accuracy`` is 1 where one of the answers is given: as the number that the text answers first if the answer
-    is a number, else as words that stand in the text; ``accuracy_last`` takes its last number. ``em`` and ``f1`` compare the whole text with the answers.
+    ``accuracy`` is 1 where one of the answers is given: as the number that the text answers first if the
+    answer is a number, else as words that stand in the text. ``accuracy_last`` takes the last number.
+    ``em`` and ``f1`` compare the whole text with the answers.
     """
 
     name: ClassVar[str] = "own"
@@ -76,7 +77,7 @@ class OwnPrompts(Task):
 
     def score(self, text: str, sample: Sample) -> dict[str, float | None]:
         """Return accuracy by the first number and by the last, exact match and F1."""
-        first, last = given_answer(text), parse_answer(text)
+        first, last = given_answer(text), last_answer(text)
         return {
             "accuracy": _gives(text, first, sample.references),
             "accuracy_last": _gives(text, last, sample.references),

@@ -130,7 +130,7 @@ def statements(text: str, start: int = 0, end: int | None = None, ended: bool = 
 
 
 def first_open(text: str, start: int, end: int) -> int:
-    """Return where the first statement behind ``start`` begins that text behind ``end`` may change, or ``end``.
+    """Return where the first statement of a part begins that what follows ``end`` may change, else ``end``.
 
     One is settled where a line with anything of it has ended, or a mark follows; a box, where it is closed.
     """
@@ -210,14 +210,16 @@ def _later(text: str, at: int, stop: int, inside: bool, kind: Kind) -> re.Match[
         return None
     if inside and _FORMULA.search(text, at, number.start()):
         return None
-    if _LABELLED.search(text, at, number.start()):
+    about = _ABOUT.match(text, at, stop)
+    label = _LABELLED.search(text, at, number.start())
+    if label and not (about and label[0].startswith("from")):
         return number
     sign = max(text.rfind(sign, at, stop) for sign in "=:")
     if sign > number.start():
         result = _match(text, _past(_DRESS, text, sign + 1, stop), stop, inside)
         if result is not None and _CLOSING.match(text, result.end(), stop):
             return result
-    if _ABOUT.match(text, at, stop):
+    if about:
         return None
     whole = kind != "mark" or text.startswith((".", "!"), stop)  # a heading is no sentence
     return number if whole and not _DIGIT.search(text, number.end(), stop) else None

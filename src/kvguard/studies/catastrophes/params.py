@@ -114,10 +114,15 @@ class LiveValidateParams(Section):
     n: Count = 400
     seed: Natural
     conditions: tuple[Text, ...] = Field(min_length=1)
-    actions: tuple[Literal["hold", "restore", "rollback", "restart"], ...] = Field(
-        ("hold", "restore", "rollback", "restart"), min_length=1
+    actions: tuple[Literal["hold", "restore", "rollback", "restart", "stop"], ...] = Field(
+        ("hold", "restore", "rollback", "restart", "stop"), min_length=1
     )
-    baselines: tuple[Literal["entropy", "loop"], ...] = ("entropy", "loop")
+    baselines: tuple[Literal["entropy", "loop", "rollback_v2", "stop_at_answer"], ...] = (
+        "entropy",
+        "loop",
+        "rollback_v2",
+        "stop_at_answer",
+    )
     point: Point = "balanced"
     prompts_per_part: Count = 100
     compression_interval: Count = 16

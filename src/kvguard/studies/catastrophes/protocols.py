@@ -5,8 +5,8 @@ choice                 v1                        v2                    v3
 ====================== ========================= ===================== =====================================
 split                  by trace: a prompt is in  by prompt             by prompt
                        train and test
-features               41, with t / trace        40, with              as v2
-                       length, which looks ahead t / max_new_tokens
+features               41, with t / trace        40, with              these, and the entropy so far against
+                       length, which looks ahead t / max_new_tokens    the text's own beginning
 prompts                the first 50              all                   all
 early stopping,        on the traces that are    on tune prompts       on tune prompts
 calibration, threshold measured
@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvguard.guard.columns import FEATURES
+from kvguard.guard.columns import FEATURES, FEATURES_V2
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +73,7 @@ class Protocol:
     failed
         Judged traces -> which failed. [T]
     onset
-        The column of judged traces that says where a failure begins.
+        The column of judged traces that says where a failure begins; what found it is in ``_by``.
     """
 
     name: str
@@ -87,8 +87,8 @@ class Protocol:
     onset: str
 
     def select(self, traces: pd.DataFrame) -> pd.DataFrame:
-        """Return the traces of the prompts that count, in their order; ``onset`` is this protocol's."""
-        traces = traces.assign(onset=traces[self.onset])
+        """Return the traces of the prompts that count, in order; onset and onset_by are the protocol's."""
+        traces = traces.assign(onset=traces[self.onset], onset_by=traces[f"{self.onset}_by"])
         if self.n_prompts is None:
             return traces.reset_index(drop=True)
         first = traces.sort_values("trace_id")["prompt_id"].drop_duplicates().iloc[: self.n_prompts]
@@ -96,7 +96,7 @@ class Protocol:
 
 
 _LOOKING_AHEAD = {"token_position": "token_position_v1"}
-_V1_FEATURES = (*(_LOOKING_AHEAD.get(name, name) for name in FEATURES), "rank_of_chosen")
+_V1_FEATURES = (*(_LOOKING_AHEAD.get(name, name) for name in FEATURES_V2), "rank_of_chosen")
 
 _V1 = (
     "v1 keeps the mistakes of earlier work: a prompt in train and test, a feature that looks ahead, "
@@ -107,12 +107,12 @@ _V2 = (
     "budget: a clock forecasts that."
 )
 _V3 = (
-    "v3 is v2 with the onset where a failure begins: where the task can tell, after the first complete "
-    "answer of a text that runs on. So what it forecasts is no fixed time."
+    "v3 is v2 with more features and the onset where a failure begins: where the task can tell, after the "
+    "first complete answer of a text that runs on. So what it forecasts is no fixed time."
 )
 
 PROTOCOLS: dict[str, Protocol] = {
     "v1": Protocol("v1", "CFR", _V1, True, _V1_FEATURES, 50, "test", is_failure_v1, "proxy_onset"),
-    "v2": Protocol("v2", "CBR", _V2, False, FEATURES, None, "tune", is_failure, "proxy_onset"),
+    "v2": Protocol("v2", "CBR", _V2, False, FEATURES_V2, None, "tune", is_failure, "proxy_onset"),
     "v3": Protocol("v3", "CBR", _V3, False, FEATURES, None, "tune", is_failure, "onset"),
 }

@@ -202,7 +202,7 @@ class _Rows:
 
 
 def _stream(tokens: pd.DataFrame, ratio: pd.Series, max_new_tokens: int, mask: Bools) -> Floats:
-    """Return the features of ``tokens``, one token of every trace at a time. [N, 40]"""
+    """Return the features of ``tokens``, one token of every trace at a time. [N, 44]"""
     from kvguard.guard.features import FeatureState
 
     starts = np.flatnonzero(np.diff(tokens["trace_id"], prepend=-1))

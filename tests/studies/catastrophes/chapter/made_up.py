@@ -71,7 +71,18 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
         "measure": {
             "outcomes": (
                 [*CONDITIONS, "overall"],
-                ["n", "accuracy", "accuracy_last", "cbr", "non_termination", "looping", "wrong", "amnesia", "cfr", "tokens"],
+                [
+                    "n",
+                    "accuracy",
+                    "accuracy_last",
+                    "cbr",
+                    "non_termination",
+                    "looping",
+                    "wrong",
+                    "amnesia",
+                    "cfr",
+                    "tokens",
+                ],
             ),
             "onsets": ([*compressed, "overall"], ["by_answer", "by_uncompressed", "by_proxy", "by_looping"]),
             "signals": (CONDITIONS, ["mean_entropy", "max_entropy", "min_top1_prob"]),
@@ -182,7 +193,11 @@ def stages(model: str) -> list[pd.DataFrame]:
     """The results of every stage of a model."""
     return [
         *(results(stage, model) for stage in ("measure", "ablate", "transfer")),
-        *(results(stage, model, protocol) for stage in ("train", "evaluate") for protocol in PARAMS.protocols),
+        *(
+            results(stage, model, protocol)
+            for stage in ("train", "evaluate")
+            for protocol in PARAMS.protocols
+        ),
         results("live-validate", model, HEADLINE),
         latency(model),
     ]

@@ -40,6 +40,16 @@ SETTINGS = (GuardParams(), GuardParams(resume=True), GuardParams(max_rewinds=0))
 SIZE = 4  # fewer than rows: rows wait, and seats change hands
 
 
+class Seventh:
+    """Says that every seventh token is the last of a complete answer, from the n-th on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def ends(self, tokens: Sequence[int]) -> list[int]:
+        return [n for n in range(self.first, len(tokens) + 1, 7) if tokens[n - 1] % 3]
+
+
 class Runs:
     """The rows of a live run's first condition, under any policy, both ways."""
 
@@ -58,19 +68,29 @@ class Runs:
         trigger = make_trigger(self.live, kind, self.thinking, self.loaded.model.config)
         return Watch(trigger, self.live.triggers[kind])
 
-    def separate(self, policy: str, params: GuardParams) -> list[Guarded]:
+    def separate(
+        self, policy: str, params: GuardParams, act: Action | None = None, answers: Seventh | None = None
+    ) -> list[Guarded]:
         batch = assemble(self.loaded.model, self.rows, SIZE, self.how)
-        run = GuardedRun(batch, self.watch(policy), POLICIES[policy].action, params, self.ratios)
+        action = act or POLICIES[policy].action
+        run = GuardedRun(batch, self.watch(policy), action, params, self.ratios, answers=answers)
         for _ in run.steps():
             pass
         return [done for _, done in sorted(run.collect().items())]
 
-    def branched(self, policy: str, params: GuardParams, trunk: Sequence[Guarded]) -> list[Guarded]:
-        watch = self.watch(policy)
+    def branched(
+        self,
+        policy: str,
+        params: GuardParams,
+        trunk: Sequence[Guarded],
+        act: Action | None = None,
+        answers: Seventh | None = None,
+    ) -> list[Guarded]:
+        watch, action = self.watch(policy), act or POLICIES[policy].action
         watched = replay(watch, trunk, self.ratios, self.how.max_new_tokens, first_seat=SIZE)
         acting = [place for place, past in enumerate(watched) if past.acts]
         ratios = [self.ratios[place] for place in acting]
-        run = BranchedRun(Batch(self.loaded.model, SIZE), watch, POLICIES[policy].action, params, ratios)
+        run = BranchedRun(Batch(self.loaded.model, SIZE), watch, action, params, ratios, answers=answers)
         for place in acting:
             run.branch(self.how.request(self.rows[place]), watched[place])
         for _ in run.steps():
@@ -131,13 +151,37 @@ def parted_at_a_tie(one: Guarded, other: Guarded) -> bool:
 def test_a_branch_is_the_run_from_the_start(
     runs: Runs, trunk: list[Guarded], policy: str, params: GuardParams
 ) -> None:
-    alone, branched = runs.separate(policy, params), runs.branched(policy, params, trunk)
+    compare(runs, runs.separate(policy, params), runs.branched(policy, params, trunk))
+
+
+@pytest.mark.parametrize("first", [1, 14])
+@pytest.mark.parametrize("policy", ["rollback", "loop"])
+@pytest.mark.parametrize("action", [Action.ROLLBACK, Action.STOP])
+def test_a_branch_that_knows_answers_is_the_run_from_the_start(
+    runs: Runs, trunk: list[Guarded], action: Action, policy: str, first: int
+) -> None:
+    how = action, Seventh(first)
+    alone = runs.separate(policy, GuardParams(), *how)
+    branched = runs.branched(policy, GuardParams(), trunk, *how)
+    compare(runs, alone, branched)
+    stopped = [row for row in branched if row.stop_reason == "guard"]
+    assert all(row.events[-1].what == "stop" for row in stopped)
+    assert action is Action.STOP or not stopped
+
+
+def test_branches_that_end_at_once_are_among_those_compared(runs: Runs, trunk: list[Guarded]) -> None:
+    rows = runs.branched("rollback", GuardParams(), trunk, Action.STOP, Seventh(1))
+    assert any(row.events[0].what == "stop" for row in rows if row.events)
+
+
+def compare(runs: Runs, alone: list[Guarded], branched: list[Guarded]) -> None:
     assert len(alone) == len(branched) == len(runs.rows)
     compared = [pair for pair in zip(alone, branched, strict=True) if not parted_at_a_tie(*pair)]
     assert len(compared) >= len(alone) - 1
     for one, other in compared:
         assert other.token_ids.tolist() == one.token_ids.tolist()
         assert other.events == one.events
+        assert len(other.signals) == len(other.token_ids)
         for name in ("stop_reason", "safe_at", "n_steps", "n_rewound"):
             assert getattr(other, name) == getattr(one, name), name
         assert other.states.tolist() == one.states.tolist()

@@ -157,12 +157,14 @@ def _run_ons(numbers: Numbers, model: str, regime: str) -> Iterator[str]:
         STOP: _get(numbers, model, regime, STOP, f"cbr_minus_{BASELINE}"),
         GUARD: _turned(_get(numbers, model, regime, BASELINE, f"cbr_minus_{GUARD}")),
     }
+    fitted_once = not known(_get(numbers, model, regime, FITS, "cbr"))
     for policy, found in differences.items():
         if known(found):
             beaten = "beats it" if found.high < 0 else "does not beat it"
+            fits = ", by one fit of the hazard" if fitted_once or policy == STOP else ""
             yield (
-                f"Against that string, the CBR with {policy} is {compared(found)} its own (difference "
-                f"{points(found)}): on run-ons {policy} {beaten}."
+                f"The CBR with {policy} is {compared(found)} that of the stop string (difference "
+                f"{points(found)}{fits}): {policy} {beaten}."
             )
 
 

@@ -86,7 +86,7 @@ PLANS = (
     _Plan(
         "onsets",
         "Where failures begin",
-        "A loop begins at its repeat; a text that does not end, where it should have ended, if that is known.",
+        "A loop begins at its repeat; a text that does not end, where it should have ended, if known.",
         ("onsets",),
         sentences=_plain(onsets),
     ),

@@ -31,6 +31,7 @@ from kvguard.engine.presses import NONE, Condition
 from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams, State, run_controller
 from kvguard.judging.catastrophes import DETECTORS
+from kvguard.judging.onsets import kinds_of
 from kvguard.stats.bootstrap import Floats, count_by, mean_by, quantile, share, sum_by
 from kvguard.studies.catastrophes.protocols import Protocol
 from kvguard.studies.catastrophes.train.rows import Rows
@@ -55,8 +56,9 @@ def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     -------
     pd.DataFrame
         trace_id, prompt_id, compressor, ratio, n_prompt_tokens, n_tokens, spared (KV pairs evicted), onset
-        (NaN: none); failed (in the protocol's sense), each kind of catastrophe, and correct (NaN: not
-        scored), these also of the prompt's ``none`` trace, with ``_uncompressed`` after the name.
+        (NaN: none) and the kind of catastrophe that begins there; failed (in the protocol's sense), each kind
+        of catastrophe, and correct (NaN: not scored), these also of the prompt's ``none`` trace, with
+        ``_uncompressed`` after the name.
 
     Raises
     ------
@@ -81,6 +83,7 @@ def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
             "n_tokens": traces["token_ids"].map(len).to_numpy(dtype=np.int64),
             "spared": prompt - traces["n_kept_tokens"].to_numpy(dtype=np.float64),
             "onset": traces[protocol.onset].astype("float64").to_numpy(),
+            "kind": kinds_of(traces[f"{protocol.onset}_by"]),
             **found,
             **{f"{name}_uncompressed": values[twin] for name, values in found.items()},
         }

@@ -66,7 +66,7 @@ def ablation_results(
     point: ControllerParams,
     params: AblateParams,
 ) -> Results:
-    """Fill the tables features, controllers, hysteresis and thresholds, on test prompts under the headline protocol.
+    """Fill the tables features, controllers, hysteresis and thresholds: test prompts, headline protocol.
 
     Parameters
     ----------

@@ -25,12 +25,14 @@ from kvguard.engine.requests import Decoding, Reason, Row
 from kvguard.engine.scorers import too_small
 from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun
+from kvguard.guard.answers import Answers
 from kvguard.guard.features import Bools, thinking_mask
-from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Trigger, Watch
+from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Watch
+from kvguard.guard.watch import Trigger as Watching
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.live.names import DECODING
-from kvguard.studies.catastrophes.live.plan import POLICIES, Live, LivePart, Trunk
+from kvguard.studies.catastrophes.live.plan import POLICIES, Live, LivePart, Trigger, Trunk
 from kvguard.sweep.make import prefill_rows, tally, text_of
 from kvguard.sweep.plan import Plan, stop_strings
 from kvguard.sweep.progress import Report, Tally
@@ -160,7 +162,14 @@ def _decode(
         watch = Watch(trigger, live.triggers[policy.trigger])
         budget = _budget(live, plan.presses, loaded, keys) if part.regime == DECODING else None
         guarded = GuardedRun(
-            batch, watch, policy.action, live.guard, ratios, budget=budget, thinking=thinking
+            batch,
+            watch,
+            policy.action,
+            live.guard,
+            ratios,
+            budget=budget,
+            thinking=thinking,
+            answers=Answers(loaded.tokenizer, live.task.answered),
         )
         made: dict[int, Guarded] = {}
         with budget or nullcontext():
@@ -189,13 +198,15 @@ def reporter(
     return report_row
 
 
-def make_trigger(live: Live, kind: str, thinking: Bools, config: Any, fit: int = 1) -> Trigger:
+def make_trigger(live: Live, kind: Trigger, thinking: Bools, config: Any, fit: int = 1) -> Watching:
     """Return the trigger called ``kind``; the hazard is that of a fit, counted from 1."""
     if kind == "entropy":
         return EntropyTrigger(config.get_text_config().vocab_size)
     if kind == "loop":
         return LoopTrigger()
-    return HazardTrigger(live.hazard_models[fit - 1], thinking)
+    hazard = live.hazard(kind, fit)
+    assert hazard is not None
+    return HazardTrigger(hazard, thinking)
 
 
 def _budget(live: Live, presses: Presses, loaded: LoadedModel, keys: Sequence[Key]) -> Budget:

@@ -23,7 +23,8 @@ from kvguard.engine.memory import within_memory
 from kvguard.engine.presses import Condition
 from kvguard.engine.requests import Decoding, Request
 from kvguard.guard.actions import Action, Guarded
-from kvguard.guard.branch import BranchedRun, replay
+from kvguard.guard.answers import Answers
+from kvguard.guard.branch import BranchedRun, replay, stop_at_answer
 from kvguard.guard.features import thinking_mask
 from kvguard.guard.watch import Watch
 from kvguard.models.load import LoadedModel
@@ -31,7 +32,7 @@ from kvguard.store.parts import Part
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.live.block import columns, error_of, make_trigger, reporter
-from kvguard.studies.catastrophes.live.names import PREFILL, ROLLBACK
+from kvguard.studies.catastrophes.live.names import PREFILL, ROLLBACK, STOP_AT_ANSWER
 from kvguard.studies.catastrophes.live.plan import POLICIES, Live, Trunk, policy_fingerprint
 from kvguard.sweep.make import prefill_rows
 from kvguard.sweep.plan import Plan, stop_strings
@@ -63,7 +64,7 @@ def cut_branches(live: Live, plan: Plan[Any], folder: Path, first_id: int) -> li
     settings = live.settings
     acting = [
         *((action, 1) for action in settings.actions if action != Action.HOLD),
-        *((trigger, 1) for trigger in settings.baselines),
+        *((baseline, 1) for baseline in settings.baselines),
     ]
     if ROLLBACK in settings.actions:
         acting += [(ROLLBACK, fit) for fit in range(2, len(live.hazard_models) + 1)]
@@ -144,7 +145,7 @@ def make_branch_parts(
     """Branch from the trunks in ``folder`` under each part's policy."""
     for part in parts:
         frame, recorded = read_trunk(part.trunk, folder)
-        made, batch_size = _run(live, plan, loaded, part, recorded, report)
+        made, batch_size = _run(live, plan, loaded, part, frame, recorded, report)
         shared = ["prompt_id", "compressor", "ratio", "n_prompt_tokens", "n_kept_tokens"]
         found = pd.DataFrame(
             {
@@ -165,6 +166,7 @@ def _run(
     plan: Plan[Any],
     loaded: LoadedModel,
     part: BranchPart,
+    frame: pd.DataFrame,
     recorded: Sequence[Guarded],
     report: Report,
 ) -> tuple[list[Guarded], int]:
@@ -172,6 +174,13 @@ def _run(
     trunk, policy = part.trunk, POLICIES[part.policy]
     keys = [(i, condition) for i in range(trunk.start, trunk.stop) for condition in trunk.conditions]
     report_row = reporter(live, loaded, [Sample.of(live.sweep.prompts.iloc[i]) for i, _ in keys], report)
+    answers = Answers(loaded.tokenizer, live.task.answered)
+    if part.policy == STOP_AT_ANSWER:
+        made = []
+        for place, (row, n_prompt) in enumerate(zip(recorded, frame["n_prompt_tokens"], strict=True)):
+            made.append(stop_at_answer(row, int(n_prompt), answers))
+            report_row(place, made[-1])
+        return made, plan.batch_size
     thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
     how = Decoding(
         live.task.max_new_tokens,
@@ -190,7 +199,12 @@ def _run(
         for place, done in made.items():
             report_row(place, done)
         branched = BranchedRun(
-            Batch(loaded.model, size), watch, policy.action, live.guard, [ratios[place] for place in acting]
+            Batch(loaded.model, size),
+            watch,
+            policy.action,
+            live.guard,
+            [ratios[place] for place in acting],
+            answers=answers,
         )
         for place in acting:
             branched.branch(_request(plan, loaded, how, *keys[place]), watched[place])

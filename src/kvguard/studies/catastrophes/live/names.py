@@ -1,5 +1,9 @@
 """What regimes and policies are called in the live table."""
 
+from kvguard.studies.catastrophes.protocols import BEFORE
+
 UNCOMPRESSED, STATIC, ROLLBACK = "uncompressed", "static", "rollback"
+ROLLBACK_BEFORE = f"{ROLLBACK}_{BEFORE}"  # by the hazard of the protocol before
+STOP_AT_ANSWER = "stop_at_answer"  # a stop string after the first answer: no model
 PREFILL, DECODING, SWITCH = "prefill", "decoding", "switch"
 STAGE = "live-validate"

@@ -31,9 +31,10 @@ _RATES = {
     "cbr": "failed",
     **{kind: kind for kind in DETECTORS},
     "accuracy": "correct",
+    "accuracy_last": "correct_last",
     "kv_saved": "kv_saved",
 }
-_NUMBERS = ("kv_saved", "n_steps", "n_restores", "n_rewinds", "n_rewound")
+_NUMBERS = ("kv_saved", "safe_at", "n_steps", "n_restores", "n_rewinds", "n_rewound")
 _DIFFERENCES = ("cbr", "accuracy", "kv_saved")
 _KEY = ["prompt_id", "compressor", "ratio"]
 
@@ -48,13 +49,13 @@ class Arms:
     Attributes
     ----------
     cases
-        trace_id (of the static trace), prompt_id, compressor, ratio. [T]
+        trace_id, onset and onset_by (of the static trace), prompt_id, compressor, ratio. [T]
     cluster
         The prompt of each case, as a number. [T]
     by_policy
-        failed, each kind of catastrophe, correct (NaN: not scored), kv_saved, safe, n_tokens, n_steps,
-        n_restores, n_rewinds, n_rewound; same: whether the tokens are those of static, NaN where the trace
-        saw SAFE. [T] each
+        failed, each kind of catastrophe, correct and correct_last (by the first answer and the last, NaN: not
+        scored), kv_saved, safe, safe_at, n_tokens, n_steps, n_restores, n_rewinds, n_rewound; same: whether
+        the tokens are those of static, NaN where the trace saw SAFE. [T] each
     fits
         Rollback by every fit of the hazard, the first too; empty where there is one.
     """
@@ -108,7 +109,7 @@ def arms_of(live: pd.DataFrame, regime: str) -> Arms:
     """
     here = live[(live["regime"] == regime) & (live["policy"] != UNCOMPRESSED)]
     static = here[here["policy"] == STATIC].sort_values("trace_id", ignore_index=True)
-    cases = static[["trace_id", *_KEY]]
+    cases = static[["trace_id", *_KEY, "onset", "onset_by"]]
     keys = pd.MultiIndex.from_frame(static[_KEY])
     found = {
         policy: rows.set_index(_KEY).loc[keys].reset_index()
@@ -134,11 +135,17 @@ def _arm(rows: pd.DataFrame, static: pd.DataFrame) -> Arm:
         "failed": is_catastrophic(rows),
         **{kind: _has(rows, kind) for kind in DETECTORS},
         "correct": rows["correct"].astype("float64").to_numpy(),
+        "correct_last": _score(rows, "accuracy_last"),
         "safe": safe,
         "n_tokens": rows["token_ids"].map(len).to_numpy(dtype=np.int64),
         "same": np.where(safe, np.nan, np.array(equal, dtype=np.float64)),
         **{name: rows[name].to_numpy() for name in _NUMBERS},
     }
+
+
+def _score(rows: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Return a score of the task, NaN where it has no such score. [T]"""
+    return rows[name].to_numpy(dtype=np.float64) if name in rows else np.full(len(rows), np.nan)
 
 
 def _has(rows: pd.DataFrame, kind: str) -> NDArray[np.bool_]:
@@ -157,14 +164,14 @@ def _oracle(rows: pd.DataFrame, static: Arm, uncompressed: Arm) -> Arm:
         (1 - held[:n] / (n_prompt + np.arange(n))).sum() / max(len(held), 1)
         for held, n_prompt, n in zip(rows["kv_tokens"], rows["n_prompt_tokens"], onset, strict=True)
     ]
-    ends = {
-        name: np.where(failed, uncompressed[name], static[name]) for name in ("failed", *DETECTORS, "correct")
-    }
+    names = ("failed", *DETECTORS, "correct", "correct_last")
+    ends = {name: np.where(failed, uncompressed[name], static[name]) for name in names}
     none = np.zeros(len(rows), dtype=np.int64)
     return {
         **static,
         **ends,
         "safe": failed,
+        "safe_at": np.where(failed, onset - 1, -1),
         "same": np.full(len(rows), np.nan),
         "kv_saved": np.array(saved),
         "n_steps": static["n_tokens"],
@@ -214,6 +221,7 @@ def policy_values(arms: Arms, weights: Floats, drawn: NDArray[np.integer]) -> di
             **values,
             "residual_cbr": _residual("cbr", values, found),
             "residual_accuracy": _residual("accuracy", values, found),
+            "residual_accuracy_last": _residual("accuracy_last", values, found),
             **{
                 f"{metric}_minus_{name}": values[metric] - found[reference][metric]
                 for name, reference in references.items()

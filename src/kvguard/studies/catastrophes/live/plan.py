@@ -42,18 +42,20 @@ from kvguard.studies.catastrophes.live.names import (
     DECODING,
     PREFILL,
     ROLLBACK,
+    ROLLBACK_BEFORE,
     STATIC,
+    STOP_AT_ANSWER,
     UNCOMPRESSED,
 )
 from kvguard.studies.catastrophes.params import FeaturizeParams, LiveValidateParams, Params
-from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
+from kvguard.studies.catastrophes.protocols import BEFORE, HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.splits import read_split
 from kvguard.sweep.plan import Plan, Sweep
 from kvguard.tasks.base import Task
 
 _log = logging.getLogger(__name__)
 
-Trigger = Literal["hazard", "entropy", "loop"]
+Trigger = Literal["hazard", "hazard_before", "entropy", "loop", "answer"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,11 @@ POLICIES: dict[str, Policy] = {
     "restore": Policy("hazard", Action.RESTORE),
     ROLLBACK: Policy("hazard", Action.ROLLBACK),
     "restart": Policy("hazard", Action.RESTART),
+    "stop": Policy("hazard", Action.STOP),
     "entropy": Policy("entropy", Action.ROLLBACK),
     "loop": Policy("loop", Action.ROLLBACK),
+    ROLLBACK_BEFORE: Policy("hazard_before", Action.ROLLBACK),
+    STOP_AT_ANSWER: Policy("answer", Action.STOP),
 }
 
 
@@ -85,9 +90,11 @@ class Live:
     sweep
         The fresh prompts, and the conditions: ``none`` first.
     triggers
-        The controller's setting under each trigger.
+        The controller's setting under each trigger that has one.
     hazard_models
         The fits of the hazard; the first is the one that the guard is exported with.
+    hazard_before
+        That of the protocol before, if it is to be compared.
     """
 
     sweep: Sweep
@@ -96,6 +103,7 @@ class Live:
     featurize: FeaturizeParams
     triggers: Mapping[str, ControllerParams]
     hazard_models: tuple[HazardModel, ...]
+    hazard_before: HazardModel | None = None
 
     @property
     def name(self) -> str:
@@ -130,6 +138,10 @@ class Live:
         point = load_operating_point(evaluated, settings.point)
         conditions = chosen_conditions(settings, traces)
         triggers = {"hazard": point, "loop": loop_setting(point)}
+        before = None
+        if ROLLBACK_BEFORE in settings.baselines:
+            before = HazardModel.load(layout.trained(model, BEFORE))
+            triggers["hazard_before"] = load_operating_point(layout.evaluated(model, BEFORE), settings.point)
         if "entropy" in settings.baselines:
             triggers["entropy"] = entropy_setting(
                 layout.features(model),
@@ -151,11 +163,19 @@ class Live:
             catastrophes=params.catastrophes,
             device=params.device,
         )
-        return cls(sweep, settings, params.guard, params.featurize, triggers, tuple(fits))
+        return cls(sweep, settings, params.guard, params.featurize, triggers, tuple(fits), before)
 
-    def hazard_digest(self, fit: int) -> str:
-        """Return what names a fit of the hazard, counted from 1, in fingerprints."""
-        model = self.hazard_models[fit - 1]
+    def hazard(self, trigger: Trigger, fit: int = 1) -> HazardModel | None:
+        """Return the hazard model of a trigger, a fit of it counted from 1; None where it has none."""
+        if trigger == "hazard_before":
+            return self.hazard_before
+        return self.hazard_models[fit - 1] if trigger == "hazard" else None
+
+    def hazard_digest(self, trigger: Trigger, fit: int) -> str | None:
+        """Return what names the hazard model of a trigger in fingerprints."""
+        model = self.hazard(trigger, fit)
+        if model is None:
+            return None
         booster = hashlib.sha256(model.booster.save_raw("json")).hexdigest()
         return digest([booster, model.features, as_card(model.calibration)])
 
@@ -305,8 +325,8 @@ def policy_fingerprint(live: Live, regime: str, policy: str, made_of: Mapping[st
         {
             **made_of,
             "policy": policy,
-            "controller": live.triggers[trigger].model_dump(),
-            "hazard_model": live.hazard_digest(fit) if trigger == "hazard" else None,
+            "controller": live.triggers[trigger].model_dump() if trigger in live.triggers else None,
+            "hazard_model": live.hazard_digest(trigger, fit),
             "guard": live.guard.model_dump(),
             "thinking_words": live.featurize.thinking_words,
             "interval": live.settings.compression_interval if regime == DECODING else None,

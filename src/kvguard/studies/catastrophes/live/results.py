@@ -9,12 +9,26 @@ import pandas as pd
 
 from kvguard.guard.controller import ControllerParams
 from kvguard.judging.catastrophes import is_catastrophic
+from kvguard.judging.onsets import kinds_of
 from kvguard.stats.bootstrap import mean_by, resample_weights
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.live.gap import add_gap, simulate_live
-from kvguard.studies.catastrophes.live.names import DECODING, PREFILL, STAGE, STATIC, SWITCH
-from kvguard.studies.catastrophes.live.outcomes import add_policies, arms_of, sound
+from kvguard.studies.catastrophes.live.names import (
+    DECODING,
+    PREFILL,
+    ROLLBACK,
+    ROLLBACK_BEFORE,
+    STAGE,
+    STATIC,
+    STOP_AT_ANSWER,
+    SWITCH,
+)
+from kvguard.studies.catastrophes.live.outcomes import Arms, add_policies, arms_of, sound
 from kvguard.studies.catastrophes.protocols import HEADLINE
+from kvguard.studies.catastrophes.score.alarms import Alarms, add_alarms
+
+# Policies whose triggers differ.
+ALARMED = {ROLLBACK, ROLLBACK_BEFORE, STOP_AT_ANSWER, "entropy", "loop"}
 
 
 def live_results(
@@ -25,7 +39,7 @@ def live_results(
     n_resamples: int,
     seed: int,
 ) -> Results:
-    """Fill the tables policies-prefill, policies-decoding, gap, switch and prompts.
+    """Fill the tables policies-prefill, policies-decoding, alarms-POLICY, gap, switch and prompts.
 
     Parameters
     ----------
@@ -46,10 +60,18 @@ def live_results(
             weights = arms.weights(n_resamples, seed)
             add_policies(results, arms, regime, weights, seed)
             if regime == PREFILL:
+                for policy in arms.by_policy.keys() & ALARMED:
+                    add_alarms(results, policy, alarms_of(arms, policy), weights)
                 simulated = simulate_live(kept, point)
                 add_gap(results, arms, simulated, weights)
     add_switch(results, kept, offsets, n_resamples, seed)
     return results
+
+
+def alarms_of(arms: Arms, policy: str) -> Alarms:
+    """Return when a policy first acts, against the onsets of the static traces."""
+    traces = arms.cases.assign(n_tokens=arms.by_policy[STATIC]["n_tokens"])
+    return Alarms.of(traces, kinds_of(arms.cases["onset_by"]), arms.by_policy[policy]["safe_at"])
 
 
 def headline(results: Results) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from kvguard.engine.presses import NONE, Condition
 from kvguard.judging.catastrophes import DETECTORS, is_catastrophic
+from kvguard.judging.onsets import RULES
 from kvguard.stats.bootstrap import Floats, mean_by
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.protocols import is_failure_v1
@@ -22,14 +23,14 @@ def trace_outcomes(traces: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row for each trace: accuracy, cfr, cbr, every kind of catastrophe, wrong, amnesia, and tokens
-        (the length); all but the last are between 0 and 1.
+        One row for each trace: accuracy, accuracy_last (by the last answer of the text), cfr, cbr, every kind
+        of catastrophe, wrong, amnesia, and tokens (the length); all but the last are between 0 and 1.
     """
-    correct, amnesia = (
+    correct, last, amnesia = (
         traces[name].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
         if name in traces
         else np.full(len(traces), np.nan)  # the task has no such score
-        for name in ("correct", "amnesia")
+        for name in ("correct", "accuracy_last", "amnesia")
     )
     kinds = {
         kind: traces["catastrophes"].map(lambda found, kind=kind: kind in found).to_numpy(dtype=float)
@@ -37,6 +38,7 @@ def trace_outcomes(traces: pd.DataFrame) -> pd.DataFrame:
     }
     columns = {
         "accuracy": correct,
+        "accuracy_last": last,
         "cfr": is_failure_v1(traces).astype(float),
         "cbr": is_catastrophic(traces).astype(float),
         **kinds,
@@ -77,6 +79,16 @@ def subjects(traces: pd.DataFrame) -> dict[str, NDArray[np.bool_]]:
 def conditions_of(traces: pd.DataFrame) -> list[Condition]:
     """Return the conditions of the traces in the order in which they first appear."""
     return [Condition(*pair) for pair in traces[CONDITION].drop_duplicates().itertuples(index=False)]
+
+
+def add_onsets(results: Results, traces: pd.DataFrame) -> None:
+    """Add the table ``onsets``: the share of each condition's failing traces whose onset a rule found."""
+    failing = is_catastrophic(traces)
+    for subject, here in subjects(traces).items():
+        found_by = traces["onset_by"][here & failing]
+        if len(found_by):
+            shares = {f"by_{rule}": float((found_by == rule).mean()) for rule in RULES}
+            results.add("onsets", subject, {"n_failing": len(found_by), **shares})
 
 
 def add_outcomes(

@@ -54,4 +54,5 @@ def headline(results: Results) -> dict[str, Any]:
     """Return the operating points, and what they do over all compressed conditions, as nested mappings."""
     points = results.metrics(POINTS_TABLE)
     controllers = results.metrics(*(f"controller-{name}" for name in POINTS))
-    return points | {table: {OVERALL: found[OVERALL]} for table, found in controllers.items()}
+    alarms = results.metrics("alarms-balanced")
+    return points | {table: {OVERALL: found[OVERALL]} for table, found in controllers.items()} | alarms

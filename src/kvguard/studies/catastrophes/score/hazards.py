@@ -7,9 +7,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvguard.engine.presses import NONE
+from kvguard.judging.onsets import kinds_of
 from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
+from kvguard.studies.catastrophes.score.matched import add_matched
 from kvguard.studies.catastrophes.train.hazards import horizons_of, of_horizon, without
 from kvguard.studies.catastrophes.train.labels import Bools, all_token_target
 from kvguard.studies.catastrophes.train.metrics import (
@@ -41,7 +43,7 @@ def add_forecasts(
         What ``train`` forecast for test tokens, by the names of
         :mod:`kvguard.studies.catastrophes.train.hazards`; empty where no model could be fitted.
     traces
-        The judged traces, those of the tokens among them.
+        The judged traces, those of the tokens among them, with the protocol's onsets.
     threshold
         At which the hazard model flags a token.
     horizon
@@ -63,6 +65,9 @@ def add_forecasts(
     main = hazards[of_horizon(horizon)]
     tested = measured(main, horizon)
     _add_predictor(results, tested, main["hazard"].to_numpy(), threshold, n_resamples, seed)
+    found_by = traces.set_index("trace_id")["onset_by"].reindex(tested.trace_id)
+    weights = resample_weights(tested.n_prompts, n_resamples, seed)
+    add_matched(results, tested, main["hazard"].to_numpy(), kinds_of(found_by), weights)
     for ahead in horizons_of(hazards):
         rank("horizons", str(ahead), hazards[of_horizon(ahead)], ahead)
     compressor = traces.set_index("trace_id")["compressor"].reindex(tested.trace_id)

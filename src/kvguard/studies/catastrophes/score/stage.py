@@ -6,13 +6,16 @@ from typing import Any
 
 import pandas as pd
 
+from kvguard.engine.presses import NONE
 from kvguard.guard.bundle import load_operating_point
+from kvguard.stats.bootstrap import resample_weights
 from kvguard.store.results import Results
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.evaluate.operating_points import POINTS
 from kvguard.studies.catastrophes.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.score.alarms import Alarms, add_alarms
 from kvguard.studies.catastrophes.score.controllers import add_controllers, headline, replay_test
 from kvguard.studies.catastrophes.score.hazards import add_forecasts, ranking_curve
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_all_hazards
@@ -83,6 +86,11 @@ def score(
     test = replay_test(hazards[main], traces, read_split(rules, trained), rules, horizon)
     points = {name: load_operating_point(evaluated, name) for name in POINTS}
     at_balanced = add_controllers(controllers, test, points, n_resamples, seed)
+    compressed = (test.traces["compressor"] != NONE).to_numpy()
+    recorded, safe_at = test.traces[compressed], at_balanced["safe_at"].to_numpy()[compressed]
+    alarms = Alarms.of(recorded, recorded["kind"].to_numpy(), safe_at)
+    weights = resample_weights(recorded["prompt_id"].nunique(), n_resamples, seed)
+    add_alarms(controllers, "balanced", alarms, weights)
     return Scores(
         forecasts,
         controllers,

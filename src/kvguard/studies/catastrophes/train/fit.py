@@ -183,7 +183,7 @@ def load_parts(
     params: TrainParams,
     tune_part: str = "tune",
 ) -> Parts:
-    """Load the labelled tokens of each part; ``max_tokens`` bounds what is fitted and chosen on, not the test.
+    """Load the labelled tokens of each part; ``max_tokens`` bounds what is fitted and chosen on.
 
     Without a bound these stay in their table, and a fit reads them row group by row group.
 
