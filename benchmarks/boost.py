@@ -25,6 +25,7 @@ from kvguard.studies.catastrophes.train.rows import rows_to_fit
 from memory import reset, resident
 
 TRACE = 256  # tokens of a trace
+ONSET = 192  # of every tenth trace
 KINDS = ("in memory", "streamed", "streamed, bins on disk")
 
 
@@ -39,10 +40,7 @@ def make(path: Path, n_tokens: int) -> int:
             frame = pd.DataFrame(values, columns=list(FEATURES)).assign(trace_id=row // TRACE, t=row % TRACE)
             signed = [name for name in FEATURES if name.startswith("logprob_") or name == "avg_logp"]
             frame[signed] *= -1
-            fails = frame["trace_id"] % 10 == 0
-            frame["label"] = fails & frame["t"].between(160, 191)
-            frame["pre_onset"] = ~fails | (frame["t"] < 192)
-            frame["entropy"] += frame["label"]
+            frame["entropy"] += (frame["trace_id"] % 10 == 0) & frame["t"].between(ONSET - 32, ONSET - 1)
             frame = frame.reindex(columns=list(TABLES["features"].columns), fill_value=0)
             table.write(conform("features", frame))
     return n_traces
@@ -56,10 +54,15 @@ def measure(kind: str, path: Path, n_traces: int, rounds: int) -> tuple[int, flo
     if kind.endswith("disk"):
         train_module._BINS_SHARE = 0.0
     bound = n_traces * TRACE if kind == "in memory" else None
-    trace_id = np.arange(n_traces)
+    trace_id = np.arange(n_traces, dtype=np.int32)
+    onset = pd.array(np.where(trace_id % 10 == 0, ONSET, -1), dtype="Int32")
+    traces = pd.DataFrame({"trace_id": trace_id, "onset": onset})
     reset(on_cuda=False)
     before, started = resident(), time.perf_counter()
-    fitting, tuning = (rows_to_fit(path, FEATURES, ids, bound) for ids in (trace_id[10:], trace_id[:10]))
+    fitting, tuning = (
+        rows_to_fit(path, FEATURES, chosen, bound).labelled(params.horizon)
+        for chosen in (traces[10:], traces[:10])
+    )
     train_module.fit_hazard(fitting, tuning, params, 17)
     return resident(peak=True) - before, time.perf_counter() - started
 

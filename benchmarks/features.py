@@ -19,7 +19,6 @@ from kvguard.guard.columns import FEATURES, ROLLED
 from kvguard.guard.features import WINDOW
 from kvguard.store.schemas import conform
 from kvguard.studies.catastrophes.featurize import featurize_tokens
-from kvguard.studies.catastrophes.params import FeaturizeParams
 
 VOCAB = 512
 
@@ -36,8 +35,7 @@ def make_tables(n_traces: int, n_tokens: int) -> tuple[pd.DataFrame, pd.DataFram
         "t": np.tile(np.arange(n_tokens, dtype=np.int32), n_traces),
         "token_id": token_ids.ravel().astype(np.int32),
     }
-    onset = pd.array(np.where(np.arange(n_traces) % 4 == 0, n_tokens // 2, None), dtype="Int32")
-    traces = pd.DataFrame({"trace_id": np.arange(n_traces, dtype=np.int32), "ratio": 0.5, "onset": onset})
+    traces = pd.DataFrame({"trace_id": np.arange(n_traces, dtype=np.int32), "ratio": 0.5})
     return conform("tokens", pd.DataFrame({**keys, **columns}, copy=False)), traces
 
 
@@ -48,7 +46,7 @@ def reference(tokens: pd.DataFrame, mask: np.ndarray, max_new_tokens: int) -> np
     for record in records:
         if record.t == 0:
             history, seen, last = deque(maxlen=WINDOW), Counter(), deque(maxlen=20)
-            before = record.entropy
+            before, entropies = record.entropy, []
         delta = record.entropy - before
         before = record.entropy
         last.append(record.token_id)
@@ -59,7 +57,10 @@ def reference(tokens: pd.DataFrame, mask: np.ndarray, max_new_tokens: int) -> np
         past = list(zip(*history, strict=True))
         rolled = [f(values) for values in past[: len(ROLLED)] for f in (np.mean, np.std)]
         thinking, position = mask[record.token_id], record.t / max_new_tokens
-        own = [delta, record.t > 0, repeats, thinking, *rolled, sum(past[-1]), position, 0.5]
+        entropies.append(record.entropy)
+        first, recent = np.mean(entropies[:16]), np.mean(entropies[-32:])
+        drift = [np.mean(entropies), first, recent - first, max(entropies)]
+        own = [delta, record.t > 0, repeats, thinking, *rolled, sum(past[-1]), position, 0.5, *drift]
         rows.append([*record[3:-1], *own])
     return np.array(rows, dtype=np.float32)
 
@@ -70,8 +71,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     arguments = parser.parse_args()
     tokens, traces = make_tables(arguments.traces, arguments.tokens)
-    mask, params = np.arange(VOCAB) % 9 == 0, FeaturizeParams()
-    found = featurize_tokens(tokens.iloc[: arguments.tokens], traces, params, arguments.tokens, mask)
+    mask = np.arange(VOCAB) % 9 == 0
+    found = featurize_tokens(tokens.iloc[: arguments.tokens], traces, arguments.tokens, mask)
     few = tokens.iloc[: 20 * arguments.tokens]
     start = time.perf_counter()
     simple = reference(few, mask, arguments.tokens)
@@ -80,7 +81,7 @@ def main() -> None:
     rates = []
     for _ in range(5):
         start = time.perf_counter()
-        featurize_tokens(tokens, traces, params, arguments.tokens, mask)
+        featurize_tokens(tokens, traces, arguments.tokens, mask)
         rates.append(len(tokens) / (time.perf_counter() - start))
     start = time.perf_counter()
     repeat_counts(tokens["token_id"].to_numpy(), np.full(arguments.traces, arguments.tokens), 20)

@@ -19,6 +19,7 @@ import pandas as pd
 from kvguard.engine.columns import LOGPROBS, SIGNALS
 from kvguard.engine.presses import NONE
 from kvguard.judging.judge import SCORES, score_metadata
+from kvguard.judging.onsets import LOOPING
 from kvguard.store.schemas import conform
 from kvguard.store.tables import read_table, write_table
 from kvguard.studies.catastrophes.featurize import featurize
@@ -71,7 +72,9 @@ def make(folder: Path, params: Params, n_traces: int, n_tokens: int) -> None:
         token_ids[fails, onset - LOOP :] = np.resize(token_ids[0, :LOOP], n_tokens - onset + LOOP)
         traces["token_ids"] = list(token_ids.astype(np.int32))
         traces["stop_reason"] = np.where(fails, "length", "eos")
-        traces["onset"] = pd.array(np.where(fails, onset, None), dtype="Int32")
+        for name in ("onset", "proxy_onset"):
+            traces[name] = pd.array(np.where(fails, onset, None), dtype="Int32")
+            traces[f"{name}_by"] = np.where(fails, LOOPING, None)
         traces["catastrophes"] = [["looping", "non_termination"] if failed else [] for failed in fails]
         right.append(pd.DataFrame({"trace_id": traces["trace_id"], "value": 1.0 - fails}))
         judged.append(conform("traces", traces))
@@ -107,14 +110,15 @@ def run(stage: str, folder: Path, params: Params, n_tokens: int) -> None:
     """Do what the stage's script does, tracking aside."""
     features = folder / "features.parquet"
     if stage == "featurize":
-        featurize(folder, params.featurize, n_tokens, np.arange(VOCAB) % 9 == 0, features)
+        featurize(folder, n_tokens, np.arange(VOCAB) % 9 == 0, features)
     elif stage == "validate":
         plan = Plan(conditions(params.presets["default"]), n_tokens, VOCAB)
         validate(folder / "prompts.parquet", folder, features, plan, params.validation)
     elif stage == "measure":
         measure(folder, "synthetic", params.n_resamples, params.seed)
     else:
-        columns = ["trace_id", "prompt_id", "compressor", "catastrophes", "onset"]
+        columns = ["trace_id", "prompt_id", "compressor", "catastrophes"]
+        columns += ["onset", "onset_by", "proxy_onset", "proxy_onset_by"]
         traces = read_table("traces", folder / "traces.parquet", columns)
         train(features, traces, params.train, params.seed)
 

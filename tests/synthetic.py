@@ -8,10 +8,11 @@ from kvguard.engine.presses import Condition
 from kvguard.guard.controller import ControllerParams
 from kvguard.judging.catastrophes import CatastropheParams
 from kvguard.judging.judge import SCORES, judge, score, score_metadata, with_scores
+from kvguard.judging.onsets import uncompressed_lengths
 from kvguard.store.schemas import conform
 from kvguard.store.tables import write_table
 from kvguard.studies.catastrophes.featurize import featurize
-from kvguard.studies.catastrophes.params import FeaturizeParams, TrainParams
+from kvguard.studies.catastrophes.params import TrainParams
 from kvguard.tasks import make_task
 
 VOCAB = 50
@@ -27,7 +28,6 @@ MASK = np.arange(VOCAB) % 7 == 0
 
 TASK = make_task("arithmetic", max_new_tokens=MAX_NEW_TOKENS)
 CATASTROPHES = CatastropheParams()
-FEATURIZE = FeaturizeParams()
 CONTROLLER = ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=3, j_deescalate=8)
 TRAIN = TrainParams.model_validate(
     {
@@ -67,15 +67,25 @@ def tokens_table(rng: np.random.Generator, token_ids: list[np.ndarray]) -> pd.Da
     return conform("tokens", frame)
 
 
-def trace_tokens(rng: np.random.Generator, fails: bool) -> np.ndarray:
-    """Random tokens, ending early; or running into a loop until the budget is spent."""
+def decode(token_ids: list[int]) -> str:
+    """A text of one character a token: onsets by an answer are where the text says it."""
+    return "." * len(token_ids)
+
+
+def made(rng: np.random.Generator, prompt: int, fails: bool, answers: bool) -> tuple[np.ndarray, str]:
+    """The tokens and the text of a trace.
+
+    It ends early; or, where it fails, runs into a loop until the budget is spent, and its text states an
+    answer shortly before that if it ``answers``, else with its last character.
+    """
+    text = f"Ana has {prompt} pens. #### {prompt + fails}"
     if not fails:
-        return rng.integers(0, VOCAB, rng.integers(20, 60)).astype(np.int32)
+        return rng.integers(0, VOCAB, rng.integers(20, 60)).astype(np.int32), text
     start = rng.integers(36, 60)
     loop = rng.integers(0, VOCAB, 5)
-    return np.concatenate([rng.integers(0, VOCAB, start), np.resize(loop, MAX_NEW_TOKENS - start)]).astype(
-        np.int32
-    )
+    tokens = np.concatenate([rng.integers(0, VOCAB, start), np.resize(loop, MAX_NEW_TOKENS - start)])
+    answered = f"{text.rjust(start - 2)}\nQ: Who?"
+    return tokens.astype(np.int32), answered if answers else text.rjust(MAX_NEW_TOKENS)
 
 
 def build(folder, n_prompts: int = 40, seed: int = 0):
@@ -92,10 +102,13 @@ def build(folder, n_prompts: int = 40, seed: int = 0):
         }
     )
     write_table("prompts", prompts, folder / "prompts.parquet")
-    rows = []
+    rows: list[dict[str, object]] = []
+    n_failing = 0
     for prompt in range(n_prompts):
         for condition in CONDITIONS:
             fails = rng.random() < FAIL_SHARE[condition.ratio]
+            token_ids, text = made(rng, prompt, fails, answers=n_failing % 2 == 0)
+            n_failing += fails
             rows.append(
                 {
                     "trace_id": len(rows),
@@ -104,18 +117,18 @@ def build(folder, n_prompts: int = 40, seed: int = 0):
                     "ratio": condition.ratio,
                     "n_prompt_tokens": 200 + prompt,
                     "n_kept_tokens": (200 + prompt) * (1 - condition.ratio),
-                    "token_ids": trace_tokens(rng, fails),
-                    "text": f"Ana has {prompt} pens. #### {prompt + fails}",
+                    "token_ids": token_ids,
+                    "text": text,
                     "stop_reason": "length" if fails else "eos",
                 }
             )
     parts = pd.DataFrame(rows)
     parts["trace_id"] = parts["trace_id"].astype(np.int32)
-    judged = judge(parts, TASK, CATASTROPHES)
+    judged = judge(parts, TASK, CATASTROPHES, decode, uncompressed_lengths(parts))
     traces = conform("traces", pd.concat([parts, judged], axis=1).assign(model="toy", compressor_params="{}"))
     tokens = tokens_table(rng, list(traces["token_ids"]))
     onset = traces["onset"].fillna(10_000).to_numpy(dtype=np.int64)[tokens["trace_id"]]
-    near = tokens["t"].to_numpy() >= onset - FEATURIZE.horizon
+    near = tokens["t"].to_numpy() >= onset - TRAIN.horizon
     tokens["entropy"] += (1.5 * near).astype(np.float32)
     generated = folder / "generate"
     middle = int(tokens["trace_id"].max()) // 2
@@ -124,5 +137,5 @@ def build(folder, n_prompts: int = 40, seed: int = 0):
     write_table("traces", traces, generated / "traces.parquet")
     scores = conform("scores", score(parts, prompts, TASK))
     write_table("scores", scores, generated / SCORES, score_metadata(TASK))
-    featurize(generated, FEATURIZE, MAX_NEW_TOKENS, MASK, folder / "features.parquet")
+    featurize(generated, MAX_NEW_TOKENS, MASK, folder / "features.parquet")
     return with_scores(traces, scores, TASK.headline)

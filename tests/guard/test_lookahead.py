@@ -16,12 +16,12 @@ LENGTH, CUT = 60, 25
 def trace():
     rng = np.random.default_rng(4)
     tokens = synthetic.tokens_table(rng, [rng.integers(0, 3, LENGTH).astype(np.int32)])
-    about = pd.DataFrame({"trace_id": [0], "ratio": [0.5], "onset": pd.array([None], dtype="Int32")})
+    about = pd.DataFrame({"trace_id": [0], "ratio": [0.5]})
     return tokens, about
 
 
 def features(tokens, about):
-    return featurize_tokens(tokens, about, synthetic.FEATURIZE, synthetic.MAX_NEW_TOKENS, synthetic.MASK)
+    return featurize_tokens(tokens, about, synthetic.MAX_NEW_TOKENS, synthetic.MASK)
 
 
 def with_the_next_entropy(tokens, about):

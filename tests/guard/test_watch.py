@@ -40,8 +40,8 @@ class Recorded:
         self.hazard = self.offline(RATIOS)
 
     def rows(self, ratios):
-        traces = pd.DataFrame({"trace_id": range(4), "ratio": ratios, "onset": pd.array([None] * 4, "Int32")})
-        features = featurize_tokens(self.tokens, traces, synthetic.FEATURIZE, N_TOKENS, synthetic.MASK)
+        traces = pd.DataFrame({"trace_id": range(4), "ratio": ratios})
+        features = featurize_tokens(self.tokens, traces, N_TOKENS, synthetic.MASK)
         return features[list(READ)].to_numpy()
 
     def offline(self, ratios):

@@ -84,14 +84,15 @@ def derive(
     for row in range(len(places)):
         newest = places[row]
         values = series[newest]
+        known = values[0] if np.isfinite(values[0]) else np.float32(0)  # else one NaN would stay for good
         if t[row]:
             before = series[newest - 1]
             values[3] = values[0] - before[0]
-            values[5] = before[5] + values[0]
-            values[6] = max(before[6], values[0])
+            values[5] = before[5] + known
+            values[6] = max(before[6], known)
         else:
             values[3] = np.float32(0)
-            values[5] = values[6] = values[0]
+            values[5] = values[6] = known
         n = min(t[row] + 1, WINDOW)
         count = np.float32(n)
         out[row, 0] = values[3]

@@ -22,7 +22,7 @@ from kvguard.studies.catastrophes.train.metrics import (
     reliability,
     token_metrics,
 )
-from kvguard.studies.catastrophes.train.rows import Rows
+from kvguard.studies.catastrophes.train.rows import Rows, onset_of
 
 scored = st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 4)), min_size=2, max_size=60)
 
@@ -122,8 +122,8 @@ def tested():
     )
     t = np.tile(np.arange(6, dtype=np.int32), 4)
     trace_id = np.repeat(traces["trace_id"].to_numpy(), 6)
-    blank = np.zeros(24, dtype=bool)
-    rows = Rows(np.zeros((24, 1), np.float32), blank, blank, trace_id, t).relabelled(traces, 2)
+    onset = onset_of(traces, trace_id)
+    rows = Rows(np.zeros((24, 1), np.float32), onset, trace_id, t, horizon=2)
     hazard = np.zeros((4, 6), dtype=np.float32)
     hazard[0, 1] = hazard[0, 3] = 0.8  # t = 1 and 3, onset 4: first flagged 3 tokens ahead
     hazard[2, 5] = 0.8  # a false alarm

@@ -34,8 +34,9 @@ def dataset(tmp_path_factory):
 def both(dataset):
     """The rows of every third trace, in the table and in memory."""
     path, traces = dataset
-    chosen = traces["trace_id"].to_numpy()[::3]
-    return rows_to_fit(path, COLUMNS, chosen, None), load_rows(path, COLUMNS, chosen)
+    chosen, horizon = traces[::3], synthetic.TRAIN.horizon
+    stored, loaded = rows_to_fit(path, COLUMNS, chosen, None), load_rows(path, COLUMNS, chosen)
+    return stored.labelled(horizon), loaded.labelled(horizon)
 
 
 def features(rows):
@@ -47,7 +48,7 @@ def test_stored_rows_are_those_in_memory(both):
     assert isinstance(stored, StoredRows)
     assert len(list(stored.blocks())) > 3
     assert (features(stored) == loaded.features).all()
-    for name in ("label", "pre_onset", "trace_id", "t"):
+    for name in ("label", "pre_onset", "onset", "trace_id", "t"):
         assert (getattr(stored, name) == getattr(loaded, name)).all()
 
 
