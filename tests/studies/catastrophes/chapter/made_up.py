@@ -46,7 +46,8 @@ POLICIES = [
 RATES = ["cbr", "looping", "non_termination", "accuracy", "accuracy_last", "kv_saved"]
 ACTED = [
     *RATES, "safe_rate", "false_alarm_rate", "healthy_saving_kept", "saving_kept", "residual_cbr",
-    "residual_accuracy", "residual_accuracy_last", "unchanged", "n_restores", "n_rewinds", "n_rewound", "steps_ratio",
+    "residual_accuracy", "residual_accuracy_last", "unchanged", "n_restores", "n_rewinds", "n_rewound",
+    "steps_ratio",
     *(f"{name}_minus_{base}" for name in ("cbr", "accuracy") for base in ("static", "uncompressed")),
     "kv_saved_minus_static",
 ]  # fmt: skip
