@@ -45,7 +45,7 @@ def make(folder: Path, params: Params, n_traces: int, n_tokens: int) -> None:
     prompts = pd.DataFrame({"prompt_id": names, "task": "synthetic", "question": "", "metadata": "{}"})
     prompts["prompt"] = [{"messages": [], "text": ""}] * len(names)
     prompts["references"] = [["1"]] * len(names)
-    write_table("prompts", prompts, folder / "prompts.parquet")
+    write_table("prompts", conform("prompts", prompts), folder / "prompts.parquet")
     compressor, ratio = ([getattr(c, key) for c in planned] for key in ("compressor", "ratio"))
     rng = np.random.default_rng(0)
     onset = int(LOOP_AT * n_tokens) + LOOP

@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from kvguard.judging.onsets import LOOPING
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
+from kvguard.judging.onsets import LOOPING
 from kvguard.studies.catastrophes.protocols import PROTOCOLS
 
 
@@ -11,11 +13,13 @@ def judged(rows):
     """Judged traces from (prompt, compressor, ratio, n_tokens, onset, correct); half of 10 tokens is kept."""
     columns = ["prompt_id", "compressor", "ratio", "n_tokens", "onset", "correct"]
     frame = pd.DataFrame(rows, columns=columns)
+    found_by = frame["onset"].map(lambda onset: None if pd.isna(onset) else LOOPING).astype(object)
     return frame.assign(
         trace_id=np.arange(len(frame), dtype=np.int32),
         token_ids=[np.zeros(n, dtype=np.int32) for n in frame["n_tokens"]],
         catastrophes=[[] if pd.isna(onset) else ["looping"] for onset in frame["onset"]],
-        onset=frame["onset"].astype("Int32"),
+        **{name: frame["onset"].astype("Int32") for name in ("onset", "proxy_onset")},
+        **dict.fromkeys(("onset_by", "proxy_onset_by"), found_by),
         correct=frame["correct"].astype("float64"),
         n_prompt_tokens=10,
         n_kept_tokens=np.where(frame["compressor"] == "none", 10.0, 5.0),

@@ -72,6 +72,29 @@ def test_hold_stops_a_budget_while_decoding(guarded):
     assert "conservative operating point, hold" in result.stdout
 
 
+def test_stop_ends_texts_where_the_task_says_that_they_are_answered(guarded, monkeypatch):
+    asked = []
+
+    def answered(self, text):
+        asked.append(text)
+        return 2 if len(text) > 4 else None
+
+    monkeypatch.setattr("kvguard.tasks.numeric.WordProblems.answered", answered)
+    monkeypatch.setattr("kvguard.tasks.numeric.WordProblems.settled_at", lambda self, text: 4)
+    monkeypatch.setattr("kvguard.engine.batch.full_cache", lambda *_: pytest.fail("a cache was restored"))
+    how = ["--compressor", "snapkv", "--ratio", "0.5", "-n", "2", "--guard", "--action", "stop", "--show"]
+    result = run(*how)
+    assert result.exit_code == 0, result.output
+    assert asked
+    assert "balanced operating point, stop" in result.stdout
+    row = next(line.split() for line in result.stdout.splitlines() if line.startswith("snapkv@0.5 "))
+    alarms, _, rewinds = map(int, row[8:])
+    assert (alarms, rewinds) == (2, 0)
+    assert "stopped by guard" in result.stdout
+    assert "«stop of " in result.stdout
+    assert "events: stop of " in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

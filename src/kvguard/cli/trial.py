@@ -83,10 +83,6 @@ def run_trial(
 
     stops = stop_strings(task, loaded)
 
-    def answered(text: str) -> list[int]:
-        ends = task.answered(text), task.settled_at(text)
-        return [end for end in ends if end is not None]
-
     def judged(act: str) -> pd.DataFrame:
         outputs = guard.generate(
             loaded.model,
@@ -95,7 +91,7 @@ def run_trial(
             press=press,
             max_new_tokens=task.max_new_tokens,
             action=act,
-            answered=answered,
+            answered=task.answered,
             compression_interval=compression_interval if press is not None else None,
             stop=stops.strings if stops is not None else (),
             on_finish=on_finish,

@@ -11,8 +11,8 @@ sentence, one on lines of its own fills whole lines. Templates may call:
     What the interval of a difference allows to say.
 ``subjects(name)``
     The names below one, to loop over.
-``known(name)``
-    Whether the run has it.
+``known(name, ...)``
+    Whether the run has all of them.
 ``measured(name)``
     A number that no stage measures, from ``docs/measured.yaml``.
 ``output(name)``
@@ -161,9 +161,10 @@ class Prose:
             self._metrics[path] = json.loads(path.read_text(encoding="utf-8"))
         return _pick(self._metrics[path], rest.split("/"), self._document, name)
 
-    def _known(self, name: str) -> bool:
+    def _known(self, *names: str) -> bool:
         try:
-            self._find(name)
+            for name in names:
+                self._find(name)
         except KvguardError:
             return False
         return True

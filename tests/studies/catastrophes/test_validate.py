@@ -47,9 +47,10 @@ def test_a_sound_dataset_passes_and_is_described(sound):
     failing = traces["catastrophes"].map(len) > 0
     assert report.metrics["cbr"] == failing.mean()
     assert report.metrics["accuracy"] == 1 - failing.mean()
-    features = read_table("features", sound / "features.parquet")
-    assert report.metrics["label_share"] == features["label"].mean()
-    assert report.metrics["pre_onset_share"] == features["pre_onset"].mean()
+    by = report.metrics["onsets_by"]
+    assert sum(by.values()) == failing.sum()
+    assert by == {rule: (traces["onset_by"] == rule).sum() for rule in sorted(set(traces["onset_by"].dropna()))}
+    assert all(f"{count} by {rule}" in report.markdown for rule, count in by.items())
     assert report.metrics["snapkv_inside_window"] == 0
     assert "| snapkv | 0.875 | 8 |" in report.markdown
 
@@ -84,6 +85,14 @@ def test_a_missing_trace_is_named_by_prompt_and_condition(dataset):
         (
             lambda f: f.assign(onset=f["onset"].mask(f["onset"].notna(), 96)),
             "column onset, row .*: not inside",
+        ),
+        (
+            lambda f: f.assign(proxy_onset=f["proxy_onset"].where(f.index != 0, 3)),
+            "column proxy_onset, row 0: proxy_onset and cata",
+        ),
+        (
+            lambda f: f.assign(proxy_onset=f["proxy_onset"].mask(f["proxy_onset"].notna(), 96)),
+            "column proxy_onset, row .*: not inside",
         ),
         (
             lambda f: f.assign(
@@ -130,13 +139,13 @@ def test_missing_and_repeated_token_files_are_noticed(dataset):
         check(dataset)
 
 
-def test_features_that_miss_rows_or_carry_impossible_labels_are_named(dataset):
+def test_features_that_miss_rows_or_stand_at_impossible_places_are_named(dataset):
     path = dataset / "features.parquet"
     rewrite("features", path, lambda frame: frame.iloc[:-1])
     with pytest.raises(KvguardError, match="column trace_id: trace 31 has"):
         check(dataset)
-    rewrite("features", path, lambda frame: frame.assign(label=True, pre_onset=False))
-    with pytest.raises(KvguardError, match="column label, row 0: labelled at or after"):
+    rewrite("features", path, lambda frame: frame.assign(token_position=np.float32(1)))
+    with pytest.raises(KvguardError, match=r"column token_position, row 0: outside \[0, 1\)"):
         check(dataset)
 
 

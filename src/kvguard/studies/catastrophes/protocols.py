@@ -15,6 +15,8 @@ failure                CFR: catastrophe or       CBR: catastrophe      CBR: cata
 onset of a text that   a share of the token      a share of the token  where it should have ended: after its
 does not end           budget                    budget                first complete answer, see
                                                                        :mod:`kvguard.judging.onsets`
+an alarm is in time    before the onset          before the onset      up to 16 tokens after it: the guard
+                                                                       rewinds
 ====================== ========================= ===================== =====================================
 
 v1 is the flawed one of earlier work, v2 the honest one; but v2's onset is a time, so its forecast is a clock.
@@ -74,6 +76,8 @@ class Protocol:
         Judged traces -> which failed. [T]
     onset
         The column of judged traces that says where a failure begins; what found it is in ``_by``.
+    grace
+        Tokens after the onset up to which an alarm is taken to come in time, since the guard rewinds.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Protocol:
     tune_part: str
     failed: Callable[[pd.DataFrame], NDArray[np.bool_]]
     onset: str
+    grace: int
 
     def select(self, traces: pd.DataFrame) -> pd.DataFrame:
         """Return the traces of the prompts that count, in order; onset and onset_by are the protocol's."""
@@ -108,11 +113,12 @@ _V2 = (
 )
 _V3 = (
     "v3 is v2 with more features and the onset where a failure begins: where the task can tell, after the "
-    "first complete answer of a text that runs on. So what it forecasts is no fixed time."
+    "first complete answer of a text that runs on. So what it forecasts is no fixed time; an alarm shortly "
+    "after the onset is in time, since the guard rewinds."
 )
 
 PROTOCOLS: dict[str, Protocol] = {
-    "v1": Protocol("v1", "CFR", _V1, True, _V1_FEATURES, 50, "test", is_failure_v1, "proxy_onset"),
-    "v2": Protocol("v2", "CBR", _V2, False, FEATURES_V2, None, "tune", is_failure, "proxy_onset"),
-    "v3": Protocol("v3", "CBR", _V3, False, FEATURES, None, "tune", is_failure, "onset"),
+    "v1": Protocol("v1", "CFR", _V1, True, _V1_FEATURES, 50, "test", is_failure_v1, "proxy_onset", 0),
+    "v2": Protocol("v2", "CBR", _V2, False, FEATURES_V2, None, "tune", is_failure, "proxy_onset", 0),
+    "v3": Protocol("v3", "CBR", _V3, False, FEATURES, None, "tune", is_failure, "onset", 16),
 }

@@ -11,7 +11,7 @@ from kvguard.store.schemas import check_table, conform
 from kvguard.studies.catastrophes.evaluate.evaluation import evaluate, load_replay
 from kvguard.studies.catastrophes.evaluate.simulate import metrics_by_condition, recorded
 from kvguard.studies.catastrophes.params import EvaluateParams
-from kvguard.studies.catastrophes.protocols import PROTOCOLS, feature_columns
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.score.controllers import add_controllers, replay_test
 from kvguard.studies.catastrophes.score.controllers import headline as headline_of
 from kvguard.studies.catastrophes.train.fit import fit_hazard
@@ -26,17 +26,18 @@ class Case:
 
     def __init__(self, folder, name):
         self.protocol = PROTOCOLS[name]
-        self.traces, self.features = synthetic.build(folder, n_prompts=24), folder / "features.parquet"
+        self.features = folder / "features.parquet"
+        self.traces = self.protocol.select(synthetic.build(folder, n_prompts=24))
         self.split = make_split(self.traces, self.protocol, synthetic.TRAIN.split, 17)
         self.part = part_of_traces(self.traces, self.split)
         fitting, tuning = (
-            load_rows(self.features, feature_columns(name), self.ids(part))
+            load_rows(self.features, self.protocol.features, self.of(part)).labelled(synthetic.TRAIN.horizon)
             for part in ("train", self.protocol.tune_part)
         )
         self.hazard_model = fit_hazard(fitting, tuning, synthetic.TRAIN, 17)
 
-    def ids(self, part):
-        return self.traces["trace_id"].to_numpy()[self.part == part]
+    def of(self, part):
+        return self.traces[self.part == part]
 
     def evaluate(self, traces=None):
         return evaluate(
@@ -54,10 +55,10 @@ class Case:
         """What the operating points do to the test traces: results, and the ``controlled`` table."""
         results = Results("evaluate", "toy", self.protocol.name)
         results.add_frame(evaluation.facts.frame)
-        rows = load_rows(self.features, self.hazard_model.features, self.ids("test"))
+        rows = load_rows(self.features, self.hazard_model.features, self.of("test"))
         hazard = self.hazard_model.predict(rows.features)
         hazards = pd.DataFrame({"trace_id": rows.trace_id, "t": rows.t, "hazard": hazard})
-        test = replay_test(hazards, self.traces, self.split, self.protocol, synthetic.FEATURIZE.horizon)
+        test = replay_test(hazards, self.traces, self.split, self.protocol, synthetic.TRAIN.horizon)
         points = {name: point.params for name, point in evaluation.points.items()}
         return results, conform("controlled", add_controllers(results, test, points, 100, 17))
 
@@ -78,7 +79,7 @@ def scored(cases, found):
 
 
 def test_a_planted_hazard_is_met_by_nearly_the_whole_horizon(cases):
-    case = cases["v2"]
+    case = cases[HEADLINE]
     traces = recorded(case.traces, case.protocol)[case.part == "test"]
     per_trace = load_replay(case.features, traces, case.hazard_model).run(synthetic.CONTROLLER)
     weights = resample_weights(traces["prompt_id"].nunique(), 0, 17)
@@ -86,7 +87,7 @@ def test_a_planted_hazard_is_met_by_nearly_the_whole_horizon(cases):
     assert overall["cbr_uncontrolled"] > 0.2
     assert overall["cbr_controlled"] == 0  # no baseline fails, and every onset is announced 32 tokens ahead
     assert overall["reduction_relative"] == overall["ceiling_share"] == 1
-    assert overall["lead_time_median"] == synthetic.FEATURIZE.horizon - (synthetic.CONTROLLER.k_escalate - 1)
+    assert overall["lead_time_median"] == synthetic.TRAIN.horizon - (synthetic.CONTROLLER.k_escalate - 1)
     assert overall["accuracy_controlled"] == 1
     assert 0 < overall["kv_saved_controlled"] < overall["kv_saved_uncontrolled"]
 
@@ -106,7 +107,7 @@ def test_every_table_holds_what_the_report_asks_for(cases, found, scored, name):
         ("controlled", controlled),
     ):
         check_table(kind, frame, "here")
-    assert set(controlled["trace_id"]) == set(cases[name].ids("test"))
+    assert set(controlled["trace_id"]) == set(cases[name].of("test")["trace_id"])
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -120,8 +121,8 @@ def test_the_headline_is_the_operating_points_and_the_whole(scored, name):
 
 
 def test_the_same_seed_gives_the_same_metrics_file_byte_for_byte(cases, scored, tmp_path):
-    again = cases["v2"].score(cases["v2"].evaluate())
-    for number, (results, _) in enumerate((scored["v2"], again)):
+    again = cases[HEADLINE].score(cases[HEADLINE].evaluate())
+    for number, (results, _) in enumerate((scored[HEADLINE], again)):
         write_json(tmp_path / f"{number}.json", headline_of(results))
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
 
@@ -135,9 +136,12 @@ def test_what_happens_to_test_prompts_moves_an_operating_point_under_v1_only(cas
             catastrophes=[
                 [] if heals else kinds for heals, kinds in zip(failed, case.traces["catastrophes"])
             ],
-            onset=case.traces["onset"].where(~failed, pd.NA),
+            **{
+                name: case.traces[name].where(~failed, pd.NA if name.endswith("onset") else None)
+                for name in ("onset", "onset_by", "proxy_onset", "proxy_onset_by")
+            },
             correct=case.traces["correct"].mask(failed, 1.0),
         )
         points[name] = case.evaluate(healed).points
-    assert points["v2"] == found["v2"].points
-    assert points["v1"] != found["v1"].points
+    same = {name for name in points if points[name] == found[name].points}
+    assert same == set(PROTOCOLS) - {"v1"}

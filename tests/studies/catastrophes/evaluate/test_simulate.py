@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kvguard.errors import KvguardError
 from kvguard.guard.controller import ControllerParams, State, run_controller
+from kvguard.judging.catastrophes import NO_ONSET
 from kvguard.studies.catastrophes.evaluate.simulate import (
     NEVER,
     Replay,
@@ -188,9 +189,9 @@ def test_a_prompt_without_its_uncompressed_trace_is_an_error():
 
 def rows_of(lengths, ids):
     n = sum(lengths)
-    blank = np.zeros(n, dtype=bool)
     t = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
-    return Rows(np.zeros((n, 1), dtype=np.float32), blank, blank, np.repeat(ids, lengths).astype(np.int32), t)
+    nothing, onset = np.zeros((n, 1), dtype=np.float32), np.full(n, NO_ONSET, dtype=np.int32)
+    return Rows(nothing, onset, np.repeat(ids, lengths).astype(np.int32), t)
 
 
 def test_hazards_are_laid_out_by_trace_and_a_trace_that_lacks_tokens_is_an_error():

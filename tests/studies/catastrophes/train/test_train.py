@@ -12,11 +12,13 @@ import synthetic
 from kvguard import tracking
 from kvguard.errors import KvguardError
 from kvguard.guard.hazard_model import HazardModel
+from kvguard.judging.catastrophes import DETECTORS
 from kvguard.store.files import write_json
 from kvguard.store.results import Results
 from kvguard.store.schemas import TABLES, conform
 from kvguard.store.tables import write_table
 from kvguard.studies.catastrophes.export import save_hazard
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.score.hazards import add_forecasts
 from kvguard.studies.catastrophes.train.fit import Parts, fit_hazard, load_parts, selected_features, train
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_all_hazards, write_hazards
@@ -48,7 +50,7 @@ def found(dataset, training):
 
 def scored(training, traces):
     """What the score stage says of a training."""
-    results = Results("train", "", "v2")
+    results = Results("train", "", HEADLINE)
     results.add_frame(training.facts.frame)
     add_forecasts(results, training.hazards, traces, training.model.threshold, 32, 100, 17)
     return results
@@ -94,8 +96,6 @@ def test_a_known_hazard_gives_the_numbers_computed_by_hand(tmp_path):
                     "trace_id": number,
                     "t": t,
                     "entropy": (t >= 40) if fails else (t >= 25) & (t < 30),
-                    "label": (t >= 28) & (t < 60) & fails,
-                    "pre_onset": (t < 60) | (not fails),
                 }
             )
         )
@@ -106,6 +106,7 @@ def test_a_known_hazard_gives_the_numbers_computed_by_hand(tmp_path):
     write_table("features", conform("features", table), tmp_path / "features.parquet")
     traces = pd.DataFrame(traces, columns=["trace_id", "prompt_id", "compressor", "catastrophes", "onset"])
     traces = traces.astype({"trace_id": np.int32, "onset": "Int32"})
+    traces["onset_by"] = traces["onset"].map(lambda onset: None if pd.isna(onset) else "looping")
     training = run(tmp_path / "features.parquet", traces, QUICK)
     found = {
         name: value["value"]
@@ -135,7 +136,7 @@ def test_only_test_prompts_are_measured(dataset, training, found):
     assert found["predictor"]["all"]["n_tokens"]["value"] == lengths[part == "test"].sum()
 
 
-@pytest.mark.parametrize(("protocol", "same"), [("v2", True), ("v1", False)])
+@pytest.mark.parametrize(("protocol", "same"), [("v3", True), ("v2", True), ("v1", False)])
 def test_what_becomes_of_test_prompts_changes_the_model_in_protocol_v1_alone(
     dataset, tmp_path, protocol, same
 ):
@@ -171,12 +172,15 @@ def test_the_same_seed_gives_the_same_model_and_metrics(dataset, training, tmp_p
 def test_every_table_has_its_subjects_and_metrics(dataset, training):
     frame = scored(training, dataset[1]).frame
     assert set(frame["stage"]) == {"train"}
-    assert set(frame["protocol"]) == {"v2"}
+    assert set(frame["protocol"]) == {HEADLINE}
     ranking = {"auroc", "auprc", "recall_at_5pct_fpr"}
     counts = {"n_tokens", "n_positive"}
     lead = {"trace_detection_rate", "lead_time_median", "lead_time_q25", "lead_time_q75"}
+    clocks = {"auroc_position_only", "auroc_best_clock", "matched_auroc_position_only"}
+    matched = {"matched_auroc", "matched_auroc_by_positives"} | clocks
     expected = {
-        ("predictor", "pre_onset"): ranking | counts | lead | {"f1", "brier"},
+        ("predictor", "pre_onset"): ranking | counts | matched | lead | {"f1", "brier"},
+        **{("predictor", f"pre_onset_{kind}"): ranking | counts | matched for kind in DETECTORS},
         ("predictor", "all"): ranking | counts | {"f1", "brier"},
         **{("horizons", h): ranking for h in ("16", "32", "64", "128")},
         **{("cross_validation", name): ranking | counts for name in FOLDS},
@@ -253,7 +257,7 @@ def test_an_unreadable_model_is_one_clear_line(training, tmp_path, broken, text)
 def test_the_class_weight_moves_the_trees_and_calibration_takes_it_back(dataset, training):
     path, traces = dataset
     part = part_of_traces(traces, training.split)
-    parts = load_parts(path, traces, part, training.model.features, 10**6)
+    parts = load_parts(path, traces, part, training.model.features, synthetic.TRAIN)
     models = {
         weight: fit_hazard(
             parts.fitting, parts.tuning, QUICK.model_copy(update={"positive_weight": weight}), 17
@@ -272,12 +276,13 @@ def test_the_class_weight_moves_the_trees_and_calibration_takes_it_back(dataset,
 
 
 def test_protocols_and_exclusions_choose_the_features():
-    assert len(selected_features("v1", [])) == 41
-    assert "rep_count" not in selected_features("v2", ["rep_count"])
+    v1, v2 = PROTOCOLS["v1"], PROTOCOLS["v2"]
+    assert len(selected_features(v1, [])) == 41
+    assert "rep_count" not in selected_features(v2, ["rep_count"])
     with pytest.raises(KvguardError, match="rep_cout is no feature of protocol v2; did you mean rep_count"):
-        selected_features("v2", ["rep_cout"])
+        selected_features(v2, ["rep_cout"])
     with pytest.raises(KvguardError, match="rank_of_chosen is no feature of protocol v2"):
-        selected_features("v2", ["rank_of_chosen"])
+        selected_features(v2, ["rank_of_chosen"])
 
 
 def test_protocol_v1_trains_on_its_own_columns_and_its_first_50_prompts(dataset):

@@ -2,8 +2,9 @@
 
 **Outcomes.** A trace whose controller reaches SAFE before the onset (in a trace without an onset: at all) is
 taken to go on as if it had never been compressed, so its outcome is that of the same prompt's ``none`` trace.
-One that reaches SAFE at the onset or later, or never, keeps its outcome. Protocol v1 counts wrong answers as
-failures, and those have no onset: whenever SAFE fires it counts as in time, which is one of v1's mistakes.
+One that reaches SAFE at the onset or later, or never, keeps its outcome; under a protocol with ``grace`` so
+many tokens later, since the guard rewinds. Protocol v1 counts wrong answers as failures, and those have no
+onset: whenever SAFE fires it counts as in time, which is one of v1's mistakes.
 
 **Memory.** What a trace saves is the mean, over its decoding steps t, of 1 - held / full, where full = prompt
 + t tokens. A step is compressed, held = kept + t, unless the controller is in SAFE after the token before it;
@@ -56,7 +57,8 @@ def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     -------
     pd.DataFrame
         trace_id, prompt_id, compressor, ratio, n_prompt_tokens, n_tokens, spared (KV pairs evicted), onset
-        (NaN: none) and the kind of catastrophe that begins there; failed (in the protocol's sense), each kind
+        (NaN: none) and the kind of catastrophe that begins there; deadline, the first token at which an alarm
+        comes too late; failed (in the protocol's sense), each kind
         of catastrophe, and correct (NaN: not scored), these also of the prompt's ``none`` trace, with
         ``_uncompressed`` after the name.
 
@@ -83,6 +85,7 @@ def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
             "n_tokens": traces["token_ids"].map(len).to_numpy(dtype=np.int64),
             "spared": prompt - traces["n_kept_tokens"].to_numpy(dtype=np.float64),
             "onset": traces[protocol.onset].astype("float64").to_numpy(),
+            "deadline": traces[protocol.onset].astype("float64").to_numpy() + protocol.grace,
             "kind": kinds_of(traces[f"{protocol.onset}_by"]),
             **found,
             **{f"{name}_uncompressed": values[twin] for name, values in found.items()},
@@ -137,7 +140,7 @@ def simulate(traces: pd.DataFrame, safe: Bools) -> pd.DataFrame:
     safe = safe & generated
     fired = safe.any(axis=1)
     safe_at = np.where(fired, safe.argmax(axis=1), NEVER)
-    switched = fired & ~(safe_at >= onset)
+    switched = fired & ~(safe_at >= traces["deadline"].to_numpy())
     rescued = switched & traces["failed"].to_numpy()
     compressed = generated.copy()
     compressed[:, 1:] &= ~safe[:, :-1]
@@ -153,7 +156,7 @@ def simulate(traces: pd.DataFrame, safe: Bools) -> pd.DataFrame:
             **outcomes,
             "failed_uncompressed": traces["failed_uncompressed"].to_numpy(),
             "safe_at": safe_at,
-            "lead_time": np.where(switched, onset - safe_at, np.nan),
+            "lead_time": np.where(switched & (safe_at < onset), onset - safe_at, np.nan),
             "kv_saved": (saved * generated).sum(axis=1) / n_tokens,
             "kv_saved_controlled": (saved * compressed).sum(axis=1) / n_tokens,
         }
