@@ -148,7 +148,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
             [*names, "always_safe", "mixed", "mixed_loop", "mixed_entropy", "oracle",
              *(["rollback_fits"] if regime == "prefill" else []),
              *(f"{name}/{condition}" for name in names for condition in conditions)],
-            [*ACTED, *TO_ROLLBACK],
+            [*ACTED, *TO_ROLLBACK, "cbr_minus_stop_at_answer"],
         )
         for regime, names in regimes.items()
     }  # fmt: skip

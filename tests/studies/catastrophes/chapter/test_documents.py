@@ -1,4 +1,4 @@
-"""README and docs are filled from a run of today's stages, and from one of before; their sentences follow it."""
+"""README and docs are filled from a run of today's stages and from one of before; sentences follow it."""
 
 import json
 import shutil

@@ -76,6 +76,51 @@ def test_what_restarting_leaves_of_the_lost_accuracy_is_told_beside_it():
     assert "2.0 % [1.0, 3.0] with guard: restart and " in said
 
 
+def test_answers_lost_by_running_on_are_judged_by_the_last_answer():
+    found = {
+        "uncompressed__accuracy_last": Interval(0.9, 0.9, 0.9),
+        "static__accuracy_last": Interval(0.3, 0.3, 0.3),
+        "rollback__residual_accuracy_last": Interval(0.7, 0.6, 0.8),
+        "stop__residual_accuracy_last": Interval(0.1, 0.0, 0.2),
+    }
+    said = told(numbers(**found))
+    assert "Half of it is to come back: with rollback the aim of at most 50 % is not met" in said
+    assert "and with stop the aim of at most 50 % is met." in said
+
+
+def test_an_accuracy_that_compression_does_not_cost_is_not_brought_back():
+    same = {f"{policy}__accuracy": Interval(0.9, 0.9, 0.9) for policy in ("uncompressed", "static")}
+    said = told(numbers(**same))
+    assert "compressed without a guard: no right answers are lost on these prompts." in said
+
+
+@pytest.mark.parametrize(
+    ("difference", "word", "verdict"),
+    [
+        (Interval(0.05, 0.02, 0.08), "lower than", "rollback beats it"),
+        (Interval(0.0, -0.01, 0.01), "not distinguishable from", "rollback does not beat it"),
+        (Interval(0.0, 0.0, 0.0), "not distinguishable from", "rollback does not beat it"),
+        (Interval(-0.05, -0.08, -0.02), "higher than", "rollback does not beat it"),
+    ],
+)
+def test_a_guard_beats_a_stop_string_only_by_a_lower_cbr(difference, word, verdict):
+    found = numbers(stop_at_answer__cbr_minus_rollback=difference)
+    for said in (told(found), " ".join(live_headline(found, MODEL))):
+        assert f"The CBR with rollback is {word} that of the stop string" in said
+        assert f"): {verdict}." in said
+
+
+def test_the_action_stop_is_held_against_the_stop_string_too():
+    said = told(numbers(stop__cbr_minus_stop_at_answer=Interval(0.02, 0.01, 0.03)))
+    assert "The CBR with stop is higher than that of the stop string" in said
+    assert "by one fit of the hazard): stop does not beat it." in said
+
+
+def test_without_the_stop_string_nothing_is_said_of_it():
+    frame = made_up.results("live-validate", MODEL, HEADLINE)
+    assert "stop string" not in told(numbers_of(frame[~frame["subject"].str.startswith("stop_at_answer")]))
+
+
 def test_compression_that_adds_nothing_leaves_nothing_to_rescue():
     said = told(numbers(static__cbr=Interval(0.1, 0.0, 0.2)))
     assert "nothing to rescue" in said
