@@ -5,7 +5,6 @@ import pandas as pd
 
 from kvguard.judging.onsets import LOOPING
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
-from kvguard.judging.onsets import LOOPING
 from kvguard.studies.catastrophes.protocols import PROTOCOLS
 
 

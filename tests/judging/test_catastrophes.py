@@ -133,6 +133,10 @@ def test_a_table_without_traces_has_no_onsets():
     assert all(len(found) == 0 for found in onsets(batch([]), PARAMS, 40).values())
 
 
+def decode(token_ids):
+    return "." * len(token_ids)
+
+
 @pytest.fixture
 def raw():
     loop = [1, 2, 3] * 4
@@ -163,13 +167,15 @@ def prompts():
 
 
 def test_judging_keeps_catastrophes_answers_and_unscored_apart(raw, prompts):
-    judged = judge(raw, TASK, PARAMS)
+    judged = judge(raw, TASK, PARAMS, decode)
     assert judged.index.tolist() == [3, 1, 4, 0]
     assert judged["predicted"].tolist() == ["5", "6", None, "7"]
     assert judged["catastrophes"].tolist() == [
         [], ["looping"], ["non_termination"], ["looping", "non_termination"]
     ]  # fmt: skip
-    assert judged["onset"].tolist() == [pd.NA, 3, 12, 3]
+    assert judged["onset"].tolist() == judged["proxy_onset"].tolist() == [pd.NA, 3, 12, 3]
+    assert judged["onset_by"].tolist() == [None, "looping", "proxy", "looping"]
+    assert judged["proxy_onset_by"].tolist() == [None, "looping", "non_termination", "looping"]
     assert catastrophes.is_catastrophic(judged).tolist() == [False, True, True, True]
 
 
@@ -200,7 +206,7 @@ def test_scores_that_do_not_fit_their_traces_are_rejected(raw, prompts, lost):
 def test_a_wrong_answer_is_a_failure_of_protocol_v1_only(raw, prompts):
     raw["token_ids"] = [np.array([1, 2])] * 4
     raw["stop_reason"] = "eos"
-    judged = raw.join(judge(raw, TASK, PARAMS))
+    judged = raw.join(judge(raw, TASK, PARAMS, decode))
     judged = with_scores(judged, score(raw, prompts, TASK), TASK.headline)
     assert not catastrophes.is_catastrophic(judged).any()
     assert is_failure_v1(judged).tolist() == [False, True, False, False]

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 import synthetic
-from kvguard.guard.columns import FEATURES
 from kvguard.guard.controller import ControllerParams
 from kvguard.studies.catastrophes.ablate import FEATURE_SETS, ablate
 from kvguard.studies.catastrophes.intervals.variants import Bench, ablation_results
 from kvguard.studies.catastrophes.params import AblateParams, EvaluateParams
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.fit import train
 from kvguard.studies.catastrophes.train.hazards import of_horizon
 from kvguard.studies.catastrophes.variants import read_variants, write_variants
@@ -97,8 +97,8 @@ def test_the_same_seed_gives_the_same_numbers(run, found):
 
 
 def test_feature_sets_take_away_what_their_names_say():
-    left = {name: [feature for feature in FEATURES if keeps(feature)] for name, keeps in FEATURE_SETS.items()}
-    assert len(left["full"]) == 40
+    left = {name: [feature for feature in PROTOCOLS[HEADLINE].features if keeps(feature)] for name, keeps in FEATURE_SETS.items()}
+    assert left["full"] == list(PROTOCOLS[HEADLINE].features)
     assert set(left["full"]) - set(left["no_rep"]) == {"rep_count", "rep_count_sum_8"}
     assert set(left["no_rep"]) - set(left["logit_only"]) == {"compression_ratio"}
     assert left["position_only"] == ["token_position"]

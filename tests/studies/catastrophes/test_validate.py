@@ -49,7 +49,9 @@ def test_a_sound_dataset_passes_and_is_described(sound):
     assert report.metrics["accuracy"] == 1 - failing.mean()
     by = report.metrics["onsets_by"]
     assert sum(by.values()) == failing.sum()
-    assert by == {rule: (traces["onset_by"] == rule).sum() for rule in sorted(set(traces["onset_by"].dropna()))}
+    assert by == {
+        rule: (traces["onset_by"] == rule).sum() for rule in sorted(set(traces["onset_by"].dropna()))
+    }
     assert all(f"{count} by {rule}" in report.markdown for rule, count in by.items())
     assert report.metrics["snapkv_inside_window"] == 0
     assert "| snapkv | 0.875 | 8 |" in report.markdown

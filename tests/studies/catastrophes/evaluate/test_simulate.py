@@ -22,7 +22,7 @@ from kvguard.studies.catastrophes.protocols import PROTOCOLS
 from kvguard.studies.catastrophes.train.rows import Rows
 from recordings import judged, planted
 
-V1, V2 = PROTOCOLS["v1"], PROTOCOLS["v2"]
+V1, V2, V3 = PROTOCOLS["v1"], PROTOCOLS["v2"], PROTOCOLS["v3"]
 SHARE = [5 / (10 + t) for t in range(8)]  # 1 - held / full while compressed
 TRACES = judged(
     [
@@ -59,6 +59,19 @@ def test_only_a_switch_before_the_onset_takes_the_baselines_outcome():
     assert found["looping_controlled"].tolist() == found["failed_controlled"].tolist()
     assert found["correct_controlled"].fillna(-1).tolist() == [1, 1, 0, 0, 0, -1, 1, 1]
     assert found["lead_time"].dropna().tolist() == [2.0]
+
+
+def test_where_the_guard_rewinds_an_alarm_is_in_time_for_a_while_after_the_onset():
+    traces = judged([("a", "none", 0.0, 4, None, True), *[("a", "x", 0.5, 40, 3, False)] * 3])
+    safe = np.zeros((4, 40), dtype=bool)
+    for row, at in enumerate((1, 3 + V3.grace - 1, 3 + V3.grace), start=1):
+        safe[row, at] = True
+    found = simulate(recorded(traces, V3), safe)
+    assert found["failed_controlled"].tolist() == [False, False, False, True]
+    assert found["lead_time"].fillna(-1).tolist() == [-1, 2, -1, -1]  # none where it comes after the onset
+    for protocol in (V1, V2):
+        late = simulate(recorded(traces, protocol), safe)
+        assert late["failed_controlled"].tolist() == [False, False, True, True]
 
 
 def test_a_wrong_answer_has_no_onset_so_under_v1_any_switch_is_in_time():

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from by_hand import LONG, LOOP, judged, measured
-from kvguard.studies.catastrophes.measure.outcomes import add_outcomes, outcomes, overall
+from kvguard.store.results import Results
+from kvguard.studies.catastrophes.measure.outcomes import add_onsets, add_outcomes, outcomes, overall
 
 TRACES = judged(
     [
@@ -18,6 +19,9 @@ TRACES = judged(
         ("a", "knorm", 0.5, False, LONG, True, 60),
         ("b", "knorm", 0.5, None, [], None, 6),
     ]
+).assign(
+    accuracy_last=[1.0, 0, np.nan, 0, 0, np.nan, 1, np.nan],
+    onset_by=[None, None, None, "looping", "answer", None, "proxy", None],
 )
 
 
@@ -27,6 +31,7 @@ def test_outcomes_are_those_counted_by_hand():
     expected = {
         "n": [3, 3, 2],
         "accuracy": [1 / 2, 1 / 2, 0],
+        "accuracy_last": [1 / 2, 0, 1],
         "wrong": [1 / 2, 1 / 2, 1],
         "cbr": [0, 2 / 3, 1 / 2],
         "cfr": [1 / 3, 2 / 3, 1 / 2],
@@ -58,6 +63,19 @@ def test_what_was_never_scored_is_null_and_no_zero():
     ]
     assert np.isnan(found.loc[("overall", "accuracy"), "value"])
     assert found.loc[("overall", "cfr"), "value"] == found.loc[("overall", "cbr"), "value"]
+
+
+def test_rules_that_found_onsets_are_shares_of_the_failing_traces_of_a_condition():
+    results = Results("measure", "m")
+    add_onsets(results, TRACES)
+    found = results.metrics("onsets")["onsets"]
+    shares = {subject: {name: cell["value"] for name, cell in cells.items()} for subject, cells in found.items()}
+    rules = ("by_looping", "by_answer", "by_uncompressed", "by_proxy")
+    assert shares == {
+        "snapkv@0.5": {"n_failing": 2, **dict(zip(rules, (0.5, 0.5, 0, 0), strict=True))},
+        "knorm@0.5": {"n_failing": 1, **dict(zip(rules, (0, 0, 0, 1), strict=True))},
+        "overall": {"n_failing": 3, **dict(zip(rules, (1 / 3, 1 / 3, 0, 1 / 3), strict=True))},
+    }
 
 
 def test_the_baseline_alone_has_no_overall():

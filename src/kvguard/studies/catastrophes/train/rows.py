@@ -129,9 +129,15 @@ def rows_to_fit(path: Path, columns: Sequence[str], traces: pd.DataFrame, max_to
         found["place"].append(begin + chosen)
         begin += len(group)
     whole = {name: np.concatenate(pieces) for name, pieces in found.items()}
-    nothing = np.empty((len(whole["t"]), 0), dtype=np.float32)
-    onset = onset_of(traces, whole["trace_id"])
-    return StoredRows(features=nothing, onset=onset, columns=tuple(columns), path=path, **whole)
+    return StoredRows(
+        features=np.empty((len(whole["t"]), 0), dtype=np.float32),
+        onset=onset_of(traces, whole["trace_id"]),
+        trace_id=whole["trace_id"],
+        t=whole["t"],
+        columns=tuple(columns),
+        path=path,
+        place=whole["place"],
+    )
 
 
 def load_rows(path: Path, columns: Sequence[str], traces: pd.DataFrame, max_rows: int | None = None) -> Rows:
