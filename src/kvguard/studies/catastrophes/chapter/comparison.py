@@ -10,6 +10,7 @@ from kvguard.report.terminal import table
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline, groups_of
 from kvguard.studies.catastrophes.protocols import PROTOCOLS
+from kvguard.studies.catastrophes.score.alarms import CLOSE
 
 STAGE = "score"
 _BEFORE_ONSET = ("train", "predictor", "pre_onset")
@@ -37,7 +38,7 @@ COMPARED: tuple[tuple[str, str, str, str, str, Kind], ...] = (
     ("lead time, median, tokens", *_CONTROLLER, "lead_time_median", Kind.COUNT),
     ("KV memory still saved, %", *_CONTROLLER, "kv_saved_controlled", Kind.PERCENT),
     ("alarm after the onset, median", *_ALARMS, "delay_median", Kind.COUNT),
-    ("alarm within 16 tokens, %", *_ALARMS, "close", Kind.PERCENT),
+    (f"alarm within {CLOSE} tokens, %", *_ALARMS, "close", Kind.PERCENT),
     ("never alarmed, %", *_ALARMS, "never", Kind.PERCENT),
     ("tokens in vain, % of all", *_ALARMS, "share_in_vain", Kind.PERCENT),
 )

@@ -12,9 +12,10 @@ from kvguard.studies.catastrophes.chapter.live_findings import verdict
 from kvguard.studies.catastrophes.chapter.live_tables import STAGE
 from kvguard.studies.catastrophes.chapter.onset_tables import KINDS, PRE_ONSET, RULES, answer_rates
 from kvguard.studies.catastrophes.protocols import HEADLINE
+from kvguard.studies.catastrophes.score.alarms import CLOSE
 
 OVERALL = "overall"
-MATCHED, DELAY = 0.90, 16  # what the forecast is to reach: an AUROC; tokens
+MATCHED, DELAY = 0.90, CLOSE  # what the forecast is to reach: an AUROC; tokens
 _SAME = 0.0005  # share: what percent with one decimal cannot show
 
 

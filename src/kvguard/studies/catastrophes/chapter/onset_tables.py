@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvguard.report.numbers import Cell, Kind, Numbers, Table
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter.pipeline import Column, Pipeline, groups_of, table_of
+from kvguard.studies.catastrophes.score.alarms import CLOSE
 
 RULES = {  # how the onset of a failure was found
     "by_answer": "after the first complete answer",
@@ -34,7 +35,7 @@ _ALARMS: tuple[Column, ...] = (
     ("delay, quartile 1", "delay_q25", Kind.COUNT),
     ("delay, median", "delay_median", Kind.COUNT),
     ("delay, quartile 3", "delay_q75", Kind.COUNT),
-    ("within 16 tokens, %", "close", Kind.PERCENT),
+    (f"within {CLOSE} tokens, %", "close", Kind.PERCENT),
     ("at or after the onset, %", "after_onset", Kind.PERCENT),
     ("never, %", "never", Kind.PERCENT),
     ("tokens in vain", "tokens_in_vain", Kind.TENTH),
