@@ -52,13 +52,16 @@ def onsets(numbers: Numbers, model: str) -> Iterator[str]:
 def clocks(numbers: Numbers, model: str, kinds: Collection[str] = tuple(KINDS)) -> Iterator[str]:
     """Say what the forecast is worth where no clock helps, and what clocks reach."""
     for kind in kinds:
-        matched, plain, best, alone = (
+        matched, weighted, plain, best, alone = (
             numbers.get("train", model, HEADLINE, "predictor", PRE_ONSET[kind], name)
-            for name in ("matched_auroc", "auroc", "auroc_best_clock", "auroc_position_only")
-        )
+            for name in (
+                "matched_auroc", "matched_auroc_by_positives", "auroc", "auroc_best_clock", "auroc_position_only",
+            )
+        )  # fmt: skip
         if not known(matched):
             continue
-        beside = f"; over all indices it is {fraction(plain)}" if known(plain) else ""
+        beside = f"; weighted by positives it is {fraction(weighted)}" if known(weighted) else ""
+        beside += f", over all indices {fraction(plain)}" if known(plain) else ""
         if known(best, alone):
             beside += f", the position alone has {fraction(alone)}, the best clock {fraction(best)}"
         aim = verdict(matched, MATCHED, is_ceiling=False, written=f"{MATCHED:.2f}")

@@ -10,7 +10,7 @@ from kvguard.studies.catastrophes.score.alarms import CLOSE
 RULES = {  # how the onset of a failure was found
     "by_answer": "after the first complete answer",
     "by_uncompressed": "beyond the uncompressed length",
-    "by_proxy": "by the proxy, a share of the budget",
+    "by_proxy": "by the proxy (a share of the budget)",
     "by_looping": "at the repeat of a loop",
 }
 KINDS = {"overall": "all", "looping": "loops", "non_termination": "run-ons"}
