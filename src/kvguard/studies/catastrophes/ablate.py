@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from kvguard.guard.columns import DRIFT
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.studies.catastrophes.evaluate.simulate import Replay, recorded
@@ -28,6 +29,7 @@ FEATURE_SETS: dict[str, Callable[[str], bool]] = {
     "no_compression_ratio": lambda name: name != "compression_ratio",
     "no_rep": lambda name: name not in _REPETITION,
     "no_position": lambda name: name != "token_position",
+    "no_drift": lambda name: name not in DRIFT,
     "logit_only": lambda name: name not in (*_REPETITION, "compression_ratio"),
     "logit_only_minimal": lambda name: name not in (*_REPETITION, "compression_ratio", "rank_of_chosen"),
     "position_only": lambda name: name == "token_position",

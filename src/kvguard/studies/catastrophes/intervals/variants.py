@@ -17,6 +17,7 @@ from kvguard.studies.catastrophes.params import AblateParams
 from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.score.controllers import replay_test
 from kvguard.studies.catastrophes.score.hazards import rows_of
+from kvguard.studies.catastrophes.train.matched import pre_onset_matched
 from kvguard.studies.catastrophes.train.metrics import Measured, pre_onset_ranking
 from kvguard.studies.catastrophes.variants import OTHER, OWN, RISK_SCORE, Variant
 
@@ -54,8 +55,12 @@ class Bench:
         """Return how a variant ranks tokens, and what the controller does by it, for every resample."""
         tested = Measured.of(self.traces, rows_of(variant.hazards, self.traces, self.horizon))
         weights = resample_weights(tested.n_prompts, self.n_resamples, self.seed)
-        ranking = pre_onset_ranking(weights, tested, variant.hazards["hazard"].to_numpy())
-        return {**ranking, **self.control(self.replay(variant.hazards).run(variant.setting))}
+        hazard = variant.hazards["hazard"].to_numpy()
+        return {
+            **pre_onset_ranking(weights, tested, hazard),
+            **pre_onset_matched(weights, tested, hazard),
+            **self.control(self.replay(variant.hazards).run(variant.setting)),
+        }
 
 
 def ablation_results(

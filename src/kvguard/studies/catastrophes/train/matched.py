@@ -51,6 +51,16 @@ def matched_auroc(
     return np.divide(total, whole, out=np.full(len(weights), np.nan), where=whole > 0)
 
 
+def pre_onset_matched(weights: Floats, tested: Measured, hazard: Scores) -> dict[str, Floats]:
+    """Return the AUROCs at matched positions over the tokens before an onset. {metric: [R]}"""
+    early = tested.rows.pre_onset
+    tokens = tested.token_prompt[early], tested.rows.t[early], hazard[early], tested.rows.label[early]
+    return {
+        "matched_auroc": matched_auroc(weights, *tokens),
+        "matched_auroc_by_positives": matched_auroc(weights, *tokens, by_positives=True),
+    }
+
+
 @compiled()
 def _add_negatives(
     below: Floats, weights: Floats, cluster: Ints, target: Bools, begin: int, end: int, times: float
