@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 import synthetic
+from kvguard.judging.onsets import RULES
 from kvguard.stats.bootstrap import Interval
 from kvguard.store.results import Results
 from kvguard.store.tables import read_table, read_tokens
@@ -85,7 +86,7 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
                     "tokens",
                 ],
             ),
-            "onsets": ([*compressed, "overall"], ["by_answer", "by_uncompressed", "by_proxy", "by_looping"]),
+            "onsets": ([*compressed, "overall"], ["n_failing", *(f"by_{rule}" for rule in RULES)]),
             "signals": (CONDITIONS, ["mean_entropy", "max_entropy", "min_top1_prob"]),
             "max_entropy": ([*compressed, "overall"], ["auroc"]),
             "onset_entropy": (
@@ -114,7 +115,10 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
             **alarms("balanced"),
         },
         "ablate": {
-            "features": (["full", "no_rep", "position_only"], against([*RANKING, *GUARDED], "full")),
+            "features": (
+                ["full", "no_rep", "position_only"],
+                against([*RANKING, "matched_auroc", *GUARDED], "full"),
+            ),
             "controllers": (
                 ["hazard", "always_safe", "random", "risk_score"],
                 [*against(GUARDED, "hazard"), "looping_reduction", "non_termination_reduction"],
@@ -125,7 +129,7 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
         "transfer": {
             "transfer": (
                 [f"{model}->{other}", f"{other}->{other}"],
-                against([*RANKING, *GUARDED], "in_domain"),
+                against([*RANKING, "matched_auroc", *GUARDED], "in_domain"),
             ),
         },
     }[stage]
@@ -156,7 +160,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
     return {
         **policies,
         "gap": ([*actions, *(f"{name}/{condition}" for name in actions for condition in conditions)], GAP),
-        **alarms("rollback"),
+        **{k: v for policy in ("rollback", "stop_at_answer", "loop") for k, v in alarms(policy).items()},
         "switch": (OFFSETS, ["recovered", "correct", "n_traces"]),
         "prompts": (["all"], ["n_prompts", "n_used"]),
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kvguard.judging.onsets import RULES
 from kvguard.report.markup import as_latex, as_markdown, escape_latex
 from kvguard.report.numbers import Cell, Group, Kind, Table
 from kvguard.stats.bootstrap import Interval
@@ -113,6 +114,18 @@ def test_accuracy_by_the_first_answer_stands_beside_that_by_the_last():
     written = [f"{value * 100:.1f}" for value in (first, last, first - last)]
     assert [cell.value for cell in row[1:]] == written
     assert "accuracy differs in 4 of 4 conditions, most in " in " ".join(sentences(pipeline, "reference"))
+
+
+def test_every_rule_of_the_judging_has_a_column():
+    table = tables(made_up.pipeline())["onsets"]
+    assert len(table.heads) == 2 + len(RULES)
+    assert "–" not in {cell.value for group in table.groups for row in group.rows for cell in row[1:]}
+
+
+def test_live_alarms_stand_by_policy():
+    rows = tables(made_up.pipeline())["live-alarms"].groups[0].rows
+    assert [row[:2] for row in rows[:3]] == [("loop detector", kind) for kind in ("all", "loops", "run-ons")]
+    assert {row[0] for row in rows} == {"guard: rollback", "stop at the answer", "loop detector"}
 
 
 def test_an_accuracy_that_does_not_change_is_not_told_to():

@@ -34,6 +34,7 @@ _RANKING: tuple[Column, ...] = (
     ("AUPRC", "auprc", Kind.FRACTION),
     ("recall at 5 % FPR", "recall_at_5pct_fpr", Kind.FRACTION),
 )
+_MATCHED: Column = ("matched AUROC", "matched_auroc", Kind.FRACTION)
 _PREDICTOR: tuple[Column, ...] = (
     *_RANKING,
     ("F1", "f1", Kind.FRACTION),
@@ -179,7 +180,7 @@ def _ablated(pipeline: Pipeline) -> list[Table]:
             pipeline, "ablation-features", "Feature sets",
             f"Protocol {HEADLINE}. Each set is trained again and goes through the controller again; "
             "Δ is the difference from the full set, paired by prompt.",
-            "ablate", "features", _with_differences((*_RANKING[:2], *_GUARDED), "full"),
+            "ablate", "features", _with_differences((*_RANKING[:2], _MATCHED, *_GUARDED), "full"),
         ),
         table_of(
             pipeline, "ablation-controllers", "Controllers",
@@ -212,7 +213,7 @@ def _transferred(pipeline: Pipeline) -> list[Table]:
             pipeline, "transfer", "Transfer",
             f"Protocol {HEADLINE}. A → B: trained on A's traces, tested on the test prompts of B; "
             "Δ is the difference from B → B, paired by prompt.",
-            "transfer", "transfer", _with_differences((*_RANKING, *_GUARDED), "in_domain"),
+            "transfer", "transfer", _with_differences((*_RANKING, _MATCHED, *_GUARDED), "in_domain"),
         ),
     ]  # fmt: skip
 

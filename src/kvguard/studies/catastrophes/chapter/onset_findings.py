@@ -55,7 +55,8 @@ def clocks(numbers: Numbers, model: str, kinds: Collection[str] = tuple(KINDS)) 
         matched, weighted, plain, best, alone = (
             numbers.get("train", model, HEADLINE, "predictor", PRE_ONSET[kind], name)
             for name in (
-                "matched_auroc", "matched_auroc_by_positives", "auroc", "auroc_best_clock", "auroc_position_only",
+                "matched_auroc", "matched_auroc_by_positives", "auroc", "auroc_best_clock",
+                "auroc_position_only",
             )
         )  # fmt: skip
         if not known(matched):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kvguard.report.numbers import Cell, Kind, Numbers, Table
 from kvguard.stats.bootstrap import Interval
+from kvguard.studies.catastrophes.chapter.figures.live import POLICIES
+from kvguard.studies.catastrophes.chapter.live_tables import STAGE
 from kvguard.studies.catastrophes.chapter.pipeline import Column, Pipeline, groups_of, table_of
 from kvguard.studies.catastrophes.score.alarms import CLOSE
 
@@ -19,7 +21,10 @@ PRE_ONSET = {  # how the forecasts of each are called
     "looping": "pre_onset_looping",
     "non_termination": "pre_onset_non_termination",
 }
-_ONSETS: tuple[Column, ...] = tuple((f"{rule}, %", name, Kind.PERCENT) for name, rule in RULES.items())
+_ONSETS: tuple[Column, ...] = (
+    ("failing traces", "n_failing", Kind.COUNT),
+    *((f"{rule}, %", name, Kind.PERCENT) for name, rule in RULES.items()),
+)
 _MATCHED: tuple[Column, ...] = (
     ("AUROC", "auroc", Kind.FRACTION),
     ("position alone", "auroc_position_only", Kind.FRACTION),
@@ -74,11 +79,7 @@ def onset_tables(pipeline: Pipeline) -> list[Table]:
             f"Balanced operating point, test prompts, simulated. {_DELAY} Onsets are each protocol's own.",
             "evaluate", "alarms-balanced", _ALARMS, each, subjects=KINDS,
         ),
-        table_of(
-            pipeline, "live-alarms", "When the alarm comes, live",
-            f"Fresh prompts, compressed once: the hazard of traces that no guard touched. {_DELAY}",
-            "live-validate", "alarms-rollback", _ALARMS, subjects=KINDS,
-        ),
+        _live_alarms(pipeline),
     ]  # fmt: skip
 
 
@@ -108,3 +109,28 @@ def _answers(pipeline: Pipeline) -> Table:
     )
     heads = ("condition", "first answer, %", "last answer, %", "difference, points")
     return Table("answers", "Which answer counts", note, heads, 1, groups_of(pipeline, "measure", rows))
+
+
+def _live_alarms(pipeline: Pipeline) -> Table:
+    """Return when each policy first acts, against the onsets of the traces without a guard."""
+    numbers = pipeline.numbers
+
+    def rows(model: str) -> list[tuple[str | Cell, ...]]:
+        return [
+            (
+                spelled,
+                KINDS[kind],
+                *(Cell(numbers.get(STAGE, model, "", f"alarms-{policy}", kind, m), k) for _, m, k in _ALARMS),
+            )
+            for policy, spelled in POLICIES.items()
+            for kind in KINDS
+            if kind in numbers.subjects(STAGE, model, "", f"alarms-{policy}")
+        ]
+
+    note = (
+        f"Fresh prompts, compressed once; onsets are those of the traces without a guard. {_DELAY} Stop at the "
+        "answer acts where it stops."
+    )
+    heads = ("policy", "failures", *(head for head, _, _ in _ALARMS))
+    groups = groups_of(pipeline, STAGE, rows)
+    return Table("live-alarms", "When the alarm comes, live", note, heads, 2, groups)

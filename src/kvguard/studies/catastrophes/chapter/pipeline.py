@@ -71,7 +71,6 @@ _SUBJECT = {  # what the rows of a table are, where they are not conditions
     "cross_validation": "left out",
     "operating_points": "operating point",
     "alarms-balanced": "failures",
-    "alarms-rollback": "failures",
 }
 _SPELLED = {"pre_onset": "pre-onset", "overall": "all compressed", "non_termination": "non-termination"}
 
