@@ -29,6 +29,7 @@ ALARMS = [
     *(f"{name}_in_vain{suffix}" for name in ("tokens", "share") for suffix in ("", "_unguarded")),
 ]  # fmt: skip
 GUARDED = ["reduction", "false_positive_rate", "kv_saved", "lead_time_median"]
+VARIANT = [*RANKING, "matched_auroc", *GUARDED]
 COMPARED = [
     f"{name}_{what}" for name in ("cbr", "accuracy") for what in ("difference", "p", "p_holm", "odds_ratio")
 ]
@@ -129,7 +130,7 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
         "transfer": {
             "transfer": (
                 [f"{model}->{other}", f"{other}->{other}"],
-                against([*RANKING, "matched_auroc", *GUARDED], "in_domain"),
+                against(VARIANT, "in_domain"),
             ),
         },
     }[stage]

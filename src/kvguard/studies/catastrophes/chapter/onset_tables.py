@@ -128,8 +128,8 @@ def _live_alarms(pipeline: Pipeline) -> Table:
         ]
 
     note = (
-        f"Fresh prompts, compressed once; onsets are those of the traces without a guard. {_DELAY} Stop at the "
-        "answer acts where it stops."
+        f"Fresh prompts, compressed once; onsets are those of the traces without a guard. {_DELAY} Stop at "
+        "the answer acts where it stops."
     )
     heads = ("policy", "failures", *(head for head, _, _ in _ALARMS))
     groups = groups_of(pipeline, STAGE, rows)
