@@ -68,6 +68,12 @@ def draw_live(folder):
     return figures.live_figures(results, latency, folder, TITLE)
 
 
+@pytest.fixture(scope="module")
+def live_before(tmp_path_factory):
+    """The live figures of made-up numbers, as bytes."""
+    return {path.stem: path.read_bytes() for path in draw_live(tmp_path_factory.mktemp("live"))}
+
+
 def draw_controller(folder):
     return [figures.state_machine(folder / "state-machine.png")]
 
@@ -151,14 +157,13 @@ def test_live_runs_without_failures_or_a_second_regime_still_make_figures(tmp_pa
         ("alarm_bins-rollback", "never", "non_termination", "alarm-delay"),
     ],
 )
-def test_live_figures_show_their_numbers(tmp_path, table, subject, metric, name):
+def test_live_figures_show_their_numbers(tmp_path, live_before, table, subject, metric, name):
     frame, latency = made_up.results("live-validate", "reference", HEADLINE), made_up.latency("reference")
-    before = {path.stem: path.read_bytes() for path in figures.live_figures(frame, latency, tmp_path, TITLE)}
     chosen = frame["table"].eq(table) & frame["subject"].eq(subject) & frame["metric"].eq(metric)
     assert chosen.sum() == 1
     frame.loc[chosen, ["value", "low", "high"]] = [0.01, 0.0, 0.02]
     after = {path.stem: path.read_bytes() for path in figures.live_figures(frame, latency, tmp_path, TITLE)}
-    assert before[name] != after[name]
+    assert live_before[name] != after[name]
 
 
 def test_a_reference_model_is_called_one():

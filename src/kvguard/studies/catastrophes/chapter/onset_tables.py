@@ -95,7 +95,7 @@ def _answers(pipeline: Pipeline) -> Table:
     numbers = pipeline.numbers
 
     def rows(model: str) -> list[tuple[str | Cell, ...]]:
-        found = []
+        found: list[tuple[str | Cell, ...]] = []
         for subject in numbers.subjects("measure", model, "", "outcomes"):
             first, last = answer_rates(numbers, model, subject)
             difference = Interval(first.value - last.value, float("nan"), float("nan"))
