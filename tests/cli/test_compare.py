@@ -80,7 +80,11 @@ def test_a_missing_run_or_store_is_one_line_that_names_the_command(workspace):
 
 
 def test_wrong_usage_and_unknown_models_are_told_apart(workspace):
+<<<<<<< HEAD
     for arguments in (["v1"], ["v1", "v1"], ["v1", "v0"], []):
+=======
+    for arguments in (["v1"], ["v1", "v4"], []):
+>>>>>>> w-lead
         assert kvguard("compare", *arguments).exit_code == 2
     result = kvguard("compare", "v1", "v2", "--model", "tinny")
     assert result.exit_code == 1

@@ -33,12 +33,15 @@ RULES = (LOOPING, ANSWER, UNCOMPRESSED, PROXY)
 _NEVER = np.iinfo(np.int64).max
 
 
-def tokens_up_to(decode: Decode, token_ids: NDArray[np.integer], position: int) -> int:
-    """Return how many tokens it takes until the text is ``position`` characters long."""
+def tokens_up_to(decode: Decode, token_ids: NDArray[np.integer], beginning: str) -> int:
+    """Return how many tokens it takes until the text begins so; all where it never does.
+
+    Length alone does not tell: half a character may decode to more than the whole one.
+    """
     low, high = 0, len(token_ids)
     while low < high:
         middle = (low + high) // 2
-        if len(decode(token_ids[:middle].tolist())) >= position:
+        if decode(token_ids[:middle].tolist()).startswith(beginning):
             high = middle
         else:
             low = middle + 1
@@ -84,9 +87,10 @@ def true_onsets(
     run_on, by = np.full(len(parts), _NEVER), np.full(len(parts), None, dtype=object)
     lengths = parts["token_ids"].map(len).to_numpy()
     for row in np.flatnonzero(endless).tolist():
-        ends = answered(parts["text"].iloc[row])
+        text = parts["text"].iloc[row]
+        ends = answered(text)
         twin = uncompressed.get(parts["prompt_id"].iloc[row])
-        at = tokens_up_to(decode, parts["token_ids"].iloc[row], ends[0]) if ends else None
+        at = tokens_up_to(decode, parts["token_ids"].iloc[row], text[: ends[0]]) if ends else None
         if at is not None and at < lengths[row]:
             run_on[row], by[row] = at, ANSWER
         elif twin is not None and twin + params.run_on_margin < lengths[row]:
