@@ -1,4 +1,4 @@
-"""Two protocols side by side."""
+"""Protocols side by side."""
 
 from pathlib import Path
 
@@ -6,13 +6,19 @@ import click
 
 from kvguard import stage
 from kvguard.cli.asking import open_settings, params_option
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 
-PROTOCOL = click.Choice(["v1", "v2"])
+_HELP = "\n\n".join(
+    [
+        f"Print what protocols make of the same traces: `kvguard compare {' '.join(PROTOCOLS)}`.",
+        " ".join(protocol.about for protocol in PROTOCOLS.values()),
+        "The numbers are those of the last finished MLflow runs of `score`; `dvc repro` makes them.",
+    ]
+)
 
 
-@click.command()
-@click.argument("first", type=PROTOCOL)
-@click.argument("second", type=PROTOCOL)
+@click.command(help=_HELP)
+@click.argument("protocols", nargs=-1, required=True, type=click.Choice(list(PROTOCOLS)))
 @click.option(
     "--model",
     "models",
@@ -21,15 +27,11 @@ PROTOCOL = click.Choice(["v1", "v2"])
 )
 @params_option
 @stage.one_line_errors
-def compare(first: str, second: str, models: tuple[str, ...], params_path: Path | None) -> None:
-    """Print what two protocols make of the same traces: `kvguard compare v1 v2`.
+def compare(protocols: tuple[str, ...], models: tuple[str, ...], params_path: Path | None) -> None:  # noqa: D103
+    named = list(dict.fromkeys(protocols))
+    if len(named) < 2:
+        raise click.UsageError(f"nothing to compare {named[0]} with: name two of {', '.join(PROTOCOLS)}")
 
-    v1 keeps the mistakes of earlier work: a prompt in train and test, a feature that looks ahead, thresholds
-    picked on the traces that are measured, 50 prompts, wrong answers counted as catastrophes. v2 is the
-    honest one. What v1 claims and v2 does not find is the mistakes' doing.
-
-    The numbers are those of the last finished MLflow runs of `score`; `dvc repro` makes them.
-    """
     from kvguard import tracking
     from kvguard.studies.catastrophes.chapter.comparison import comparison_text
 
@@ -37,4 +39,4 @@ def compare(first: str, second: str, models: tuple[str, ...], params_path: Path 
     chosen = models or (params.model, params.transfer_to)
     for model in chosen:
         params.spec(model)
-    click.echo(comparison_text(chosen, [first, second], tracking.latest_metrics))
+    click.echo(comparison_text(chosen, named, tracking.latest_metrics))

@@ -11,6 +11,8 @@ sentence, one on lines of its own fills whole lines. Templates may call:
     What the interval of a difference allows to say.
 ``subjects(name)``
     The names below one, to loop over.
+``known(name, ...)``
+    Whether the run has all of them.
 ``measured(name)``
     A number that no stage measures, from ``docs/measured.yaml``.
 ``output(name)``
@@ -108,6 +110,7 @@ class Prose:
             **{kind: functools.partial(self._write, *how) for kind, how in _KINDS.items()},
             "compared": self._compared,
             "subjects": lambda name: list(self._find(name)),
+            "known": self._known,
             "measured": self._measured,
             "output": self._output,
             "picture": self._picture,
@@ -157,6 +160,14 @@ class Prose:
                 raise KvguardError(f"{self._document}: {path} does not exist: fix {name}, or run `dvc repro`")
             self._metrics[path] = json.loads(path.read_text(encoding="utf-8"))
         return _pick(self._metrics[path], rest.split("/"), self._document, name)
+
+    def _known(self, *names: str) -> bool:
+        try:
+            for name in names:
+                self._find(name)
+        except KvguardError:
+            return False
+        return True
 
     def _once(self, name: str, found: Any) -> Any:
         """Hold that a number stands in one place only."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvguard.report.numbers import Cell, Kind, Table
+from kvguard.studies.catastrophes.chapter.comparison import compared_table, failures_said
 from kvguard.studies.catastrophes.chapter.live_tables import live_tables
-from kvguard.studies.catastrophes.chapter.pipeline import Column, Pipeline, groups_of
+from kvguard.studies.catastrophes.chapter.onset_tables import onset_tables
+from kvguard.studies.catastrophes.chapter.pipeline import Column, Pipeline, groups_of, table_of
 from kvguard.studies.catastrophes.evaluate.operating_points import POINTS
+from kvguard.studies.catastrophes.protocols import HEADLINE
 
 _RATES: tuple[Column, ...] = (
     ("accuracy, %", "accuracy", Kind.PERCENT),
@@ -31,6 +34,7 @@ _RANKING: tuple[Column, ...] = (
     ("AUPRC", "auprc", Kind.FRACTION),
     ("recall at 5 % FPR", "recall_at_5pct_fpr", Kind.FRACTION),
 )
+_MATCHED: Column = ("matched AUROC", "matched_auroc", Kind.FRACTION)
 _PREDICTOR: tuple[Column, ...] = (
     *_RANKING,
     ("F1", "f1", Kind.FRACTION),
@@ -72,61 +76,26 @@ _POINT: tuple[Column, ...] = (
     *_GUARDED,
 )
 _SWEPT: tuple[Column, ...] = (*_GUARDED, ("lead time, median", "lead_time_median", Kind.COUNT))
-# What is compared between protocols: label, stage, table, subject, metric, kind.
-COMPARED: tuple[tuple[str, str, str, str, str, Kind], ...] = (
-    ("prompts in test", "train", "model", "hazard", "n_test_prompts", Kind.COUNT),
-    ("AUROC, pre-onset tokens", "train", "predictor", "pre_onset", "auroc", Kind.FRACTION),
-    ("AUROC, all tokens", "train", "predictor", "all", "auroc", Kind.FRACTION),
-    ("AUPRC, pre-onset tokens", "train", "predictor", "pre_onset", "auprc", Kind.FRACTION),
-    ("recall at 5 % FPR, pre-onset", "train", "predictor", "pre_onset", "recall_at_5pct_fpr", Kind.FRACTION),
-    ("F1, pre-onset tokens", "train", "predictor", "pre_onset", "f1", Kind.FRACTION),
-    ("Brier score, pre-onset tokens", "train", "predictor", "pre_onset", "brier", Kind.FRACTION),
-    *(
-        (text, "evaluate", "controller-balanced", "overall", name, kind)
-        for text, name, kind in (
-            ("failures without guard, %", "cbr_uncontrolled", Kind.PERCENT),
-            ("failures with guard, %", "cbr_controlled", Kind.PERCENT),
-            ("reduction, points", "reduction", Kind.PERCENT),
-            ("reduction, relative, %", "reduction_relative", Kind.PERCENT),
-            ("of the always-safe ceiling, %", "ceiling_share", Kind.PERCENT),
-            ("false positives, %", "false_positive_rate", Kind.PERCENT),
-            ("lead time, median, tokens", "lead_time_median", Kind.COUNT),
-            ("KV memory still saved, %", "kv_saved_controlled", Kind.PERCENT),
-        )
-    ),
-)
-_SUBJECT = {  # what the rows of a table are, where they are not conditions
-    "onset_entropy": "traces",
-    "features": "features",
-    "controllers": "controller",
-    "hysteresis": "k",
-    "thresholds": "tau",
-    "transfer": "trained → tested",
-    "predictor": "tokens",
-    "horizons": "H",
-    "cross_validation": "left out",
-    "operating_points": "operating point",
-}
-_SPELLED = {"pre_onset": "pre-onset", "overall": "all compressed", "non_termination": "non-termination"}
 
 
 def tables(pipeline: Pipeline) -> dict[str, Table]:
     """Return every table of the report by name."""
-    groups = (_measured, _trained, _evaluated, _ablated, _transferred, live_tables)
+    groups = (_measured, onset_tables, _trained, _evaluated, _ablated, _transferred, live_tables)
     return {table.name: table for group in groups for table in group(pipeline)}
 
 
 def _measured(pipeline: Pipeline) -> list[Table]:
     """What compression does."""
     return [
-        _table(
+        table_of(
             pipeline, "experiment-001", "Outcomes by compressor and ratio",
-            "Over all prompts. CBR: looping or non-termination. Wrong answers and amnesia (the question's "
-            "numbers and names are gone) are no catastrophes and are reported beside it.",
+            "Over all prompts. Accuracy is by the first complete answer. CBR: looping or non-termination. "
+            "Wrong answers and amnesia (the question's numbers and names are gone) are no catastrophes and "
+            "are reported beside it.",
             "measure", "outcomes", (("n", "n", Kind.COUNT), *_RATES), everywhere=True,
         ),
         _signals(pipeline),
-        _table(
+        table_of(
             pipeline, "onset-entropy", "Entropy before the onset",
             "Mean entropy (nats) of the 10 tokens before an onset, and at the same positions of healthy "
             "traces of the same condition or, lacking those, of uncompressed ones.",
@@ -137,13 +106,13 @@ def _measured(pipeline: Pipeline) -> list[Table]:
                 ("difference", "difference", Kind.FRACTION),
             ),
         ),
-        _table(
+        table_of(
             pipeline, "against-none", "Against no compression",
             "Paired by prompt with the uncompressed model: McNemar's exact test, p values after Holm's "
             "correction over the family; odds ratio of the discordant pairs.",
             "measure", "against_none", _TESTED,
         ),
-        _table(
+        table_of(
             pipeline, "against-random", "Against random eviction",
             "The same tests against evicting KV pairs at random, at equal ratio: does the strategy matter?",
             "measure", "against_random", _TESTED,
@@ -153,69 +122,70 @@ def _measured(pipeline: Pipeline) -> list[Table]:
 
 def _trained(pipeline: Pipeline) -> list[Table]:
     """How well catastrophes are forecast."""
-    both = pipeline.params.protocols
+    each = pipeline.params.protocols
     return [
-        _table(
+        table_of(
             pipeline, "predictor", "Hazard model",
             "On test prompts. Pre-onset tokens are the headline: they show what is known before the failure. "
             "Lead times in tokens.",
-            "train", "predictor", _PREDICTOR, both, everywhere=True,
+            "train", "predictor", _PREDICTOR, each, everywhere=True,
+            subjects={"pre_onset": "pre-onset", "all": "all"},
         ),
-        _table(
+        table_of(
             pipeline, "horizons", "Horizon",
             "Pre-onset metrics of models trained for other horizons H (tokens ahead).",
-            "train", "horizons", _RANKING, both,
+            "train", "horizons", _RANKING, each,
         ),
-        _table(
+        table_of(
             pipeline, "cross-validation", "Leave one compressor out",
             "Each compressor is left out of the training in turn; pre-onset metrics on its own traces.",
             "train", "cross_validation",
-            (*_RANKING, ("tokens", "n_tokens", Kind.COUNT), ("positive", "n_positive", Kind.COUNT)), both,
+            (*_RANKING, ("tokens", "n_tokens", Kind.COUNT), ("positive", "n_positive", Kind.COUNT)), each,
         ),
     ]  # fmt: skip
 
 
 def _evaluated(pipeline: Pipeline) -> list[Table]:
     """What the forecast is good for, simulated."""
-    both = pipeline.params.protocols
+    each = pipeline.params.protocols
     return [
-        _table(
+        table_of(
             pipeline, "operating-points", "Operating points",
             "Picked from the threshold search; the last three columns are what the search saw.",
-            "evaluate", "operating_points", _POINT, both,
+            "evaluate", "operating_points", _POINT, each,
         ),
         _controller(
             pipeline, "controller", "Controller, all compressed conditions",
-            "Simulated on test prompts. Failures are catastrophes (CBR) in v2, catastrophes or wrong answers "
-            "(CFR) in v1. False positives: share of the traces without a failure in which SAFE fired.",
+            f"Simulated on test prompts. Failures: {failures_said(each)}. False positives: share of the "
+            "traces without a failure in which SAFE fired.",
             _CONTROLLER, everywhere=True,
         ),
         _controller(
             pipeline, "controller-kinds", "Controller, by kind of failure",
             "Shares of the traces of all compressed conditions.", _KINDS,
         ),
-        _table(
+        table_of(
             pipeline, "controller-by-condition", "Controller, by condition",
-            "Balanced operating point of protocol v2, simulated on test prompts.",
-            "evaluate", "controller-balanced", (*_CONTROLLER, *_KINDS), ("v2",),
+            f"Balanced operating point of protocol {HEADLINE}, simulated on test prompts.",
+            "evaluate", "controller-balanced", (*_CONTROLLER, *_KINDS), (HEADLINE,),
         ),
-        _compared(pipeline),
+        compared_table(pipeline),
     ]  # fmt: skip
 
 
 def _ablated(pipeline: Pipeline) -> list[Table]:
     """What is left without parts of it."""
     return [
-        _table(
+        table_of(
             pipeline, "ablation-features", "Feature sets",
-            "Protocol v2. Each set is trained again and goes through the controller again; "
+            f"Protocol {HEADLINE}. Each set is trained again and goes through the controller again; "
             "Δ is the difference from the full set, paired by prompt.",
-            "ablate", "features", _with_differences((*_RANKING[:2], *_GUARDED), "full"),
+            "ablate", "features", _with_differences((*_RANKING[:2], _MATCHED, *_GUARDED), "full"),
         ),
-        _table(
+        table_of(
             pipeline, "ablation-controllers", "Controllers",
-            "Protocol v2. Always-safe is the ceiling of the simulation; random switches as often as the "
-            "hazard model; the risk score needs no model. Δ is the difference from the hazard model.",
+            f"Protocol {HEADLINE}. Always-safe is the ceiling of the simulation; random switches as often as "
+            "the hazard model; the risk score needs no model. Δ is the difference from the hazard model.",
             "ablate", "controllers",
             (
                 *_with_differences(_GUARDED, "hazard"),
@@ -223,14 +193,14 @@ def _ablated(pipeline: Pipeline) -> list[Table]:
                 ("reduction of non-termination, points", "non_termination_reduction", Kind.PERCENT),
             ),
         ),
-        _table(
+        table_of(
             pipeline, "ablation-hysteresis", "Hysteresis k",
-            "Protocol v2, test prompts; the rest as at the balanced operating point.",
+            f"Protocol {HEADLINE}, test prompts; the rest as at the balanced operating point.",
             "ablate", "hysteresis", _SWEPT,
         ),
-        _table(
+        table_of(
             pipeline, "ablation-thresholds", "Threshold tau",
-            "Protocol v2, test prompts; the rest as at the balanced operating point.",
+            f"Protocol {HEADLINE}, test prompts; the rest as at the balanced operating point.",
             "ablate", "thresholds", _SWEPT,
         ),
     ]  # fmt: skip
@@ -239,11 +209,11 @@ def _ablated(pipeline: Pipeline) -> list[Table]:
 def _transferred(pipeline: Pipeline) -> list[Table]:
     """What is left of it on another model."""
     return [
-        _table(
+        table_of(
             pipeline, "transfer", "Transfer",
-            "Protocol v2. A → B: trained on A's traces, tested on the test prompts of B; "
+            f"Protocol {HEADLINE}. A → B: trained on A's traces, tested on the test prompts of B; "
             "Δ is the difference from B → B, paired by prompt.",
-            "transfer", "transfer", _with_differences((*_RANKING, *_GUARDED), "in_domain"),
+            "transfer", "transfer", _with_differences((*_RANKING, _MATCHED, *_GUARDED), "in_domain"),
         ),
     ]  # fmt: skip
 
@@ -254,36 +224,6 @@ def _with_differences(columns: Sequence[Column], base: str) -> tuple[Column, ...
         for head, metric, kind in columns
         for column in ((head, metric, kind), (f"Δ {head}", f"{metric}_minus_{base}", kind))
     )
-
-
-def _table(
-    pipeline: Pipeline,
-    name: str,
-    title: str,
-    note: str,
-    stage: str,
-    table: str,
-    columns: Sequence[Column],
-    protocols: Sequence[str] = ("",),
-    everywhere: bool = False,
-) -> Table:
-    """Return a table of the results as it is: a row for each subject, protocol by protocol."""
-    numbers, several = pipeline.numbers, len(protocols) > 1
-
-    def rows(model: str) -> list[tuple[str | Cell, ...]]:
-        return [
-            (
-                *([protocol] if several else []),
-                _SPELLED.get(subject, subject.replace("->", " → ")),
-                *(Cell(numbers.get(stage, model, protocol, table, subject, m), k) for _, m, k in columns),
-            )
-            for protocol in protocols
-            for subject in numbers.subjects(stage, model, protocol, table)
-        ]
-
-    labels = (*(["protocol"] if several else []), _SUBJECT.get(table, "condition"))
-    heads = (*labels, *(head for head, _, _ in columns))
-    return Table(name, title, note, heads, len(labels), groups_of(pipeline, stage, rows, everywhere))
 
 
 def _controller(
@@ -339,24 +279,3 @@ def _signals(pipeline: Pipeline) -> Table:
     )
     heads = ("condition", "mean entropy", "max entropy", "min top-1 probability", "AUROC of max entropy")
     return Table("signals", "Signals by condition", note, heads, 1, groups_of(pipeline, "measure", rows))
-
-
-def _compared(pipeline: Pipeline) -> Table:
-    numbers, protocols = pipeline.numbers, pipeline.params.protocols
-
-    def rows(model: str) -> list[tuple[str | Cell, ...]]:
-        if not any(numbers.subjects("train", model, protocol, "predictor") for protocol in protocols):
-            return []
-        return [
-            (text, *(Cell(numbers.get(stage, model, p, table, subject, m), kind) for p in protocols))
-            for text, stage, table, subject, m, kind in COMPARED
-        ]
-
-    note = (
-        "The same traces, judged twice; balanced operating point. v1 splits by trace (a prompt stands in "
-        "train and test), divides the position by the trace's own length, picks thresholds where it "
-        "measures, and counts wrong answers as failures."
-    )
-    heads = ("number", *(f"protocol {protocol}" for protocol in protocols))
-    groups = groups_of(pipeline, "train evaluate", rows, everywhere=True)
-    return Table("protocols", "What v1 claims, what v2 finds", note, heads, 1, groups)

@@ -22,6 +22,7 @@ from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.judging.judge import read_judged
 from kvguard.store.tables import read_table, read_tokens
 from kvguard.studies.catastrophes import layout
+from kvguard.studies.catastrophes.chapter.onset_tables import RULES
 from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 from kvguard.studies.catastrophes.train.hazards import of_horizon, read_hazards
 from kvguard.studies.catastrophes.train.splits import part_of_traces, read_split
@@ -142,6 +143,7 @@ def _records(
             "start": int(begin),
             "n": int(n),
             "onset": None if pd.isna(row["onset"]) else int(row["onset"]),
+            "rule": RULES.get(f"by_{row['onset_by']}", ""),
             "safe": _first(states[begin : begin + n] == State.SAFE),
             **_verdict(row),
         }

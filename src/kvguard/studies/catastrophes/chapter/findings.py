@@ -9,6 +9,8 @@ from kvguard.report.numbers import Cell, Kind, Numbers, fraction, known, percent
 from kvguard.report.page import Tile
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes import layout
+from kvguard.studies.catastrophes.chapter import onset_findings
+from kvguard.studies.catastrophes.chapter.comparison import failures_said, listed
 from kvguard.studies.catastrophes.chapter.live_findings import live_headline, live_tiles
 from kvguard.studies.catastrophes.chapter.live_tables import STAGE
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
@@ -38,6 +40,12 @@ def tiles(pipeline: Pipeline, model: str) -> list[Tile]:
             Kind.FRACTION,
             "",
         ),
+        (
+            "AUROC, tokens of one index",
+            numbers.get("train", model, HEADLINE, "predictor", "pre_onset", "matched_auroc"),
+            Kind.FRACTION,
+            "",
+        ),
         ("CBR reduction, simulated", numbers.get(*controller, "reduction"), Kind.PERCENT, " points"),
         ("its false positives", numbers.get(*controller, "false_positive_rate"), Kind.PERCENT, " %"),
         ("KV memory still saved", numbers.get(*controller, "kv_saved_controlled"), Kind.PERCENT, " %"),
@@ -52,8 +60,12 @@ def sentences(pipeline: Pipeline, model: str) -> list[str]:
     return [
         *_outcomes(numbers, model),
         *_tests(numbers, model),
+        *onset_findings.answers(numbers, model),
+        *onset_findings.onsets(numbers, model),
         *_forecast(numbers, model),
+        *onset_findings.clocks(numbers, model, [OVERALL]),
         *_control(numbers, model),
+        *onset_findings.alarms(numbers, model),
         *live_headline(numbers, model),
         *_protocols(pipeline, model),
         *_transfer(numbers, model),
@@ -139,23 +151,24 @@ def _live_effect(numbers: Numbers, model: str) -> str:
 
 
 def _protocols(pipeline: Pipeline, model: str) -> Iterator[str]:
-    if set(pipeline.params.protocols) != {"v1", "v2"}:
-        return
-    aurocs, reductions, alarms = (
-        [pipeline.numbers.get(stage, model, protocol, table, subject, metric) for protocol in ("v1", "v2")]
-        for stage, table, subject, metric in (
-            ("train", "predictor", "pre_onset", "auroc"),
-            ("evaluate", BALANCED, OVERALL, "reduction"),
-            ("evaluate", BALANCED, OVERALL, "false_positive_rate"),
+    """Say what each protocol finds on the same traces, if two or more were run."""
+    told = {}
+    for protocol in pipeline.params.protocols:
+        auroc, reduction, alarms = (
+            pipeline.numbers.get(stage, model, protocol, table, subject, metric)
+            for stage, table, subject, metric in (
+                ("train", "predictor", "pre_onset", "auroc"),
+                ("evaluate", BALANCED, OVERALL, "reduction"),
+                ("evaluate", BALANCED, OVERALL, "false_positive_rate"),
+            )
         )
-    )
-    if known(*aurocs, *reductions, *alarms):
-        yield (
-            f"On the same traces protocol v1 claims an AUROC of {fraction(aurocs[0])} where v2 finds "
-            f"{fraction(aurocs[1])}, and a reduction of {points(reductions[0])} at {percent(alarms[0])} "
-            f"false positives where v2 finds {points(reductions[1])} at {percent(alarms[1])} (v1 counts "
-            "wrong answers as failures, v2 does not)."
-        )
+        if known(auroc, reduction, alarms):
+            told[protocol] = (
+                f"{protocol} finds an AUROC of {fraction(auroc)} and a reduction of {points(reduction)} at "
+                f"{percent(alarms)} false positives"
+            )
+    if len(told) > 1:
+        yield f"On the same traces {listed(list(told.values()))}. Failures: {failures_said(told)}."
 
 
 def _transfer(numbers: Numbers, model: str) -> Iterator[str]:

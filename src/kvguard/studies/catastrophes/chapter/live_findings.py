@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kvguard.report.numbers import Cell, Kind, Numbers, known, percent, points
 from kvguard.stats.bootstrap import Interval
-from kvguard.studies.catastrophes.chapter.figures.live import ACTIONS, POLICIES, REGIMES, policies_table
+from kvguard.studies.catastrophes.chapter.comparison import listed
+from kvguard.studies.catastrophes.chapter.figures.live import (
+    ACTIONS,
+    BASELINE,
+    GUARD,
+    POLICIES,
+    REGIMES,
+    policies_table,
+)
 from kvguard.studies.catastrophes.chapter.live_tables import BASELINES, SPELLED, STAGE
 
-GUARD, RESTART, FITS = "rollback", "restart", "rollback_fits"
-RESIDUAL, FALSE_ALARMS, HEALTHY_SAVING, OVERHEAD = 0.10, 0.05, 0.95, 0.05  # what the guard is to reach
+RESTART, STOP, FITS = "restart", "stop", "rollback_fits"
+# What the guard is to reach.
+RESIDUAL, ANSWERS_LOST, FALSE_ALARMS, HEALTHY_SAVING, OVERHEAD = 0.10, 0.50, 0.05, 0.95, 0.05
 _FITS = "These intervals are over prompts and over fits of the hazard, each with a seed of its own."
 _ONE_FIT = (
     "Which trigger is better here cannot be told: the hazard was fitted once, and another seed or machine "
@@ -20,8 +29,9 @@ _NO_MEMORY = 1e-9  # share: a mixture of equal saving differs by rounding
 
 
 def live_headline(numbers: Numbers, model: str) -> list[str]:
-    """Return what the guard did to traces that were compressed once, in two or three sentences."""
-    return [*_rates(numbers, model, "prefill"), *_rescue(numbers, model, "prefill")]
+    """Return what the guard did to traces that were compressed once, in a few sentences."""
+    told = (_rates, _rescue, _answers, _run_ons)
+    return [sentence for about in told for sentence in about(numbers, model, "prefill")]
 
 
 def live_sentences(numbers: Numbers, model: str) -> dict[str, list[str]]:
@@ -29,7 +39,7 @@ def live_sentences(numbers: Numbers, model: str) -> dict[str, list[str]]:
     found = {
         f"{name}: {spelled}": [
             sentence
-            for about in (_rates, _rescue, _alarms, _unchanged, _saving, _baselines)
+            for about in (_rates, _rescue, _answers, _run_ons, _alarms, _unchanged, _saving, _baselines)
             for sentence in about(numbers, model, name)
         ]
         for name, spelled in REGIMES.items()
@@ -40,11 +50,11 @@ def live_sentences(numbers: Numbers, model: str) -> dict[str, list[str]]:
     return {heading: lines for heading, lines in found.items() if lines}
 
 
-def verdict(found: Interval, bar: float, is_ceiling: bool) -> str:
-    """Say whether a number reaches a bar: at most it (a ceiling) or at least it."""
+def verdict(found: Interval, bar: float, is_ceiling: bool, written: str = "") -> str:
+    """Say whether a number reaches a bar, by default a share: at most it (a ceiling) or at least it."""
     edge = found.high if is_ceiling else found.low
     met, surely = (number <= bar if is_ceiling else number >= bar for number in (found.value, edge))
-    aim = f"the aim of at {'most' if is_ceiling else 'least'} {bar * 100:.0f} %"
+    aim = f"the aim of at {'most' if is_ceiling else 'least'} {written or f'{bar * 100:.0f} %'}"
     if not met:
         return f"{aim} is not met"
     return f"{aim} is met" if surely else f"{aim} is met by the estimate, not by its whole interval"
@@ -65,7 +75,7 @@ def _rates(numbers: Numbers, model: str, regime: str) -> Iterator[str]:
     def rate(policy: str) -> Interval:
         return _get(numbers, model, regime, policy, "cbr")
 
-    guarded = [policy for policy in ("hold", "restore", GUARD, RESTART) if known(rate(policy))]
+    guarded = [policy for policy in ("hold", "restore", GUARD, RESTART, STOP) if known(rate(policy))]
     if not guarded or not known(rate("uncompressed"), rate("static")):
         return
     actions = ", ".join(f"{percent(rate(action))} with {action}" for action in guarded)
@@ -88,18 +98,78 @@ def _beside(numbers: Numbers, model: str) -> str:
 
 
 def _rescue(numbers: Numbers, model: str, regime: str) -> Iterator[str]:
-    cbr, accuracy = (_get(numbers, model, regime, GUARD, f"residual_{name}") for name in ("cbr", "accuracy"))
+    cbr = _get(numbers, model, regime, GUARD, "residual_cbr")
     without, plain = (_get(numbers, model, regime, policy, "cbr") for policy in ("static", "uncompressed"))
     if known(without, plain) and without.value <= plain.value:
         yield "Compression adds no catastrophes on these prompts, so there is nothing to rescue from."
     elif known(cbr):
-        lost = f" Of the accuracy that it costs, {percent(accuracy)} stay lost." if known(accuracy) else ""
-        again = _get(numbers, model, regime, RESTART, "residual_accuracy")
-        lost += f" With {RESTART} it is {percent(again)}." if known(again) else ""
         yield (
             f"Of the catastrophes that compression adds, {percent(cbr)} are left with {GUARD}: "
-            f"{verdict(cbr, RESIDUAL, is_ceiling=True)}.{lost}"
+            f"{verdict(cbr, RESIDUAL, is_ceiling=True)}."
         )
+
+
+def _answers(numbers: Numbers, model: str, regime: str) -> Iterator[str]:
+    """Say what compression costs in right answers, and how much of that each action leaves lost."""
+    for metric, judged in (("accuracy", "the first complete answer"), ("accuracy_last", "the last answer")):
+        plain, without = (_get(numbers, model, regime, name, metric) for name in ("uncompressed", "static"))
+        if not known(plain, without):
+            continue
+        right = (
+            f"Judged by {judged}, {percent(plain)} are right uncompressed and {percent(without)} compressed "
+            "without a guard"
+        )
+        if without.value >= plain.value:
+            yield f"{right}: no right answers are lost on these prompts."
+            continue
+        left = {
+            policy: _get(numbers, model, regime, policy, f"residual_{metric}")
+            for policy in (GUARD, STOP, RESTART, BASELINE)
+        }
+        lost = [f"{percent(found)} with {SPELLED[policy]}" for policy, found in left.items() if known(found)]
+        if lost:
+            yield f"{right}; of this loss stay {listed(lost)}.{_half(left, metric)}"
+
+
+def _half(left: Mapping[str, Interval], metric: str) -> str:
+    """Say whether an action brings back half of what running on loses, which the last answer shows."""
+    if metric != "accuracy_last":
+        return ""
+    said = [
+        f"with {policy} {verdict(found, ANSWERS_LOST, is_ceiling=True)}"
+        for policy, found in left.items()
+        if policy in (GUARD, STOP) and known(found)
+    ]
+    return f" Half of it is to come back: {listed(said)}." if said else ""
+
+
+def _run_ons(numbers: Numbers, model: str, regime: str) -> Iterator[str]:
+    """Say whether the guard beats a stop string after the first answer, which needs no model."""
+    ends = {
+        policy: _get(numbers, model, regime, policy, "non_termination")
+        for policy in ("static", GUARD, STOP, BASELINE)
+    }
+    if not known(ends["static"], ends[BASELINE]):
+        return
+    shares = [f"{percent(found)} with {SPELLED[name]}" for name, found in ends.items() if known(found)]
+    yield f"Texts that do not end: {listed(shares)} (a stop string after the first answer, without a model)."
+    differences = {  # the policy's CBR less the baseline's
+        STOP: _get(numbers, model, regime, STOP, f"cbr_minus_{BASELINE}"),
+        GUARD: _turned(_get(numbers, model, regime, BASELINE, f"cbr_minus_{GUARD}")),
+    }
+    fitted_once = not known(_get(numbers, model, regime, FITS, "cbr"))
+    for policy, found in differences.items():
+        if known(found):
+            beaten = "beats it" if found.high < 0 else "does not beat it"
+            fits = ", by one fit of the hazard" if fitted_once or policy == STOP else ""
+            yield (
+                f"The CBR with {policy} is {compared(found)} that of the stop string (difference "
+                f"{points(found)}{fits}): {policy} {beaten}."
+            )
+
+
+def _turned(found: Interval) -> Interval:
+    return Interval(-found.value, -found.high, -found.low)
 
 
 def _alarms(numbers: Numbers, model: str, regime: str) -> Iterator[str]:

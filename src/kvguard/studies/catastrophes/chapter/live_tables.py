@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvguard.report.numbers import Cell, Kind, Numbers, Table
-from kvguard.studies.catastrophes.chapter.figures.live import ACTIONS, POLICIES, REGIMES, policies_table
+from kvguard.studies.catastrophes.chapter.figures.live import (
+    ACTIONS,
+    BASELINE,
+    POLICIES,
+    REGIMES,
+    policies_table,
+)
 from kvguard.studies.catastrophes.chapter.pipeline import Column, Pipeline, groups_of
+from kvguard.studies.catastrophes.protocols import BEFORE, HEADLINE
 
 STAGE = "live-validate"
 COMPUTED = {  # from the outcomes of others
@@ -18,13 +25,18 @@ COMPUTED = {  # from the outcomes of others
     "rollback_fits": "guard: rollback, any fit of the hazard",
 }
 # What a guard has to beat.
-BASELINES = ("static", "loop", "entropy", "mixed", "mixed_loop", "mixed_entropy", "always_safe")
+BASELINES = (
+    "static", "loop", "entropy", "mixed", "mixed_loop", "mixed_entropy", "always_safe", f"rollback_{BEFORE}",
+    BASELINE,
+)  # fmt: skip
+_ACTING = tuple(policy for policy in POLICIES if policy not in ("uncompressed", "static"))
 SPELLED = {**POLICIES, **COMPUTED}
 _RATES: tuple[Column, ...] = (
     ("CBR, %", "cbr", Kind.PERCENT),
     ("looping, %", "looping", Kind.PERCENT),
     ("non-termination, %", "non_termination", Kind.PERCENT),
     ("accuracy, %", "accuracy", Kind.PERCENT),
+    ("by the last answer, %", "accuracy_last", Kind.PERCENT),
     ("KV saved, %", "kv_saved", Kind.PERCENT),
     ("SAFE seen, %", "safe_rate", Kind.PERCENT),
 )
@@ -34,14 +46,17 @@ _COSTS: tuple[Column, ...] = (
     ("tokens rewound", "n_rewound", Kind.TENTH),
     ("steps per token", "steps_ratio", Kind.SMALL),
 )
-_AIMS: tuple[Column, ...] = (
+_LEFT: tuple[Column, ...] = (
     ("of the added CBR left, %", "residual_cbr", Kind.PERCENT),
     ("of the lost accuracy left, %", "residual_accuracy", Kind.PERCENT),
+    ("... by the last answer, %", "residual_accuracy_last", Kind.PERCENT),
+)
+_KEPT: tuple[Column, ...] = (
     ("false alarms, %", "false_alarm_rate", Kind.PERCENT),
     ("saving kept, healthy traces, %", "healthy_saving_kept", Kind.PERCENT),
     ("saving kept, all traces, %", "saving_kept", Kind.PERCENT),
-    ("unchanged without SAFE, %", "unchanged", Kind.PERCENT),
 )
+_UNCHANGED: Column = ("unchanged without SAFE, %", "unchanged", Kind.PERCENT)
 _DIFFERENCES: tuple[Column, ...] = (
     ("Δ CBR to no guard, points", "cbr_minus_static", Kind.PERCENT),
     ("Δ CBR to uncompressed, points", "cbr_minus_uncompressed", Kind.PERCENT),
@@ -78,7 +93,7 @@ _LATENCY: tuple[Column, ...] = (
     ("overhead, %", "share", Kind.PERCENT),
     ("ms per restore", "ms", Kind.TENTH),
 )
-_ON = "Fresh prompts that no other stage saw, balanced operating point of protocol v2. "
+_ON = f"Fresh prompts that no other stage saw, balanced operating point of protocol {HEADLINE}. "
 _DECODING = "decoding"
 
 
@@ -88,7 +103,8 @@ def live_tables(pipeline: Pipeline) -> list[Table]:
         _policies(
             pipeline, "live-policies", "Policies, live",
             f"{_ON}All conditions together. The first column of numbers is what the offline simulation says "
-            "of the same prompts; the rest happened. Prefill: compressed once; decoding: a budget besides.",
+            "of the same prompts; the rest happened. Prefill: compressed once; decoding: a budget besides. "
+            "Accuracy is by the first complete answer; stop at the answer: a stop string, no model.",
             (*POLICIES,), (*_RATES, *_COSTS), is_forecast_shown=True, everywhere=True,
         ),
         _policies(
@@ -98,12 +114,12 @@ def live_tables(pipeline: Pipeline) -> list[Table]:
             "SAFE. Saving kept: KV memory saved, over that of no guard. The oracle restores the failing "
             "traces, and no others, at their onsets; they are taken to end as they do uncompressed. "
             "Unchanged: of the traces that never see SAFE, those with the tokens of no guard.",
-            ("hold", "restore", "rollback", "rollback_fits", "restart", "entropy", "loop", "oracle"), _AIMS,
+            (*_ACTING, "rollback_fits", "oracle"), (*_LEFT, *_KEPT, _UNCHANGED),
         ),
         _policies(
             pipeline, "live-differences", "Policies against no guard and no compression",
             "Paired by prompt.",
-            ("loop", "entropy", "hold", "restore", "rollback", "restart"), _DIFFERENCES,
+            _ACTING, _DIFFERENCES,
         ),
         _policies(
             pipeline, "live-baselines", "Baselines against the guard with rollback",
@@ -174,7 +190,7 @@ def _forecast(numbers: Numbers, model: str, regime: str, policy: str) -> Cell:
 
 
 def _by_condition(pipeline: Pipeline) -> Table:
-    numbers, columns = pipeline.numbers, (*_RATES, *_AIMS[2:-1])
+    numbers, columns = pipeline.numbers, (*_RATES, *_KEPT)
 
     def rows(model: str) -> list[tuple[str | Cell, ...]]:
         return [

@@ -1,7 +1,8 @@
 """The results paper: every number in its text is a macro, filled from the results of the last run.
 
 The text names numbers as they are called, ``\\percent{measure/main//outcomes/overall/cbr}`` say, and
-``main`` and ``other`` stand for the pipeline's two models. A name that no result bears stops the build.
+``main`` and ``other`` stand for the pipeline's two models, ``headline`` and ``before`` for the protocol of
+the guards and the one it is held against. A name that no result bears stops the build.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kvguard.studies.catastrophes.chapter import figures
 from kvguard.studies.catastrophes.chapter.catalogue import tables
 from kvguard.studies.catastrophes.chapter.live_findings import compared
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
-from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
+from kvguard.studies.catastrophes.protocols import BEFORE, HEADLINE, PROTOCOLS
 
 TEXT = "paper.tex"
 _TEX = "texlive-latex-base texlive-latex-recommended texlive-fonts-recommended"
@@ -96,9 +97,14 @@ def _find(pipeline: Pipeline, name: str) -> Interval:
 
 
 def _resolved(pipeline: Pipeline, name: str) -> str:
-    """Put the models' names for ``main`` and ``other``."""
+    """Put the names of models and protocols for what stands for them."""
+    roles = _roles(pipeline)
+    return re.sub(rf"\b({'|'.join(roles)})\b", lambda role: roles[role[0]], name)
+
+
+def _roles(pipeline: Pipeline) -> dict[str, str]:
     main, other = pipeline.models
-    return re.sub(r"\b(main|other)\b", lambda role: main if role[0] == "main" else other, name)
+    return {"main": main, "other": other, "headline": HEADLINE, "before": BEFORE}
 
 
 def _setting(pipeline: Pipeline, name: str) -> str:
@@ -123,8 +129,8 @@ def _fact(pipeline: Pipeline, name: str) -> str:
         "detectors": str(len(DETECTORS)),
         "max_new_tokens": str(budget),
         "onset": f"{params.catastrophes.nontermination_onset * budget:.0f}",
-        "main": params.model,
-        "other": params.transfer_to,
+        "protocols": " ".join(PROTOCOLS[protocol].about for protocol in params.protocols),
+        **_roles(pipeline),
     }
     if name not in facts:
         raise KvguardError(f"paper: no fact is called {name} (known: {', '.join(facts)}): fix the text")

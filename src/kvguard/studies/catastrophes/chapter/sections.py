@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from kvguard.report.page import Appendix, Chapter, Findings, Picture, Section
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.chapter.findings import CAVEAT, HEADLINE, sentences, tiles
 from kvguard.studies.catastrophes.chapter.live_findings import live_sentences
+from kvguard.studies.catastrophes.chapter.onset_findings import alarms, answers, clocks, onsets
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline
 
 TITLE = "What KV cache compression breaks, and what a guard saves"
@@ -40,6 +41,18 @@ class _Plan:
     sentences: Callable[[Numbers, str], dict[str, list[str]]] | None = None
 
 
+def _plain(
+    told: Callable[[Numbers, str], Iterator[str]],
+) -> Callable[[Numbers, str], dict[str, list[str]]]:
+    """Put sentences under no heading of their own."""
+
+    def sentences_of(numbers: Numbers, model: str) -> dict[str, list[str]]:
+        lines = list(told(numbers, model))
+        return {"": lines} if lines else {}
+
+    return sentences_of
+
+
 PLANS = (
     _Plan(
         "outcomes",
@@ -48,6 +61,13 @@ PLANS = (
         "simulated beside; bands are 95 % intervals.",
         ("experiment-001",),
         (("evaluate", "outcome-by-ratio.png", "CBR and accuracy against the ratio, without and with guard"),),
+    ),
+    _Plan(
+        "answers",
+        "Which answer counts",
+        "A text that does not stop states its answer, then others. Accuracy is by the first complete one.",
+        ("answers",),
+        sentences=_plain(answers),
     ),
     _Plan(
         "significance",
@@ -64,10 +84,17 @@ PLANS = (
         (("evaluate", "entropy-by-condition.png", "Mean entropy of traces with and without a failure"),),
     ),
     _Plan(
+        "onsets",
+        "Where failures begin",
+        "A loop begins at its repeat; a text that does not end, where it should have ended, if known.",
+        ("onsets",),
+        sentences=_plain(onsets),
+    ),
+    _Plan(
         "hazard",
         "The hazard model",
         "A forecast, token by token, of a catastrophe within the next H tokens, from signals of the logits.",
-        ("predictor", "horizons", "cross-validation"),
+        ("predictor", "matched", "horizons", "cross-validation"),
         (
             ("train", "pre-onset.png", "ROC and precision-recall of pre-onset tokens"),
             ("train", "reliability.png", "Reliability: predicted against observed"),
@@ -75,6 +102,7 @@ PLANS = (
             ("train", "horizons.png", "The same features, other horizons"),
             ("train", "cross-validation.png", "Each compressor left out of the training"),
         ),
+        _plain(clocks),
     ),
     _Plan(
         "controller",
@@ -88,6 +116,17 @@ PLANS = (
             ("evaluate", "lead-time.png", "Lead times of failures that were met before their onset"),
             ("evaluate", "hazard-example.png", "An example: the trace of median lead time"),
         ),
+    ),
+    _Plan(
+        "alarms",
+        "When the alarm comes",
+        "Counted from the onset. What a failing text says from there up to its alarm is said in vain.",
+        ("alarms", "live-alarms"),
+        (
+            ("evaluate", "alarm-delay.png", "Tokens from the onset to the alarm, simulated on test prompts"),
+            ("live-validate", "alarm-delay.png", "The same on the fresh prompts of the live guard"),
+        ),
+        _plain(alarms),
     ),
     _Plan(
         "live",
@@ -115,8 +154,8 @@ PLANS = (
     ),
     _Plan(
         "protocols",
-        "v1 beside v2",
-        "The mistakes of earlier work, switched on, on the same traces.",
+        "The protocols beside one another",
+        "The same traces, trained on and judged by each.",
         ("protocols",),
     ),
     _Plan(
@@ -187,7 +226,7 @@ def _explorer(
     explorers: Sequence[Mapping[str, Any]], unexplored: Sequence[tuple[str, str]], per_condition: int
 ) -> Appendix:
     html = _TEMPLATES.get_template("explorer.html.j2").render(
-        explorers=explorers, unexplored=unexplored, per_condition=per_condition
+        explorers=explorers, unexplored=unexplored, per_condition=per_condition, protocol=HEADLINE
     )
     parts = ("explorer", "Trace explorer", Markup(html))
     if not explorers:
@@ -205,7 +244,7 @@ def _findings(pipeline: Pipeline, plan: _Plan) -> list[Findings]:
     if plan.sentences is None:
         return []
     return [
-        Findings(f"{pipeline.title(model)}, {heading}", lines)
+        Findings(", ".join(filter(None, (pipeline.title(model), heading))), lines)
         for model in pipeline.models
         for heading, lines in plan.sentences(pipeline.numbers, model).items()
     ]

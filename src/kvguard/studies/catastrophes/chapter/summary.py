@@ -21,7 +21,7 @@ Where to look next:
 def summary_text(metrics: Path) -> str:
     """Lay out a row for each model and protocol that was evaluated, and one for each that was guarded live.
 
-    Failures are CFR in v1, CBR in v2 and live.
+    What counts as a failure is each protocol's; live it is a catastrophe.
 
     Raises
     ------
@@ -47,7 +47,11 @@ def summary_text(metrics: Path) -> str:
     return "\n\n".join([table(heads, rows), *_live(metrics / "live-validate"), NEXT])
 
 
-TRAIN = {"predictor.pre_onset.auroc.value": "AUROC pre-onset", "predictor.all.auroc.value": "AUROC all"}
+TRAIN = {
+    "predictor.pre_onset.auroc.value": "AUROC pre-onset",
+    "predictor.pre_onset.matched_auroc.value": "matched",
+    "predictor.all.auroc.value": "AUROC all",
+}
 EVALUATE = {
     f"controller-balanced.overall.{metric}.value": head
     for metric, head in (
@@ -64,6 +68,8 @@ LIVE = {
     "policies-prefill.static.cbr.value": "no guard",
     "gap.rollback.cbr_simulated.value": "simulated",
     "policies-prefill.rollback.cbr.value": "rollback",
+    "policies-prefill.stop.cbr.value": "stop",
+    "policies-prefill.stop_at_answer.cbr.value": "stop at answer",
     "policies-prefill.rollback.residual_cbr.value": "added CBR left",
     "policies-prefill.rollback.false_alarm_rate.value": "false alarms",
     "policies-prefill.rollback.saving_kept.value": "saving kept",

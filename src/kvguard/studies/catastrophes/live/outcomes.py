@@ -23,7 +23,7 @@ from kvguard.engine.presses import Condition
 from kvguard.judging.catastrophes import DETECTORS, NO_ONSET, is_catastrophic
 from kvguard.stats.bootstrap import Floats, mean_by, resample_weights, share, sum_by
 from kvguard.store.results import Results
-from kvguard.studies.catastrophes.live.names import ROLLBACK, STATIC, UNCOMPRESSED
+from kvguard.studies.catastrophes.live.names import ROLLBACK, STATIC, STOP_AT_ANSWER, UNCOMPRESSED
 
 ORACLE, MIXED, ALWAYS_SAFE, FITS = "oracle", "mixed", "always_safe", "rollback_fits"
 _MIXTURES = {STATIC: MIXED, "loop": "mixed_loop", "entropy": "mixed_entropy"}
@@ -215,7 +215,12 @@ def policy_values(arms: Arms, weights: Floats, drawn: NDArray[np.integer]) -> di
             if policy in found
         }
         found |= mixed
-    references = {STATIC: STATIC, UNCOMPRESSED: UNCOMPRESSED, ROLLBACK: rollback}
+    references = {
+        STATIC: STATIC,
+        UNCOMPRESSED: UNCOMPRESSED,
+        ROLLBACK: rollback,
+        STOP_AT_ANSWER: STOP_AT_ANSWER,
+    }
     return {
         policy: {
             **values,

@@ -28,7 +28,7 @@ from kvguard.studies.catastrophes.protocols import HEADLINE
 from kvguard.studies.catastrophes.score.alarms import Alarms, add_alarms
 
 # Policies whose triggers differ.
-ALARMED = {ROLLBACK, ROLLBACK_BEFORE, STOP_AT_ANSWER, "entropy", "loop"}
+ALARMED = (ROLLBACK, ROLLBACK_BEFORE, STOP_AT_ANSWER, "entropy", "loop")
 
 
 def live_results(
@@ -60,7 +60,7 @@ def live_results(
             weights = arms.weights(n_resamples, seed)
             add_policies(results, arms, regime, weights, seed)
             if regime == PREFILL:
-                for policy in arms.by_policy.keys() & ALARMED:
+                for policy in filter(arms.by_policy.__contains__, ALARMED):
                     add_alarms(results, policy, alarms_of(arms, policy), weights)
                 simulated = simulate_live(kept, point)
                 add_gap(results, arms, simulated, weights)

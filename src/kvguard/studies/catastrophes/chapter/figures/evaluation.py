@@ -23,12 +23,13 @@ from kvguard.report.drawing import (
     metric,
     titled,
 )
+from kvguard.studies.catastrophes.chapter.figures.alarms import delay_figures
 from kvguard.studies.catastrophes.chapter.figures.labels import LABELS
 from kvguard.studies.catastrophes.evaluate.simulate import NEVER
 from kvguard.studies.catastrophes.measure.comparisons import RANDOM
+from kvguard.studies.catastrophes.protocols import PROTOCOLS
 
 STATE_COLOURS = {State.NORMAL: "#ffffff", State.ALERT: ORANGE, State.SAFE: GREEN}
-_FAILURE = {"v1": "CFR (share of traces)", "v2": "CBR (share of traces)"}
 
 
 def evaluation_figures(
@@ -61,6 +62,7 @@ def evaluation_figures(
         _lead_time(tested, titled(results, "How early the guard acts", title), folder / "lead-time.png"),
         _example(results, tested, tokens, point, title, folder / "hazard-example.png"),
         _entropy(results, tested, tokens, title, folder / "entropy-by-condition.png"),
+        *delay_figures(results, "balanced", titled(results, "When the alarm comes", title), folder),
     ]
 
 
@@ -70,7 +72,7 @@ def _outcomes(results: pd.DataFrame, title: str, path: Path) -> Path:
     subjects = results.loc[results["table"] == table, "subject"].drop_duplicates()
     parsed = [subject.partition("@") for subject in subjects if "@" in subject]
     compressors = list(dict.fromkeys(name for name, _, _ in parsed))
-    failure = _FAILURE[results["protocol"].iloc[0]]
+    failure = f"{PROTOCOLS[results['protocol'].iloc[0]].failure} (share of traces)"
     heading = titled(results, "What compression costs, and what the guard would save", title)
     with canvas(
         path, heading, (2, len(compressors)), (2.6, 2.4), sharex=True, sharey=True

@@ -25,11 +25,15 @@ from kvguard.report.drawing import (
     titled,
     whiskers,
 )
+from kvguard.studies.catastrophes.chapter.figures.alarms import delay_figures
+from kvguard.studies.catastrophes.protocols import BEFORE
 
+GUARD = "rollback"
 REGIMES = {
     "prefill": "compressed once, after the prefill",
     "decoding": "compressed after the prefill and while decoding",
 }
+BASELINE = "stop_at_answer"  # a stop string, without a model: what a guard has to beat on run-ons
 POLICIES = {  # in the order in which they are shown
     "uncompressed": "uncompressed",
     "static": "no guard",
@@ -39,6 +43,9 @@ POLICIES = {  # in the order in which they are shown
     "restore": "guard: restore",
     "rollback": "guard: rollback",
     "restart": "guard: restart",
+    "stop": "guard: stop",
+    BASELINE: "stop at the answer",
+    f"rollback_{BEFORE}": f"rollback by protocol {BEFORE}",
 }
 ACTIONS = ("restore", "rollback", "restart")  # those that the offline simulation forecasts
 _STYLES = {
@@ -50,6 +57,9 @@ _STYLES = {
     "restore": (GREEN, "s"),
     "rollback": (BLUE, "X"),
     "restart": (INK, "h"),
+    "stop": (GREEN, "*"),
+    BASELINE: (GREY, "<"),
+    f"rollback_{BEFORE}": (SKY, "X"),
 }
 _POOLED = "all conditions"
 
@@ -68,6 +78,7 @@ def live_figures(results: pd.DataFrame, latency: pd.DataFrame, folder: Path, tit
         _gap(results, title, folder / "causality-gap.png"),
         _switch(results, title, folder / "switch-time.png"),
         _latency(latency, title, folder / "latency.png"),
+        *delay_figures(results, GUARD, titled(results, "When the alarm comes, live", title), folder),
     ]
 
 
@@ -86,12 +97,12 @@ def _rates(results: pd.DataFrame, title: str, path: Path) -> Path:
     known = [results.loc[results["table"] == policies_table(regime), "subject"] for regime in REGIMES]
     rows = ["", *conditions_of([subject for subjects in known for subject in subjects])]
     heading = titled(results, "Catastrophes, live", title)
-    size = (5.2, 1.6 + 0.75 * len(rows))
+    size = (5.2, 1.6 + 0.95 * len(rows))
     with canvas(path, heading, (1, len(REGIMES)), size, sharex=True, sharey=True) as (axes,):
         for axis, (regime, spelled) in zip(axes, REGIMES.items(), strict=True):
             found = metric(results, policies_table(regime), "cbr")
             for place, policy in enumerate(POLICIES):
-                shift = (place - (len(POLICIES) - 1) / 2) * 0.11
+                shift = (place - (len(POLICIES) - 1) / 2) * 0.8 / len(POLICIES)
                 its = found.reindex(_subjects(policy, rows))
                 _mark(axis, policy, its["value"], np.arange(len(rows)) + shift, xerr=whiskers(its))
             axis.set(title=spelled, xlabel="CBR (share of traces)")

@@ -63,7 +63,7 @@
     document.getElementById("question").textContent = `${prompt.question}\n(answer: ${prompt.answer})`;
     document.getElementById("uncompressed").textContent = prompt.uncompressed.text;
     document.getElementById("verdict-uncompressed").textContent = verdict(prompt.uncompressed);
-    const onset = trace.onset === null ? "no onset" : `onset at token ${trace.onset}`;
+    const onset = trace.onset === null ? "no onset" : `onset at token ${trace.onset}` + (trace.rule && `, ${trace.rule}`);
     const safe = trace.safe === null ? "SAFE never reached" : `SAFE at token ${trace.safe}`;
     document.getElementById("verdict").textContent = `${verdict(trace)}; ${trace.n} tokens, ${onset}, ${safe}`;
     tokens.replaceChildren();
