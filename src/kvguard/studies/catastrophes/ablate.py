@@ -60,8 +60,10 @@ def ablate(
     grid
         The thresholds to choose from, on tune prompts.
     """
+    rules = PROTOCOLS[HEADLINE]
+    traces = rules.select(traces)
     part = part_of_traces(traces, split)
-    known = recorded(traces, PROTOCOLS[HEADLINE])[part == "tune"]
+    known = recorded(traces, rules)[part == "tune"]
     parts = load_parts(features_path, traces, part, hazard_model.features, train)
     # Every token of the tune traces: those to fit on may have been thinned, and the controller sees all.
     tune = load_rows(features_path, hazard_model.features, known)

@@ -53,7 +53,7 @@ class Side:
         return cls(
             model,
             layout.features(model),
-            read_judged(layout.traces(model)),
+            PROTOCOLS[HEADLINE].select(read_judged(layout.traces(model))),
             read_split(PROTOCOLS[HEADLINE], trained),
             HazardModel.load(trained),
         )
