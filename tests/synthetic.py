@@ -1,5 +1,7 @@
 """A small synthetic dataset: stored tables with catastrophes whose approach shows in the entropy."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -17,6 +19,7 @@ from kvguard.tasks import make_task
 
 VOCAB = 50
 MAX_NEW_TOKENS = 96
+SHORTEST = 20  # tokens of a trace
 CONDITIONS = [
     Condition("none", 0.0),
     Condition("snapkv", 0.5),
@@ -67,9 +70,12 @@ def tokens_table(rng: np.random.Generator, token_ids: list[np.ndarray]) -> pd.Da
     return conform("tokens", frame)
 
 
-def decode(token_ids: list[int]) -> str:
-    """A text of one character a token: onsets by an answer are where the text says it."""
-    return "." * len(token_ids)
+def spelling(traces: pd.DataFrame) -> Callable[[list[int]], str]:
+    """Decode the tokens of these traces, one character a token; they are known by their first ones."""
+    texts = {
+        tuple(ids[:SHORTEST]): text for ids, text in zip(traces["token_ids"], traces["text"], strict=True)
+    }
+    return lambda token_ids: texts.get(tuple(token_ids[:SHORTEST]), "")[: len(token_ids)]
 
 
 def made(rng: np.random.Generator, prompt: int, fails: bool, answers: bool) -> tuple[np.ndarray, str]:
@@ -80,7 +86,7 @@ def made(rng: np.random.Generator, prompt: int, fails: bool, answers: bool) -> t
     """
     text = f"Ana has {prompt} pens. #### {prompt + fails}"
     if not fails:
-        return rng.integers(0, VOCAB, rng.integers(20, 60)).astype(np.int32), text
+        return rng.integers(0, VOCAB, rng.integers(SHORTEST, 60)).astype(np.int32), text
     start = rng.integers(36, 60)
     loop = rng.integers(0, VOCAB, 5)
     tokens = np.concatenate([rng.integers(0, VOCAB, start), np.resize(loop, MAX_NEW_TOKENS - start)])
@@ -124,7 +130,7 @@ def build(folder, n_prompts: int = 40, seed: int = 0):
             )
     parts = pd.DataFrame(rows)
     parts["trace_id"] = parts["trace_id"].astype(np.int32)
-    judged = judge(parts, TASK, CATASTROPHES, decode, uncompressed_lengths(parts))
+    judged = judge(parts, TASK, CATASTROPHES, spelling(parts), uncompressed_lengths(parts))
     traces = conform("traces", pd.concat([parts, judged], axis=1).assign(model="toy", compressor_params="{}"))
     tokens = tokens_table(rng, list(traces["token_ids"]))
     onset = traces["onset"].fillna(10_000).to_numpy(dtype=np.int64)[tokens["trace_id"]]

@@ -81,7 +81,7 @@ def test_the_default_sweep_has_26_conditions_and_the_first_plan_16():
         ("evaluate.balanced_fpr", 1.5, ["evaluate.balanced_fpr", "1.5"]),
         ("report.models", ["qwen4b"], ["report.models", "'qwen4b'", "qwen3b"]),
         ("train.split.train", 0.7, ["train.split", "1.1", "sum to 1"]),
-        ("protocols", ["v3"], ["protocols.0", "'v3'"]),
+        ("protocols", ["v4"], ["protocols", "'v4'", "v3"]),
         ("protocols", ["v2", "v2"], ["protocols", "twice"]),
         ("compressors.none", {"press": "KnormPress"}, ["compressors.none", "rename"]),
         ("compressors.knorm", {"n": 1}, ["missing", "compressors.knorm.press"]),
@@ -115,8 +115,8 @@ def test_what_is_missing_is_an_error_only_for_who_reads_it(load):
 
 
 def test_a_section_that_is_there_in_part_is_checked_all_the_same(load):
-    with pytest.raises(KvguardError, match=r"unknown key 'train\.horizon'; did you mean 'horizons'"):
-        load({"train": {"horizon": 3}})
+    with pytest.raises(KvguardError, match=r"unknown key 'train\.horizonss'; did you mean 'horizons'"):
+        load({"train": {"horizonss": [3]}})
 
 
 def test_an_operating_point_has_its_thresholds_in_order():

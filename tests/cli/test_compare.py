@@ -56,6 +56,16 @@ def test_protocols_stand_side_by_side_with_their_intervals(workspace):
     assert "tiny_llama" not in turned.stdout
 
 
+def test_three_protocols_stand_beside_one_another_and_what_was_not_measured_is_a_dash(workspace):
+    for protocol, auroc in (("v1", 0.99), ("v2", 0.75), ("v3", 0.65)):
+        logged("tiny", protocol, auroc=auroc, cbr=0.4)
+    output = kvguard("compare", "v1", "v2", "v3", "--model", "tiny").stdout
+    assert row(output, "AUROC, all tokens").split()[3::3] == ["0.990", "0.750", "0.650"]
+    assert row(output, "matched AUROC").split()[-3:] == ["-", "-", "-"]
+    assert max(map(len, output.splitlines())) <= 110
+    assert "CFR in v1, CBR in v2 and v3" in " ".join(output.split())
+
+
 def test_the_last_finished_run_counts(workspace):
     for protocol in ("v1", "v2"):
         logged("tiny", protocol, auroc=0.6, cbr=0.4)
@@ -80,7 +90,7 @@ def test_a_missing_run_or_store_is_one_line_that_names_the_command(workspace):
 
 
 def test_wrong_usage_and_unknown_models_are_told_apart(workspace):
-    for arguments in (["v1"], ["v1", "v3"], []):
+    for arguments in (["v1"], ["v1", "v1"], ["v1", "v0"], []):
         assert kvguard("compare", *arguments).exit_code == 2
     result = kvguard("compare", "v1", "v2", "--model", "tinny")
     assert result.exit_code == 1

@@ -35,7 +35,7 @@ def swept(tmp_path_factory, tiny_params):
     run_sweep(plan_sweep(params, "tiny", prompts), out)
     mask = thinking_mask(load_tokenizer("tiny", params.spec("tiny")), params.featurize.thinking_words)
     table = folder / layout.features("tiny")
-    featurize(out, params.featurize, params.task("tiny").max_new_tokens, mask, table)
+    featurize(out, params.task("tiny").max_new_tokens, mask, table)
     return folder
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-import tokenizers_of_all_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
 import synthetic
+import tokenizers_of_all_kinds
+from kvguard.guard.answers import Answers
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
 from kvguard.judging.judge import judge
 from kvguard.judging.onsets import RULES, kinds_of, tokens_up_to, uncompressed_lengths
@@ -25,12 +26,13 @@ PROXY = 30
 TASK = make_task("arithmetic", max_new_tokens=BUDGET)
 PARAMS = CatastropheParams(loop_window=4, loop_repeats=3, run_on_margin=5)
 ANSWER = "So it is 4.\n#### 4"
+SPELLING = ("bytes", "pieces, a space first", "pieces, no space")  # tokenizers that lose no character
 RUN_ON = f"{ANSWER}\nQ: What now?"
 
 
-def decode(token_ids):
-    """A character for each token."""
-    return "." * len(token_ids)
+def spelling(text):
+    """Decode to as many characters of a text as there are tokens."""
+    return lambda token_ids: text[: len(token_ids)]
 
 
 def one(text, *, loops_from=None, n_tokens=BUDGET, stop_reason="length", prompt="a", **judging):
@@ -41,7 +43,7 @@ def one(text, *, loops_from=None, n_tokens=BUDGET, stop_reason="length", prompt=
     raw = pd.DataFrame(
         {"prompt_id": [prompt], "token_ids": [token_ids], "text": [text], "stop_reason": [stop_reason]}
     )
-    [found] = judge(raw, TASK, PARAMS, decode, **judging).to_dict("records")
+    [found] = judge(raw, TASK, PARAMS, spelling(text), **judging).to_dict("records")
     return found
 
 
@@ -110,7 +112,7 @@ def test_a_task_that_cannot_tell_has_no_onset_by_an_answer():
             return Task.answered(self, text)
 
     raw = pd.DataFrame({"prompt_id": ["a"], "token_ids": [np.arange(BUDGET)], "text": [RUN_ON]})
-    found = judge(raw.assign(stop_reason="length"), Deaf(max_new_tokens=BUDGET), PARAMS, decode)
+    found = judge(raw.assign(stop_reason="length"), Deaf(max_new_tokens=BUDGET), PARAMS, spelling(RUN_ON))
     assert found["onset_by"].tolist() == ["proxy"]
 
 
@@ -135,12 +137,12 @@ def test_every_rule_finds_onsets_of_a_kind():
     assert kinds_of(pd.Series([None, None])).tolist() == [None, None]
 
 
-# Where a text is so many characters long
+# How many tokens an answer takes
 
 
-def brute_force(decode, token_ids, position):
+def brute_force(decode, token_ids, beginning):
     counts = range(len(token_ids) + 1)
-    return next(n for n in counts if len(decode(token_ids[:n].tolist())) >= position)
+    return next(n for n in counts if decode(token_ids[:n].tolist()).startswith(beginning))
 
 
 @pytest.fixture(scope="module")
@@ -149,25 +151,44 @@ def tokenizer():
 
 
 @given(text=st.text(st.sampled_from("0123456789 Qqé#.\n€🙂"), max_size=60), share=st.floats(0, 1))
-def test_tokens_are_counted_until_the_text_is_long_enough(tokenizer, text, share):
+def test_tokens_are_counted_until_the_text_begins_so(tokenizer, text, share):
     token_ids = np.array(tokenizer.encode(text), dtype=np.int64)
     whole = tokenizer.decode(token_ids)
-    position = round(share * len(whole))
-    n = tokens_up_to(tokenizer.decode, token_ids, position)
-    assert n == brute_force(tokenizer.decode, token_ids, position)
-    assert len(tokenizer.decode(token_ids[:n])) >= position
-    assert n == 0 or len(tokenizer.decode(token_ids[: n - 1])) < position
+    beginning = whole[: round(share * len(whole))]
+    n = tokens_up_to(tokenizer.decode, token_ids, beginning)
+    assert n == brute_force(tokenizer.decode, token_ids, beginning)
+    assert tokenizer.decode(token_ids[:n]).startswith(beginning)
 
 
 @pytest.mark.parametrize("kind", tokenizers_of_all_kinds.KINDS)
-@given(words=st.lists(st.sampled_from(["she", " said", " ####", "4", "\n", ".", "é", "🙂"]), max_size=20))
-def test_the_tokens_before_an_answers_end_hold_the_answer(kind, words):
-    tokenizer = tokenizers_of_all_kinds.make(kind)
-    token_ids = np.array(tokenizer.encode("".join(words), add_special_tokens=False), dtype=np.int64)
-    text = tokenizer.decode(token_ids, skip_special_tokens=True)
-    for position in range(len(text) + 1):
-        n = tokens_up_to(tokenizer.decode, token_ids, position)
-        assert len(tokenizer.decode(token_ids[:n].tolist())) >= position
+@given(
+    words=st.lists(st.sampled_from(["she", " said", " ####", "4", "\n", ".", "é", "€", "🙂"]), max_size=20)
+)
+def test_half_a_character_is_none_in_any_tokenizer(kind, words):
+    made = tokenizers_of_all_kinds.make(kind)
+    token_ids = np.array(made.encode("".join(words), add_special_tokens=False), dtype=np.int64)
+    text = made.decode(token_ids)
+    for position in (place + 1 for place, letter in enumerate(text) if letter in "shead4"):  # no lone bytes
+        n = tokens_up_to(made.decode, token_ids, text[:position])
+        assert n == brute_force(made.decode, token_ids, text[:position])
+
+
+@pytest.mark.parametrize("kind", SPELLING)
+@given(
+    words=st.lists(st.sampled_from(["she", " said", " ####", "4", "\n", ".", "é", "€", "🙂"]), max_size=20)
+)
+def test_the_onset_by_an_answer_is_where_the_guard_would_stop(kind, words):
+    made = tokenizers_of_all_kinds.make(kind)
+    token_ids = made.encode("".join(words) + "🙂4. So", add_special_tokens=False)
+    text = made.decode(token_ids)
+    end = text.rindex("4") + 1
+    [stops] = Answers(made, lambda text: [end]).ends(token_ids)
+    assert tokens_up_to(made.decode, np.array(token_ids), text[:end]) == stops
+
+
+def test_a_text_that_never_begins_so_takes_all_tokens(tokenizer):
+    token_ids = np.array(tokenizer.encode("12 and 13"))
+    assert tokens_up_to(tokenizer.decode, token_ids, "13") == len(token_ids)
 
 
 # Labels only
@@ -203,9 +224,11 @@ def test_a_trace_cut_at_any_token_keeps_the_features_of_the_tokens_left(dataset)
         whole = load_rows(folder / "features.parquet", features, raw).features
         for cut in range(1, len(own), 7):
             short = raw.assign(
-                token_ids=[raw["token_ids"].iloc[0][:cut]], text=[raw["text"].iloc[0][:cut]], stop_reason="eos"
+                token_ids=[raw["token_ids"].iloc[0][:cut]],
+                text=[raw["text"].iloc[0][:cut]],
+                stop_reason="eos",
             ).drop(columns=["predicted", "catastrophes"])
-            verdict = judge(short, synthetic.TASK, synthetic.CATASTROPHES, synthetic.decode)
+            verdict = judge(short, synthetic.TASK, synthetic.CATASTROPHES, synthetic.spelling(short))
             moved.add(bool(verdict["onset"].isna().iloc[0]))
             known = short.assign(**{name: verdict[name] for name in verdict})
             found = featurize_tokens(own[:cut], known, synthetic.MAX_NEW_TOKENS, synthetic.MASK)

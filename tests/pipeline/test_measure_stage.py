@@ -37,7 +37,8 @@ def test_it_leaves_results_metrics_and_a_run_and_says_the_same_again(workspace, 
     assert result.exit_code == 0, result.output
     table, metrics = layout.results("measure", "tiny"), layout.metrics("measure", "tiny")
     found = read_table("results", table)
-    assert set(found["table"]) == {"outcomes", "against_none", "signals", "max_entropy", "onset_entropy"}
+    tables = {"outcomes", "onsets", "against_none", "signals", "max_entropy", "onset_entropy"}
+    assert set(found["table"]) == tables
     assert set(found["stage"] + found["model"] + found["protocol"]) == {"measuretiny"}
     worst = traces[traces["compressor"] == "knorm"]
     cbr = (worst["catastrophes"].map(len) > 0).mean()

@@ -15,6 +15,7 @@ from kvguard.guard.hazard_model import HazardModel
 from kvguard.judging.judge import read_judged
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
+from kvguard.studies.catastrophes.protocols import BEFORE, HEADLINE
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 # Those of one model, in order; transfer and report are about several.
@@ -22,6 +23,7 @@ STAGES = (
     "sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "score", "export",
     "live_validate", "ablate",
 )  # fmt: skip
+OF_A_PROTOCOL = ("train", "evaluate", "score")
 ALL_STAGES = (*STAGES, "transfer", "intervals", "report")
 
 
@@ -123,7 +125,8 @@ def call_as_listed(workspace, monkeypatch):
 def test_the_stages_run_in_order_on_what_they_list_and_leave_what_dvc_expects(workspace, call_as_listed):
     for model in ("tiny", "tiny_llama"):
         for stage in STAGES:
-            call_as_listed(stage, "--model", model)
+            for protocol in (BEFORE, HEADLINE) if stage in OF_A_PROTOCOL else (None,):
+                call_as_listed(stage, "--model", model, *(("--protocol", protocol) if protocol else ()))
     for model, other in (("tiny", "tiny_llama"), ("tiny_llama", "tiny")):
         call_as_listed("transfer", "--model", model, "--to", other)
     for model, other in (("tiny", "tiny_llama"), ("tiny_llama", "tiny")):
@@ -136,13 +139,13 @@ def test_the_stages_run_in_order_on_what_they_list_and_leave_what_dvc_expects(wo
     assert len(traces) == 5 * len(prompts)
     assert len(read_table("features", layout.features("tiny"))) == traces["token_ids"].map(len).sum()
     assert json.loads(layout.metrics("validate", "tiny").read_text())["ok"]
-    predictor = json.loads(layout.metrics("train", "tiny", "v2").read_text())["predictor"]
+    predictor = json.loads(layout.metrics("train", "tiny", HEADLINE).read_text())["predictor"]
     assert 0 <= predictor["all"]["auroc"]["value"] <= 1
-    evaluated = layout.evaluated("tiny", "v2")
+    evaluated = layout.evaluated("tiny", HEADLINE)
     assert {path.name for path in evaluated.iterdir()} == {
         "facts.parquet", "operating_points.json", "pareto.parquet", "study.journal"
     }  # fmt: skip
-    scored = layout.scored("tiny", "v2")
+    scored = layout.scored("tiny", HEADLINE)
     assert {path.stem for path in scored.iterdir()} == {"controlled", "curve", "evaluate", "train"}
     assert len(read_table("pareto", evaluated / "pareto.parquet")) == 8
     exported = layout.exported("tiny")
@@ -152,15 +155,15 @@ def test_the_stages_run_in_order_on_what_they_list_and_leave_what_dvc_expects(wo
         48,
         ("none", "streaming_llm@0.25"),
     )
-    assert hazard.features == HazardModel.load(layout.trained("tiny", "v2")).features
+    assert hazard.features == HazardModel.load(layout.trained("tiny", HEADLINE)).features
     assert sum(path.stat().st_size for path in exported.iterdir()) < 1.5e6
     live = read_judged(layout.live("tiny") / "live.parquet", kind="live")
     assert not set(live["prompt_id"]) & set(prompts["prompt_id"])
     assert set(live["regime"]) == {"prefill", "decoding", "switch"}
     assert read_table("results", layout.live("tiny") / "latency.parquet")["value"].notna().all()
     plotted = (
-        ("train", "v2"),
-        ("evaluate", "v2"),
+        ("train", HEADLINE),
+        ("evaluate", HEADLINE),
         ("ablate", None),
         ("transfer", None),
         ("live-validate", None),

@@ -57,6 +57,11 @@ def value(root, template):
         (f'{{{{ points("{CBR}", interval=False) }}}}', "41.7 points"),
         (f'{{{{ decimal("{CBR}", interval=False) }}}}', "0.42"),
         ('{{ fraction("measure/m/outcomes/a@0.5/cbr") }}', "0.500"),
+        (f'{{{{ known("{CBR}") }}}}', "True"),
+        (
+            '{{ known("measure/m/outcomes/overall/cfr") }} {{ known("measure/other/outcomes") }}',
+            "False False",
+        ),
         ('{{ fraction("measure/m/outcomes/overall/sure") }}', "1.000"),
         ('{{ fraction("measure/m/outcomes/overall/unknown") }}', "–"),
         ('{{ fraction("measure/m/outcomes/overall/same", interval=False) }}', "0.000"),

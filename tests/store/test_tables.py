@@ -38,7 +38,10 @@ def judged():
             "stop_reason": ["eos", "length"],
             "predicted": ["4", None],
             "catastrophes": [[], ["looping", "non_termination"]],
-            "onset": pd.array([None, 7], dtype="Int32"),
+            "onset": pd.array([None, 5], dtype="Int32"),
+            "onset_by": [None, "answer"],
+            "proxy_onset": pd.array([None, 7], dtype="Int32"),
+            "proxy_onset_by": [None, "looping"],
             "compressor_params": "{}",
         }
     )
@@ -49,7 +52,9 @@ def test_a_table_comes_back_as_it_was_written_nulls_and_lists_included(judged, t
     path = tmp_path / "traces.parquet"
     traces.write_table("traces", judged, path, {"fingerprint": "abc"})
     back = traces.read_table("traces", path)
-    assert back["onset"].tolist() == [pd.NA, 7]
+    assert back["onset"].tolist() == [pd.NA, 5]
+    assert back["proxy_onset"].tolist() == [pd.NA, 7]
+    assert back["onset_by"].tolist() == [None, "answer"]
     assert back["predicted"].tolist() == ["4", None]
     assert [list(names) for names in back["catastrophes"]] == [[], ["looping", "non_termination"]]
     assert [list(ids) for ids in back["token_ids"]] == [[1, 2], [3]]
@@ -224,8 +229,8 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["x.parquet"]
 
 
-def test_the_schemas_hold_the_signals_and_the_forty_features():
+def test_the_schemas_hold_the_signals_and_the_forty_four_features():
     assert len(SIGNALS) == 26
-    assert len(FEATURES) == 40
+    assert len(FEATURES) == 44
     assert set(SIGNALS) <= set(TABLES["tokens"].columns)
     assert set(FEATURES) <= set(TABLES["features"].columns)

@@ -97,7 +97,10 @@ def test_the_same_seed_gives_the_same_numbers(run, found):
 
 
 def test_feature_sets_take_away_what_their_names_say():
-    left = {name: [feature for feature in PROTOCOLS[HEADLINE].features if keeps(feature)] for name, keeps in FEATURE_SETS.items()}
+    left = {
+        name: [feature for feature in PROTOCOLS[HEADLINE].features if keeps(feature)]
+        for name, keeps in FEATURE_SETS.items()
+    }
     assert left["full"] == list(PROTOCOLS[HEADLINE].features)
     assert set(left["full"]) - set(left["no_rep"]) == {"rep_count", "rep_count_sum_8"}
     assert set(left["no_rep"]) - set(left["logit_only"]) == {"compression_ratio"}

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 import synthetic
+from kvguard.judging.onsets import RULES
 from kvguard.stats.bootstrap import Interval
 from kvguard.store.results import Results
 from kvguard.store.tables import read_table, read_tokens
@@ -13,11 +14,22 @@ from kvguard.studies.catastrophes.chapter import explorer
 from kvguard.studies.catastrophes.chapter.pipeline import Pipeline, numbers_of
 from kvguard.studies.catastrophes.evaluate.operating_points import POINTS
 from kvguard.studies.catastrophes.params import load_params
+from kvguard.studies.catastrophes.protocols import HEADLINE
 
 PARAMS = load_params(Path(__file__).parents[4] / "params.yaml")
 CONDITIONS = ["none", "snapkv@0.5", "snapkv@0.875", "random@0.5", "random@0.875"]
 RANKING = ["auroc", "auprc", "recall_at_5pct_fpr"]
+MATCHED = [
+    "matched_auroc", "matched_auroc_by_positives", "auroc_position_only", "auroc_best_clock",
+    "matched_auroc_position_only",
+]  # fmt: skip
+KINDS = ["looping", "non_termination"]
+ALARMS = [
+    "n_failing", "delay_q25", "delay_median", "delay_q75", "close", "after_onset", "never",
+    *(f"{name}_in_vain{suffix}" for name in ("tokens", "share") for suffix in ("", "_unguarded")),
+]  # fmt: skip
 GUARDED = ["reduction", "false_positive_rate", "kv_saved", "lead_time_median"]
+VARIANT = [*RANKING, "matched_auroc", *GUARDED]
 COMPARED = [
     f"{name}_{what}" for name in ("cbr", "accuracy") for what in ("difference", "p", "p_holm", "odds_ratio")
 ]
@@ -29,11 +41,15 @@ CONTROLLER = [
 ]  # fmt: skip
 
 
-POLICIES = ["uncompressed", "static", "restore", "rollback", "restart", "entropy", "loop"]
-RATES = ["cbr", "looping", "non_termination", "accuracy", "kv_saved"]
+POLICIES = [
+    "uncompressed", "static", "restore", "rollback", "restart", "stop", "entropy", "loop", "stop_at_answer",
+    "rollback_v2",
+]  # fmt: skip
+RATES = ["cbr", "looping", "non_termination", "accuracy", "accuracy_last", "kv_saved"]
 ACTED = [
     *RATES, "safe_rate", "false_alarm_rate", "healthy_saving_kept", "saving_kept", "residual_cbr",
-    "residual_accuracy", "unchanged", "n_restores", "n_rewinds", "n_rewound", "steps_ratio",
+    "residual_accuracy", "residual_accuracy_last", "unchanged", "n_restores", "n_rewinds", "n_rewound",
+    "steps_ratio",
     *(f"{name}_minus_{base}" for name in ("cbr", "accuracy") for base in ("static", "uncompressed")),
     "kv_saved_minus_static",
 ]  # fmt: skip
@@ -58,8 +74,20 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
         "measure": {
             "outcomes": (
                 [*CONDITIONS, "overall"],
-                ["n", "accuracy", "cbr", "non_termination", "looping", "wrong", "amnesia", "cfr", "tokens"],
+                [
+                    "n",
+                    "accuracy",
+                    "accuracy_last",
+                    "cbr",
+                    "non_termination",
+                    "looping",
+                    "wrong",
+                    "amnesia",
+                    "cfr",
+                    "tokens",
+                ],
             ),
+            "onsets": ([*compressed, "overall"], ["n_failing", *(f"by_{rule}" for rule in RULES)]),
             "signals": (CONDITIONS, ["mean_entropy", "max_entropy", "min_top1_prob"]),
             "max_entropy": ([*compressed, "overall"], ["auroc"]),
             "onset_entropy": (
@@ -71,8 +99,8 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
         },
         "train": {
             "predictor": (
-                ["pre_onset", "all"],
-                [*RANKING, "f1", "brier", "trace_detection_rate", "lead_time_median", "n_tokens"],
+                ["pre_onset", "all", "pre_onset_looping", "pre_onset_non_termination"],
+                [*RANKING, *MATCHED, "f1", "brier", "trace_detection_rate", "lead_time_median", "n_tokens"],
             ),
             "horizons": (["16", "32"], RANKING),
             "cross_validation": (["snapkv", "random"], [*RANKING, "n_tokens", "n_positive"]),
@@ -85,9 +113,13 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
                 ["tau_low", "tau_high", "k_escalate", "j_deescalate", *GUARDED[:3]],
             ),
             **{f"controller-{point}": ([*CONDITIONS, "overall"], CONTROLLER) for point in POINTS},
+            **alarms("balanced"),
         },
         "ablate": {
-            "features": (["full", "no_rep", "position_only"], against([*RANKING, *GUARDED], "full")),
+            "features": (
+                ["full", "no_rep", "position_only"],
+                against([*RANKING, "matched_auroc", *GUARDED], "full"),
+            ),
             "controllers": (
                 ["hazard", "always_safe", "random", "risk_score"],
                 [*against(GUARDED, "hazard"), "looping_reduction", "non_termination_reduction"],
@@ -98,10 +130,18 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
         "transfer": {
             "transfer": (
                 [f"{model}->{other}", f"{other}->{other}"],
-                against([*RANKING, *GUARDED], "in_domain"),
+                against(VARIANT, "in_domain"),
             ),
         },
     }[stage]
+
+
+def alarms(name: str) -> dict[str, tuple[list[str], list[str]]]:
+    """The tables of when alarms come."""
+    return {
+        f"alarms-{name}": (["overall", *KINDS], ALARMS),
+        f"alarm_bins-{name}": (["-16", "-8", "0", "8", "never"], KINDS),
+    }
 
 
 def live_tables() -> dict[str, tuple[list[str], list[str]]]:
@@ -113,7 +153,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
             [*names, "always_safe", "mixed", "mixed_loop", "mixed_entropy", "oracle",
              *(["rollback_fits"] if regime == "prefill" else []),
              *(f"{name}/{condition}" for name in names for condition in conditions)],
-            [*ACTED, *TO_ROLLBACK],
+            [*ACTED, *TO_ROLLBACK, "cbr_minus_stop_at_answer"],
         )
         for regime, names in regimes.items()
     }  # fmt: skip
@@ -121,6 +161,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
     return {
         **policies,
         "gap": ([*actions, *(f"{name}/{condition}" for name in actions for condition in conditions)], GAP),
+        **{k: v for policy in ("rollback", "stop_at_answer", "loop") for k, v in alarms(policy).items()},
         "switch": (OFFSETS, ["recovered", "correct", "n_traces"]),
         "prompts": (["all"], ["n_prompts", "n_used"]),
     }
@@ -128,7 +169,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
 
 def latency(model: str) -> pd.DataFrame:
     """The second results table of ``live-validate``: its times."""
-    found = Results("live-validate", model, "v2")
+    found = Results("live-validate", model, HEADLINE)
     for subject, ms in (("unguarded", 0.2), ("guarded", 0.21)):
         found.add(
             "latency",
@@ -158,8 +199,12 @@ def stages(model: str) -> list[pd.DataFrame]:
     """The results of every stage of a model."""
     return [
         *(results(stage, model) for stage in ("measure", "ablate", "transfer")),
-        *(results(stage, model, protocol) for stage in ("train", "evaluate") for protocol in ("v1", "v2")),
-        results("live-validate", model, "v2"),
+        *(
+            results(stage, model, protocol)
+            for stage in ("train", "evaluate")
+            for protocol in PARAMS.protocols
+        ),
+        results("live-validate", model, HEADLINE),
         latency(model),
     ]
 

@@ -11,6 +11,7 @@ import synthetic
 from kvguard.guard.controller import State, states_of
 from kvguard.judging.catastrophes import is_catastrophic
 from kvguard.studies.catastrophes.chapter.explorer import sample
+from kvguard.studies.catastrophes.chapter.onset_tables import RULES
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,9 @@ def test_states_and_onsets_are_those_of_the_balanced_point(shown):
         fired = np.flatnonzero(its == State.SAFE)
         assert trace["safe"] == (fired[0] if len(fired) else None)
         assert (trace["onset"] is None) == (not row["catastrophes"])
+        assert trace["onset"] is None or trace["onset"] == row["onset"]
+        assert trace["rule"] == RULES.get(f"by_{row['onset_by']}", "")
+        assert bool(trace["rule"]) == bool(row["catastrophes"])
         assert trace["n"] == len(row["token_ids"])
 
 

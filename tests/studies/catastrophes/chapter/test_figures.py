@@ -7,6 +7,7 @@ import pytest
 
 from kvguard.guard.controller import ControllerParams
 from kvguard.studies.catastrophes.chapter import figures
+from kvguard.studies.catastrophes.protocols import HEADLINE
 from kvguard.studies.catastrophes.train.metrics import Curve
 
 POINT = ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=3, j_deescalate=8)
@@ -19,7 +20,7 @@ def draw_training(folder, label_share=0.2):
     curve = Curve.of(rng.random(400), label)
     columns = {name: getattr(curve, name) for name in ("threshold", "recall", "fpr", "precision")}
     counts = {"n_positive": label.sum(), "n_negative": (~label).sum()}
-    results = made_up.results("train", "reference", "v2")
+    results = made_up.results("train", "reference", HEADLINE)
     return figures.training_figures(results, pd.DataFrame(columns | counts), TITLE, folder)
 
 
@@ -48,7 +49,7 @@ def draw_evaluation(folder, fails=True):
     tokens = pd.DataFrame(
         {"trace_id": np.repeat(range(n), 40), "hazard": rng.random(40 * n), "entropy": rng.random(40 * n)}
     )
-    results = made_up.results("evaluate", "reference", "v2")
+    results = made_up.results("evaluate", "reference", HEADLINE)
     return figures.evaluation_figures(
         results, made_up.pareto(), controlled, traces, tokens, POINT, TITLE, folder
     )
@@ -63,8 +64,14 @@ def draw_transfer(folder):
 
 
 def draw_live(folder):
-    results, latency = made_up.results("live-validate", "reference", "v2"), made_up.latency("reference")
+    results, latency = made_up.results("live-validate", "reference", HEADLINE), made_up.latency("reference")
     return figures.live_figures(results, latency, folder, TITLE)
+
+
+@pytest.fixture(scope="module")
+def live_before(tmp_path_factory):
+    """The live figures of made-up numbers, as bytes."""
+    return {path.stem: path.read_bytes() for path in draw_live(tmp_path_factory.mktemp("live"))}
 
 
 def draw_controller(folder):
@@ -77,11 +84,18 @@ def draw_controller(folder):
         (draw_training, ["pre-onset", "reliability", "importance", "horizons", "cross-validation"]),
         (
             draw_evaluation,
-            ["outcome-by-ratio", "pareto", "lead-time", "hazard-example", "entropy-by-condition"],
+            [
+                "outcome-by-ratio",
+                "pareto",
+                "lead-time",
+                "hazard-example",
+                "entropy-by-condition",
+                "alarm-delay",
+            ],
         ),
         (draw_ablation, ["features", "controllers", "settings"]),
         (draw_transfer, ["transfer"]),
-        (draw_live, ["cbr-by-policy", "frontier", "causality-gap", "switch-time", "latency"]),
+        (draw_live, ["cbr-by-policy", "frontier", "causality-gap", "switch-time", "latency", "alarm-delay"]),
         (draw_controller, ["state-machine"]),
     ],
 )
@@ -118,7 +132,7 @@ def test_undefined_numbers_still_make_figures(tmp_path):
 
 
 def test_live_runs_without_failures_or_a_second_regime_still_make_figures(tmp_path):
-    results, latency = made_up.results("live-validate", "reference", "v2"), made_up.latency("reference")
+    results, latency = made_up.results("live-validate", "reference", HEADLINE), made_up.latency("reference")
     undefined = results.assign(value=np.nan, low=np.nan, high=np.nan)
     once = results[~results["table"].isin(["policies-decoding", "switch"])]
     for name, frame in (("undefined", undefined), ("once", once)):
@@ -139,16 +153,17 @@ def test_live_runs_without_failures_or_a_second_regime_still_make_figures(tmp_pa
         ("gap", "restore", "gap", "causality-gap"),
         ("switch", "-8", "recovered", "switch-time"),
         ("switch", "128", "correct", "switch-time"),
+        ("alarm_bins-rollback", "-8", "looping", "alarm-delay"),
+        ("alarm_bins-rollback", "never", "non_termination", "alarm-delay"),
     ],
 )
-def test_live_figures_show_their_numbers(tmp_path, table, subject, metric, name):
-    frame, latency = made_up.results("live-validate", "reference", "v2"), made_up.latency("reference")
-    before = {path.stem: path.read_bytes() for path in figures.live_figures(frame, latency, tmp_path, TITLE)}
+def test_live_figures_show_their_numbers(tmp_path, live_before, table, subject, metric, name):
+    frame, latency = made_up.results("live-validate", "reference", HEADLINE), made_up.latency("reference")
     chosen = frame["table"].eq(table) & frame["subject"].eq(subject) & frame["metric"].eq(metric)
     assert chosen.sum() == 1
     frame.loc[chosen, ["value", "low", "high"]] = [0.01, 0.0, 0.02]
     after = {path.stem: path.read_bytes() for path in figures.live_figures(frame, latency, tmp_path, TITLE)}
-    assert before[name] != after[name]
+    assert live_before[name] != after[name]
 
 
 def test_a_reference_model_is_called_one():

@@ -8,6 +8,7 @@ from kvguard.stats.bootstrap import UNDEFINED, Interval
 from kvguard.studies.catastrophes.chapter.findings import sentences
 from kvguard.studies.catastrophes.chapter.live_findings import live_headline, live_sentences, verdict
 from kvguard.studies.catastrophes.chapter.pipeline import numbers_of
+from kvguard.studies.catastrophes.protocols import HEADLINE
 
 MODEL = "reference"
 ESTIMATE = "is met by the estimate, not by its whole interval"
@@ -17,7 +18,7 @@ PREFILL = "prefill: compressed once, after the prefill"
 
 def numbers(**changed):
     """Made-up live numbers; ``rollback__cbr=Interval(...)`` changes one of the prefill regime."""
-    frame = pd.concat([made_up.results("live-validate", MODEL, "v2"), made_up.latency(MODEL)])
+    frame = pd.concat([made_up.results("live-validate", MODEL, HEADLINE), made_up.latency(MODEL)])
     frame = frame.reset_index(drop=True)
     for name, found in {
         "uncompressed__cbr": Interval(0.1, 0.0, 0.2),
@@ -64,11 +65,60 @@ def test_the_rescue_is_judged_by_the_share_that_is_left():
 def test_what_restarting_leaves_of_the_lost_accuracy_is_told_beside_it():
     said = told(
         numbers(
+            uncompressed__accuracy=Interval(0.9, 0.9, 0.9),
+            static__accuracy=Interval(0.5, 0.5, 0.5),
             rollback__residual_accuracy=Interval(0.8, 0.7, 0.9),
             restart__residual_accuracy=Interval(0.02, 0.01, 0.03),
         )
     )
-    assert "80.0 % [70.0, 90.0] stay lost. With restart it is 2.0 % [1.0, 3.0]." in said
+    assert "Judged by the first complete answer, 90.0 % [90.0, 90.0] are right uncompressed" in said
+    assert "of this loss stay 80.0 % [70.0, 90.0] with guard: rollback, " in said
+    assert "2.0 % [1.0, 3.0] with guard: restart and " in said
+
+
+def test_answers_lost_by_running_on_are_judged_by_the_last_answer():
+    found = {
+        "uncompressed__accuracy_last": Interval(0.9, 0.9, 0.9),
+        "static__accuracy_last": Interval(0.3, 0.3, 0.3),
+        "rollback__residual_accuracy_last": Interval(0.7, 0.6, 0.8),
+        "stop__residual_accuracy_last": Interval(0.1, 0.0, 0.2),
+    }
+    said = told(numbers(**found))
+    assert "Half of it is to come back: with rollback the aim of at most 50 % is not met" in said
+    assert "and with stop the aim of at most 50 % is met." in said
+
+
+def test_an_accuracy_that_compression_does_not_cost_is_not_brought_back():
+    same = {f"{policy}__accuracy": Interval(0.9, 0.9, 0.9) for policy in ("uncompressed", "static")}
+    said = told(numbers(**same))
+    assert "compressed without a guard: no right answers are lost on these prompts." in said
+
+
+@pytest.mark.parametrize(
+    ("difference", "word", "verdict"),
+    [
+        (Interval(0.05, 0.02, 0.08), "lower than", "rollback beats it"),
+        (Interval(0.0, -0.01, 0.01), "not distinguishable from", "rollback does not beat it"),
+        (Interval(0.0, 0.0, 0.0), "not distinguishable from", "rollback does not beat it"),
+        (Interval(-0.05, -0.08, -0.02), "higher than", "rollback does not beat it"),
+    ],
+)
+def test_a_guard_beats_a_stop_string_only_by_a_lower_cbr(difference, word, verdict):
+    found = numbers(stop_at_answer__cbr_minus_rollback=difference)
+    for said in (told(found), " ".join(live_headline(found, MODEL))):
+        assert f"The CBR with rollback is {word} that of the stop string" in said
+        assert f"): {verdict}." in said
+
+
+def test_the_action_stop_is_held_against_the_stop_string_too():
+    said = told(numbers(stop__cbr_minus_stop_at_answer=Interval(0.02, 0.01, 0.03)))
+    assert "The CBR with stop is higher than that of the stop string" in said
+    assert "by one fit of the hazard): stop does not beat it." in said
+
+
+def test_without_the_stop_string_nothing_is_said_of_it():
+    frame = made_up.results("live-validate", MODEL, HEADLINE)
+    assert "stop string" not in told(numbers_of(frame[~frame["subject"].str.startswith("stop_at_answer")]))
 
 
 def test_compression_that_adds_nothing_leaves_nothing_to_rescue():
@@ -110,10 +160,11 @@ def test_a_baseline_is_beaten_only_by_a_lower_cbr_at_no_more_memory(cbr, saved, 
 
 
 def test_without_repeated_fits_no_order_of_triggers_is_told():
-    frame = made_up.results("live-validate", MODEL, "v2")
+    frame = made_up.results("live-validate", MODEL, HEADLINE)
     said = told(numbers_of(frame[frame["subject"] != "rollback_fits"]))
     assert "Which trigger is better here cannot be told" in said
     assert "Against" not in said
+    assert "by one fit of the hazard" in said
 
 
 @pytest.mark.parametrize(
@@ -132,7 +183,7 @@ def test_the_forecast_stands_beside_the_live_result(gap, word):
 
 
 def test_the_switch_curve_is_told_at_its_ends_and_at_the_onset():
-    frame = made_up.results("live-validate", MODEL, "v2")
+    frame = made_up.results("live-validate", MODEL, HEADLINE)
     recovered = frame["table"].eq("switch") & frame["metric"].eq("recovered")
     for offset, value in (("128", 0.91), ("0", 0.42), ("-8", 0.11)):
         frame.loc[recovered & frame["subject"].eq(offset), ["value", "low", "high"]] = value
@@ -149,7 +200,7 @@ def test_overhead_is_judged():
 
 
 def test_prompts_that_broke_are_counted():
-    frame = made_up.results("live-validate", MODEL, "v2")
+    frame = made_up.results("live-validate", MODEL, HEADLINE)
     for used, said in ((398, ["2 of 400 prompts are left out"]), (400, [])):
         for name, value in (("n_prompts", 400), ("n_used", used)):
             frame.loc[frame["metric"].eq(name), "value"] = value
@@ -158,7 +209,7 @@ def test_prompts_that_broke_are_counted():
 
 
 def test_undefined_numbers_are_not_spoken_of():
-    frame = made_up.results("live-validate", MODEL, "v2")
+    frame = made_up.results("live-validate", MODEL, HEADLINE)
     frame[["value", "low", "high"]] = [UNDEFINED.value, UNDEFINED.low, UNDEFINED.high]
     assert live_sentences(numbers_of(frame), MODEL) == {}
 
@@ -166,7 +217,7 @@ def test_undefined_numbers_are_not_spoken_of():
 def test_without_live_results_the_forecast_says_which_command_measures_them():
     with_live, without = (
         " ".join(sentences(made_up.pipeline(*frames), MODEL))
-        for frames in ((), (made_up.results("evaluate", MODEL, "v2"),))
+        for frames in ((), (made_up.results("evaluate", MODEL, HEADLINE),))
     )
     assert "the live effect is not measured: run `dvc repro intervals`" in without
     assert "not measured" not in with_live

@@ -8,6 +8,7 @@ import pytest
 from kvguard.report import page
 from kvguard.studies.catastrophes.chapter import sections
 from kvguard.studies.catastrophes.chapter.catalogue import tables
+from kvguard.studies.catastrophes.protocols import HEADLINE, PROTOCOLS
 
 
 def render(pipeline, explorers=(), unexplored=()):
@@ -74,7 +75,7 @@ def test_reference_models_are_called_so_and_nothing_is_said_of_large_models(page
     assert "say nothing about language models at large" in text
 
 
-@pytest.mark.parametrize("name", ["v2", "v1"])
+@pytest.mark.parametrize("name", list(PROTOCOLS))
 def test_figures_that_were_drawn_are_embedded_and_others_left_out(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     from kvguard.studies.catastrophes import layout
@@ -82,7 +83,7 @@ def test_figures_that_were_drawn_are_embedded_and_others_left_out(tmp_path, monk
 
     figures.state_machine(layout.plots("train", "reference", name) / "horizons.png")
     text = render(made_up.pipeline())
-    assert text.count('src="data:image/png;base64,') == (1 if name == "v2" else 0)
+    assert text.count('src="data:image/png;base64,') == (1 if name == HEADLINE else 0)
 
 
 def test_the_same_results_make_the_same_page(tmp_path, explorers):

@@ -12,12 +12,13 @@ from kvguard.errors import KvguardError
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.chapter import figures
 from kvguard.studies.catastrophes.chapter.paper import build_paper, numbers_tex
+from kvguard.studies.catastrophes.protocols import HEADLINE
 
 SOURCE = Path(__file__).parents[4] / "paper" / "paper.tex"
 PLOTS = (
-    "evaluate/reference-v2/outcome-by-ratio",
-    "evaluate/reference-v2/pareto",
-    "train/reference-v2/reliability",
+    f"evaluate/reference-{HEADLINE}/outcome-by-ratio",
+    f"evaluate/reference-{HEADLINE}/pareto",
+    f"train/reference-{HEADLINE}/reliability",
     "live-validate/reference/frontier",
     "live-validate/reference/switch-time",
 )

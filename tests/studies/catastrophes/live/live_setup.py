@@ -79,8 +79,10 @@ def live_of(folder: Path, n: int = 4, **changes: object) -> Live:
     )
     triggers = {
         "hazard": POINT,
+        "hazard_before": POINT,
         "entropy": POINT,
         "loop": POINT.model_copy(update={"tau_low": 0.5, "k_escalate": 1}),
     }
     words = FeaturizeParams(thinking_words=("a", "so"))
-    return Live(sweep, settings, GuardParams(), words, triggers, (hazard_model(), hazard_model(seed=1)))
+    fits = (hazard_model(), hazard_model(seed=1))
+    return Live(sweep, settings, GuardParams(), words, triggers, fits, hazard_before=hazard_model(seed=2))

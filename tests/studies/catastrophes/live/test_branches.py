@@ -16,7 +16,7 @@ from kvguard.engine.oracle import TIE
 from kvguard.engine.presses import Condition, Presses
 from kvguard.engine.requests import Decoding, Row
 from kvguard.guard.actions import Action, Guarded, GuardedRun
-from kvguard.guard.branch import BranchedRun, replay
+from kvguard.guard.branch import BranchedRun, replay, stop_at_answer
 from kvguard.guard.bundle import load_operating_point
 from kvguard.guard.features import thinking_mask
 from kvguard.guard.hazard_model import HazardModel
@@ -172,6 +172,25 @@ def test_a_branch_that_knows_answers_is_the_run_from_the_start(
 def test_branches_that_end_at_once_are_among_those_compared(runs: Runs, trunk: list[Guarded]) -> None:
     rows = runs.branched("rollback", GuardParams(), trunk, Action.STOP, Seventh(1))
     assert any(row.events[0].what == "stop" for row in rows if row.events)
+
+
+@pytest.mark.parametrize("first", [1, 14, 1000])
+def test_a_stop_string_after_the_answer_is_the_static_text_cut_there(
+    trunk: list[Guarded], first: int
+) -> None:
+    answers, n_prompt = Seventh(first), 50
+    cut = 0
+    for row in trunk:
+        done, ends = stop_at_answer(row, n_prompt, answers), answers.ends(row.token_ids.tolist())
+        if not ends or ends[0] >= len(row.token_ids):
+            assert done is row
+            continue
+        cut += 1
+        n = ends[0] + 1  # with the token that tells that the answer is whole
+        assert done.token_ids.tolist() == row.token_ids[: ends[0]].tolist()
+        assert (done.stop_reason, done.n_steps, done.n_rewound, done.safe_at) == ("guard", n, 1, ends[0])
+        assert done.kv_saved == pytest.approx(np.mean(1 - row.kv_tokens[:n] / (n_prompt + np.arange(n))))
+    assert bool(cut) == (first < 1000)
 
 
 def compare(runs: Runs, alone: list[Guarded], branched: list[Guarded]) -> None:

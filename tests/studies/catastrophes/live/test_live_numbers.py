@@ -32,6 +32,7 @@ def row(prompt: str, policy: str, failed: bool, **more: object) -> dict[str, obj
         "token_ids": np.array([1, 2, 3, 4]),
         "catastrophes": ["looping"] if failed else [],
         "onset": 2 if failed else pd.NA,
+        "onset_by": "looping" if failed else None,
         "correct": not failed,
         "kv_saved": saved,
         "safe_at": -1,

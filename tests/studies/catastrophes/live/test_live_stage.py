@@ -21,11 +21,12 @@ from kvguard.store.results import Results
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes.live.latency import measure_latency
 from kvguard.studies.catastrophes.live.plan import Live
-from kvguard.studies.catastrophes.live.results import headline, live_results
+from kvguard.studies.catastrophes.live.results import ALARMED, headline, live_results
 from kvguard.studies.catastrophes.live.stage import run_live
 from kvguard.sweep.run import run_sweep
 
 SHARED = ["prompt_id", "compressor", "ratio"]
+ACTING = ("restore", "rollback", "restart", "stop", "entropy", "loop", "rollback_v2", "stop_at_answer")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def of(table: pd.DataFrame, regime: str, policy: str, fit: int = 1) -> pd.DataFr
 
 def test_every_prompt_meets_every_policy_once(live: Live, table: pd.DataFrame) -> None:
     policies = {
-        "prefill": {"static", "restore", "rollback", "entropy", "loop"},
+        "prefill": {"static", *ACTING},
         "decoding": {"static", "hold", "restore", "rollback"},
     }
     for regime, names in policies.items():
@@ -232,7 +233,8 @@ def test_a_stop_string_ends_a_live_text_and_is_no_part_of_it(
 def test_the_results_hold_every_table(live: Live, table: pd.DataFrame) -> None:
     results = numbers_of(live, table)
     found = headline(results)
-    assert set(found) == {"prompts", "policies-prefill", "policies-decoding", "gap", "switch"}
+    alarms = {f"alarms-{policy}" for policy in ALARMED} | {f"alarm_bins-{policy}" for policy in ALARMED}
+    assert set(found) == {"prompts", "policies-prefill", "policies-decoding", "gap", "switch", *alarms}
     extra = {"always_safe", "mixed", "oracle"}
     assert extra <= set(found["policies-prefill"]) & set(found["policies-decoding"])
     assert set(found["gap"]) == {"restore", "rollback", "restart"}

@@ -69,7 +69,9 @@ def test_rules_that_found_onsets_are_shares_of_the_failing_traces_of_a_condition
     results = Results("measure", "m")
     add_onsets(results, TRACES)
     found = results.metrics("onsets")["onsets"]
-    shares = {subject: {name: cell["value"] for name, cell in cells.items()} for subject, cells in found.items()}
+    shares = {
+        subject: {name: cell["value"] for name, cell in cells.items()} for subject, cells in found.items()
+    }
     rules = ("by_looping", "by_answer", "by_uncompressed", "by_proxy")
     assert shares == {
         "snapkv@0.5": {"n_failing": 2, **dict(zip(rules, (0.5, 0.5, 0, 0), strict=True))},
