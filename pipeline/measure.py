@@ -25,7 +25,7 @@ def main(model: str, params_path: Path) -> None:  # noqa: D103
         run.log_table(f"traces-{model}", source)
         results = measure(layout.generated(model), model, params.n_resamples, params.seed)
         results.write(out)
-        headline = results.metrics("outcomes")
+        headline = results.metrics("outcomes", "onsets")
         write_json(metrics, headline)
         run.log_metrics(headline)
         run.log_table(f"{STAGE}-{model}", out, context="output")
