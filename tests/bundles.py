@@ -52,6 +52,7 @@ def write_bundle(folder: Path, model=None, *, params=None, weights="", **hazard)
         model="tiny",
         source="path:tiny",
         weights=weights_digest(model) if model is not None else weights,
+        protocol="v2",
         horizon=32,
         thinking_words=("so", "then"),
         max_new_tokens=MAX_NEW_TOKENS,

@@ -62,7 +62,7 @@ def test_requests_that_join_and_leave_do_not_change_one_another(server, offline,
 
     async def all_of_them():
         async with server.asynchronous() as client:
-            return await asyncio.gather(*(ask(client, number) for number in range(16)))
+            return await asyncio.gather(*(ask(client, number) for number in range(12)))
 
     texts = asyncio.run(all_of_them())
     for number, text in enumerate(texts):
@@ -117,13 +117,13 @@ def test_choices_stand_in_order_prompt_by_prompt(server, prompts):
     assert all(choice.model_extra["kvguard"]["saved"] > 0 for choice in together.choices)
 
 
-def test_chance_depends_on_the_seed_only(server, offline, guards, prompts):
-    ids = offline[1](prompts[0])["input_ids"]
+def test_chance_depends_on_the_seed_only(server, offline, guards):
+    ids = offline[1]("Flour " * 24)["input_ids"]  # nothing that this model could be sure about
 
     async def sample(client, seed, delay):
         await asyncio.sleep(delay)
         answer = await client.completions.create(
-            model="reference", prompt=ids, max_tokens=24, temperature=1.3, top_p=0.95, seed=seed, n=2
+            model="reference", prompt=ids, max_tokens=24, temperature=2.0, top_p=0.95, seed=seed, n=2
         )
         return [choice.text for choice in answer.choices]
 
@@ -138,11 +138,11 @@ def test_chance_depends_on_the_seed_only(server, offline, guards, prompts):
     assert texts[1] == texts[5]
     assert len({text for pair in texts for text in pair}) == 6  # three seeds, two choices
     wanted = guards["calm"].generate(
-        *offline, [ids, ids], press=snapkv(), max_new_tokens=24, temperature=1.3, top_p=0.95, seed=5
+        *offline, [ids, ids], press=snapkv(), max_new_tokens=24, temperature=2.0, top_p=0.95, seed=5
     )
     assert alone == [output.text for output in wanted]
     unseeded = {
-        server.client().completions.create(model="reference", prompt=ids, temperature=1.5).choices[0].text
+        server.client().completions.create(model="reference", prompt=ids, temperature=2.0).choices[0].text
         for _ in range(4)
     }
     assert len(unseeded) > 1
