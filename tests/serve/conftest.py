@@ -14,7 +14,7 @@ from kvpress import KnormPress, SnapKVPress
 import bundles
 from kvguard import Guard
 from kvguard.config import check_known
-from kvguard.engine.presses import NONE, Condition
+from kvguard.engine.presses import Condition
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.settings import Action
 from kvguard.models.load import LoadedModel
@@ -90,10 +90,10 @@ class Running:
         self.scheduler = app.state.service.scheduler
 
     def client(self, key="none"):
-        return openai.OpenAI(base_url=f"{self.base}/v1", api_key=key, max_retries=0)
+        return openai.OpenAI(base_url=f"{self.base}/v1", api_key=key, max_retries=0, timeout=60)
 
     def asynchronous(self):
-        return openai.AsyncOpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0)
+        return openai.AsyncOpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60)
 
     def idle(self):
         """Wait until nothing is under way; tell whether that came to be."""
@@ -140,5 +140,3 @@ def serving(calm):
     with stack:
         yield start
 
-
-UNCOMPRESSED = Condition(NONE, 0.0)

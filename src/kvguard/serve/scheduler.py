@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()  # guarded by _changed; all below is the thread's own
         self._stopping = False
         self._told: Told = []
+        self._steps: Iterator[GuardedStep] | None = None
         self._thread = threading.Thread(target=self._serve, name="kvguard-scheduler", daemon=True)
         self._begin()
 
@@ -85,7 +86,7 @@ class Scheduler:
         """Start with an empty batch."""
         self._batch = Batch(self._model, self._limits.rows)
         self._run = ServedRun(self._batch, self._watch(), self._params)
-        self._steps: Iterator[GuardedStep] = iter(())
+        self._end_steps()
         self._rows: dict[int, _Row] = {}
         self.room.taken = 0.0
 
@@ -155,15 +156,20 @@ class Scheduler:
         self._admit()
         if not self._rows:
             return
-        step = next(self._steps, None)
-        if step is None:  # the last rows had left: a new population
-            self._steps = self._run.steps()
-            step = next(self._steps)
-        self._tell(step)
+        self._steps = self._steps or self._run.steps()
+        self._tell(next(self._steps))
         self._end_rows()
         self._batch.clear()  # now, so that their room is free and their end is told before the next step
         for row, found in self._run.collect().items():
             self._finish(row, found)
+        if not self._rows:
+            self._end_steps()
+
+    def _end_steps(self) -> None:
+        """Let go of the loop, and so put the model's own attention back."""
+        if isinstance(self._steps, Generator):
+            self._steps.close()
+        self._steps = None
 
     def _admit(self) -> None:
         """Prefill the next text that waits, if there is a row and room for it."""
@@ -206,7 +212,7 @@ class Scheduler:
             cache,
             stop=ask.stops.start() if ask.stops is not None else None,
             sampler=ask.sampler,
-            key=ask.key,
+            key=0,  # chance is a matter of the sampler's seed alone
             keep_cache=self._params.resume,
         )
         course = Course(ask.action, ask.condition.ratio if press is not None else 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -168,13 +169,13 @@ class Served:
                     press,
                     action,
                     guarded,
-                    _sampler(request),
-                    place * n,
+                    greedy,
                     self._stops(request.stops),
                     bool(request.stream),
                 )
             )
-        return [replace(ask, key=ask.key + choice) for ask in asks for choice in range(n)]
+        samplers = _samplers(request, len(asks) * n)
+        return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(samplers)]
 
     def _budget(self, request: Generation, n_prompt: int) -> int:
         """Return the most tokens of a text."""
@@ -227,9 +228,20 @@ class Served:
         return lru_cache(64)(partial(StopStrings, self.loaded.tokenizer))
 
 
-def _sampler(request: Generation) -> Sampler:
+def _samplers(request: Generation, count: int) -> list[Sampler]:
+    """Return the samplers of a request's texts: chance is a matter of its seed and of their places in it.
+
+    The first text is that of its prompt alone with that seed in the library.
+    """
     heat = 1.0 if request.temperature is None else request.temperature
     if heat == 0:
-        return greedy
+        return [greedy] * count
     seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
-    return Nucleus(heat, 1.0 if request.top_p is None else request.top_p, seed)
+    share = 1.0 if request.top_p is None else request.top_p
+    seeds = [seed, *(_mixed(seed, place) for place in range(1, count))]
+    return [Nucleus(heat, share, each) for each in seeds]
+
+
+def _mixed(seed: int, place: int) -> int:
+    """Return a seed that no neighbouring seed or place shares, as those of Nucleus and its rows would."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=8).digest(), "big")

@@ -30,8 +30,6 @@ class Ask:
         Makes its press, which is its own: presses keep state.
     action, guarded
         What it does in SAFE; and whether its answer tells what the guard saw.
-    key
-        What chance depends on besides the sampler's seed: its place among the texts of its request.
     streamed
         Its tokens are told as they come, and once told they stay.
     """
@@ -44,7 +42,6 @@ class Ask:
     action: Action
     guarded: bool
     sampler: Sampler
-    key: int
     stops: StopStrings | None
     streamed: bool
 
