@@ -41,7 +41,6 @@ def is_error(answer, status=None):
         ("completions", {"max_tokens": 10**9}, "max_tokens"),
         ("completions", {"prompt": []}, "prompt"),
         ("completions", {"prompt": ""}, "prompt"),
-        ("completions", {"prompt": "short"}, "prompt"),  # for SnapKV's window
         ("completions", {"prompt": [10**6]}, "prompt"),
         ("completions", {"prompt": [-1]}, "prompt"),
         ("completions", {"prompt": 5}, "prompt"),

@@ -159,3 +159,13 @@ def test_without_a_guard_nothing_is_watched(serving, offline, prompts):
     guard = Guard.load("models/reference")
     [wanted] = guard.generate(*offline, prompts[:1], press=snapkv(), action="none", max_new_tokens=20)
     assert answer.choices[0].message.content == wanted.text
+
+
+def test_a_prompt_too_short_for_its_press_is_not_compressed_and_says_so(server, offline, guards):
+    ids = list(range(20, 36))  # as many as SnapKV's window
+    [wanted] = guards["calm"].generate(*offline, [ids], max_new_tokens=12)
+    answer = server.client().completions.create(model="reference", prompt=ids, max_tokens=12, temperature=0)
+    assert answer.choices[0].text == wanted.text
+    told = answer.model_extra["kvguard"]
+    assert (told["compressor"], told["ratio"], told["saved"]) == ("none", 0.0, 0.0)
+    assert told["kv_tokens"] == {"prompt": 16, "kept": 16.0, "peak": 16.0 + len(wanted.token_ids) - 1}

@@ -141,6 +141,8 @@ class Served:
     def asks(self, request: Generation, prompts: Sequence[Sequence[int]]) -> list[Ask]:
         """Return what a request asks for: ``n`` texts of each prompt, those of a prompt side by side.
 
+        A prompt that is too short for its press is not compressed, and its answer says so.
+
         Raises
         ------
         Rejected
@@ -153,20 +155,19 @@ class Served:
             message = f"{len(prompts)} prompts, n {n}: ask for 1 to {self.limits.queue} texts at once"
             raise Rejected(message, param="prompt")
         condition, action, guarded = self._chosen(request.kv)
-        press = partial(self._press, condition)
-        shortest = self._shortest(press)
+        shortest = self._shortest(condition)
         asks = []
-        for place, ids in enumerate(prompts):
-            if len(ids) < shortest:
-                message = f"a prompt of {len(ids)} tokens is too short: {condition} needs {shortest}"
-                raise Rejected(message, param="prompt")
+        for ids in prompts:
+            if not ids:
+                raise Rejected("a prompt has no tokens", param="prompt")
+            fits = condition if len(ids) >= shortest else Condition(NONE, 0.0)  # too short to be compressed
             asks.append(
                 Ask(
                     tuple(ids),
                     self._budget(request, len(ids)),
                     () if request.ignore_eos else tuple(self.loaded.eos_ids),
-                    condition,
-                    press,
+                    fits,
+                    partial(self._press, fits),
                     action,
                     guarded,
                     greedy,
@@ -213,12 +214,13 @@ class Served:
     def _press(self, condition: Condition) -> BasePress | None:
         return None if condition.compressor == NONE else self.build(condition.compressor, condition.ratio)
 
-    def _shortest(self, press: Callable[[], BasePress | None]) -> int:
+    def _shortest(self, condition: Condition) -> int:
+        """Return the fewest tokens of a prompt that can be compressed."""
         try:
-            made = press()
+            press = self._press(condition)
         except KvguardError as error:
             raise Rejected(str(error), param="kv") from None
-        return shortest_prompt(made) if made is not None else 1
+        return shortest_prompt(press) if press is not None else 1
 
     def _stops(self, strings: tuple[str, ...]) -> StopStrings | None:
         return self._made_stops(strings) if strings else None
