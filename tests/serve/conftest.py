@@ -139,4 +139,3 @@ def serving(calm):
 
     with stack:
         yield start
-

@@ -15,7 +15,10 @@ from click.testing import CliRunner
 
 from kvguard.cli import main
 
-BODY = {"model": "reference", "messages": [{"role": "user", "content": "Tell me of three apples and two pears."}]}
+BODY = {
+    "model": "reference",
+    "messages": [{"role": "user", "content": "Tell me of three apples and two pears."}],
+}
 BODY |= {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
 KEY = "a-key-of-the-test"
 
@@ -42,7 +45,9 @@ def test_a_mistake_is_one_line_before_anything_listens(arguments, said, monkeypa
     assert said in done.output
 
 
-@pytest.mark.parametrize(("typed", "size"), [("2GiB", 2**31), ("500MB", 5 * 10**8), ("0.5 kib", 512), ("77", 77)])
+@pytest.mark.parametrize(
+    ("typed", "size"), [("2GiB", 2**31), ("500MB", 5 * 10**8), ("0.5 kib", 512), ("77", 77)]
+)
 def test_sizes_are_read_with_their_units(typed, size):
     from kvguard.cli.serve import Bytes
 
@@ -52,7 +57,11 @@ def test_sizes_are_read_with_their_units(typed, size):
 def test_help_teaches_by_examples():
     done = CliRunner().invoke(main, ["serve", "--help"])
     assert done.exit_code == 0
-    for taught in ("kvguard serve --model reference", "curl http://127.0.0.1:8000", "from openai import OpenAI"):
+    for taught in (
+        "kvguard serve --model reference",
+        "curl http://127.0.0.1:8000",
+        "from openai import OpenAI",
+    ):
         assert taught in done.output
 
 

@@ -69,7 +69,11 @@ def is_error(answer, status=None):
         ("chat/completions", {"logprobs": True}, "logprobs"),
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "messages"),
-        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages",
+        ),
         ("chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
         ("chat/completions", {"max_completion_tokens": 3}, None),
     ],
@@ -84,8 +88,17 @@ def test_what_is_not_supported_is_rejected_by_name(server, path, change, param):
 
 def test_what_asks_for_nothing_is_taken(server):
     nothing = {"tools": None, "response_format": {"type": "text"}, "logprobs": False, "presence_penalty": 0.0}
-    nothing |= {"parallel_tool_calls": True, "top_k": -1, "repetition_penalty": 1.0, "user": "me", "stop": None}
-    parts = [{"type": "text", "text": "Two and two make what, "}, {"type": "text", "text": "and three and three?"}]
+    nothing |= {
+        "parallel_tool_calls": True,
+        "top_k": -1,
+        "repetition_penalty": 1.0,
+        "user": "me",
+        "stop": None,
+    }
+    parts = [
+        {"type": "text", "text": "Two and two make what, "},
+        {"type": "text", "text": "and three and three?"},
+    ]
     past = {"role": "assistant", "content": "Yes?", "tool_calls": None}
     messages = [{"role": "user", "content": "Hello!"}, past, {"role": "user", "content": parts}]
     answer = httpx.post(
@@ -149,7 +162,11 @@ def test_a_huge_body_is_rejected_and_the_server_goes_on(serving):
 
 
 def test_half_a_request_does_no_harm(server):
-    for half in (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", b"GARBAGE\r\n\r\n", b"PO"):
+    for half in (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+        b"GARBAGE\r\n\r\n",
+        b"PO",
+    ):
         with socket.create_connection(("127.0.0.1", int(server.base.rpartition(":")[2]))) as client:
             client.sendall(half)
     assert httpx.post(f"{server.base}/v1/completions", json=TEXT, timeout=60).status_code == 200
@@ -193,7 +210,9 @@ def test_a_full_queue_is_429_and_what_waits_is_served(serving):
 
 def test_a_request_that_takes_too_long_is_504(serving):
     hasty = serving(limits={"timeout": 0.3})
-    is_error(httpx.post(f"{hasty.base}/v1/completions", json={**TEXT, "max_tokens": 900, "ignore_eos": True}), 504)
+    is_error(
+        httpx.post(f"{hasty.base}/v1/completions", json={**TEXT, "max_tokens": 900, "ignore_eos": True}), 504
+    )
     assert hasty.idle()
     assert hasty.scheduler.room.taken == 0
 
@@ -212,10 +231,18 @@ def test_the_memory_limit_holds(serving, guards, action):
     def watched():
         turn()
         batch = tight.scheduler._batch
-        seen.append((len(tight.scheduler._rows), float(batch.kv_tokens().sum()) if tight.scheduler._rows else 0))
+        seen.append(
+            (len(tight.scheduler._rows), float(batch.kv_tokens().sum()) if tight.scheduler._rows else 0)
+        )
 
     tight.scheduler._turn = watched
-    body = {"model": "reference", "prompt": [prompt] * 7, "max_tokens": 20, "ignore_eos": True, "temperature": 0}
+    body = {
+        "model": "reference",
+        "prompt": [prompt] * 7,
+        "max_tokens": 20,
+        "ignore_eos": True,
+        "temperature": 0,
+    }
     answer = httpx.post(f"{tight.base}/v1/completions", json=body, timeout=120).json()
     assert len({choice["text"] for choice in answer["choices"]}) == 1
     assert max(rows for rows, _ in seen) == 3

@@ -32,7 +32,9 @@ def test_the_asynchronous_client_parses_everything(server):
     assert whole == text
 
 
-@pytest.mark.parametrize("text", ["Tom has 3 apples.", "ünïcode — 漢字 🙂", "<|assistant|> is text here", " two  spaces"])
+@pytest.mark.parametrize(
+    "text", ["Tom has 3 apples.", "ünïcode — 漢字 🙂", "<|assistant|> is text here", " two  spaces"]
+)
 def test_tokens_and_text_are_inverse(server, text):
     tokens = httpx.post(f"{server.base}/tokenize", json={"prompt": text}).json()
     assert tokens["count"] == len(tokens["tokens"])
@@ -54,7 +56,9 @@ def test_harnesses_find_what_they_probe(server, loaded):
 
 
 def test_a_request_id_is_given_back(server):
-    assert httpx.get(f"{server.base}/health", headers={"x-request-id": "abc"}).headers["x-request-id"] == "abc"
+    assert (
+        httpx.get(f"{server.base}/health", headers={"x-request-id": "abc"}).headers["x-request-id"] == "abc"
+    )
     made = [httpx.get(f"{server.base}/health").headers["x-request-id"] for _ in range(2)]
     assert made[0] != made[1]
 
@@ -77,4 +81,6 @@ def test_metrics_count_what_was_done(serving, guards):
     assert value("alarms_total") >= value("restores_total") == 2
     assert value("rewinds_total") == 0
     assert value("hazard_max_count") == value("kv_saved_count") == 2
-    assert re.search(r'^kvguard:request_success_total{finished_reason="\w+",model_name="reference"} 2', text, re.M)
+    assert re.search(
+        r'^kvguard:request_success_total{finished_reason="\w+",model_name="reference"} 2', text, re.M
+    )

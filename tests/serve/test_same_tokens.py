@@ -19,7 +19,9 @@ def message(prompt):
 
 
 def test_a_chat_is_the_generation_of_its_prompt(server, offline, guards, prompts):
-    [wanted] = guards["calm"].generate(*offline, prompts[:1], press=snapkv(), action="restore", max_new_tokens=NEW)
+    [wanted] = guards["calm"].generate(
+        *offline, prompts[:1], press=snapkv(), action="restore", max_new_tokens=NEW
+    )
     answer = server.client().chat.completions.create(
         model="reference", messages=message(prompts[0]), max_tokens=NEW, temperature=0
     )
@@ -78,7 +80,9 @@ def test_a_guard_acts_as_in_the_library(serving, offline, guards, prompts, actio
     late = serving(guard=guards["late"])
     client = late.client()
     for prompt in prompts[:2]:
-        [wanted] = guards["late"].generate(*offline, [prompt], press=snapkv(), action=action, max_new_tokens=NEW)
+        [wanted] = guards["late"].generate(
+            *offline, [prompt], press=snapkv(), action=action, max_new_tokens=NEW
+        )
         answer = client.chat.completions.create(
             model="reference",
             messages=message(prompt),

@@ -25,7 +25,9 @@ def test_the_pieces_of_a_chat_are_its_text(server, prompts):
     client = server.client()
     how = {**GREEDY, "messages": message(prompts[1]), "max_tokens": NEW}
     whole = client.chat.completions.create(**how)
-    text, chunks = pieces(client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **how))
+    text, chunks = pieces(
+        client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **how)
+    )
     assert text == whole.choices[0].message.content
     *told, last = chunks
     assert last.choices == []
@@ -59,7 +61,9 @@ def test_a_stream_ends_as_openai_ends_it(server, prompts):
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = answer.text.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
-    assert all(json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk" for line in lines[:-2])
+    assert all(
+        json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk" for line in lines[:-2]
+    )
 
 
 def test_a_stop_string_ends_a_text_and_is_no_part_of_it(server, prompts):
@@ -73,10 +77,17 @@ def test_a_stop_string_ends_a_text_and_is_no_part_of_it(server, prompts):
     assert pieces(client.chat.completions.create(stop=[stop], stream=True, **how))[0] == ended.message.content
 
 
-@pytest.mark.parametrize(("action", "hold_back"), [("restore", 0), ("rollback", 4), ("rollback", NEW), ("rollback", 0)])
+@pytest.mark.parametrize(
+    ("action", "hold_back"), [("restore", 0), ("rollback", 4), ("rollback", NEW), ("rollback", 0)]
+)
 def test_what_was_sent_is_never_taken_back(serving, offline, guards, prompts, action, hold_back):
     late = serving(guard=guards["late"], limits={"hold_back": hold_back})
-    how = {**GREEDY, "messages": message(prompts[0]), "max_tokens": NEW, "extra_body": {"kv": {"action": action}}}
+    how = {
+        **GREEDY,
+        "messages": message(prompts[0]),
+        "max_tokens": NEW,
+        "extra_body": {"kv": {"action": action}},
+    }
     text, chunks = pieces(late.client().chat.completions.create(stream=True, **how))
     told = chunks[-1].model_extra["kvguard"]
     withheld = told["rewinds_withheld"]
@@ -101,7 +112,13 @@ def test_a_client_that_leaves_frees_its_row(server, prompts):
     try:
         for stream in (True, False):
             body = json.dumps(
-                {**GREEDY, "messages": message(prompts[0]), "max_tokens": 800, "ignore_eos": True, "stream": stream}
+                {
+                    **GREEDY,
+                    "messages": message(prompts[0]),
+                    "max_tokens": 800,
+                    "ignore_eos": True,
+                    "stream": stream,
+                }
             )
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
             client = socket.create_connection(("127.0.0.1", int(server.base.rpartition(":")[2])))

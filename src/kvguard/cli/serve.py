@@ -55,7 +55,9 @@ class Bytes(click.ParamType[int]):
 @click.command(epilog=EXAMPLES)
 @serving_options
 @click.option("--served-name", help="The name that clients ask for; that of --model by default.")
-@click.option("--compressor", help="A name from compressors in the settings; nothing is compressed by default.")
+@click.option(
+    "--compressor", help="A name from compressors in the settings; nothing is compressed by default."
+)
 @click.option(
     "--ratio",
     type=click.FloatRange(0, 1, max_open=True),
@@ -94,8 +96,12 @@ class Bytes(click.ParamType[int]):
     type=click.IntRange(min=2),
     help="Tokens of a prompt and its text at most; the model's window by default.",
 )
-@click.option("--max-rows", type=click.IntRange(min=1), default=32, show_default=True, help="Generated together.")
-@click.option("--max-queue", type=click.IntRange(min=1), default=256, show_default=True, help="That may wait.")
+@click.option(
+    "--max-rows", type=click.IntRange(min=1), default=32, show_default=True, help="Generated together."
+)
+@click.option(
+    "--max-queue", type=click.IntRange(min=1), default=256, show_default=True, help="That may wait."
+)
 @click.option(
     "--request-timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -105,8 +111,12 @@ class Bytes(click.ParamType[int]):
 )
 @click.option("--max-body", type=Bytes(), default="4MiB", show_default=True, help="Of a request.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs a key.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
-@click.option("--api-key-env", metavar="NAME", help="Where keys are, parted by commas; KVGUARD_API_KEY by default.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free."
+)
+@click.option(
+    "--api-key-env", metavar="NAME", help="Where keys are, parted by commas; KVGUARD_API_KEY by default."
+)
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="A file of keys, one a line, in place of that."
 )

@@ -90,7 +90,9 @@ class Service:
             if not request.stream:
                 watch.cancel()
         stream = _stream(request, shape, tickets, first, watch)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        return StreamingResponse(
+            stream, media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
 
 
 def _hand_out(told: Told) -> None:

@@ -59,7 +59,9 @@ class Gate:
                 self._check_key(scope["path"], headers.get("authorization", b""))
                 receive = await self._whole_body(headers, receive)
             except Rejected as rejected:
-                answer = JSONResponse(rejected.body(), rejected.status, {**rejected.headers, "connection": "close"})
+                answer = JSONResponse(
+                    rejected.body(), rejected.status, {**rejected.headers, "connection": "close"}
+                )
                 await answer(scope, receive, tell)
                 return
             if receive is not None:
@@ -117,4 +119,6 @@ class Gate:
 
 def _request_id(given: bytes | None) -> str:
     text = (given or b"").decode("latin-1")
-    return text if 0 < len(text) <= 128 and text.isascii() and text.isprintable() else f"req-{uuid.uuid4().hex}"
+    return (
+        text if 0 < len(text) <= 128 and text.isascii() and text.isprintable() else f"req-{uuid.uuid4().hex}"
+    )

@@ -27,9 +27,13 @@ class Metrics:
         self._model = model
         self._running = self._make(Gauge, "num_requests_running", "Texts under way.")
         self._waiting = self._make(Gauge, "num_requests_waiting", "Texts that wait.")
-        self._usage = self._make(Gauge, "kv_cache_usage_perc", "Entries counted for rows, of the limit (1 = full).")
+        self._usage = self._make(
+            Gauge, "kv_cache_usage_perc", "Entries counted for rows, of the limit (1 = full)."
+        )
         self._held = self._make(Gauge, "kv_bytes", "Bytes that the cache takes.")
-        self._first = self._make(Histogram, "time_to_first_token_seconds", "Arrival to first token.", _SECONDS)
+        self._first = self._make(
+            Histogram, "time_to_first_token_seconds", "Arrival to first token.", _SECONDS
+        )
         self._next = self._make(Histogram, "inter_token_latency_seconds", "Token to token.", _SECONDS)
         self._whole = self._make(Histogram, "e2e_request_latency_seconds", "Arrival to end.", _SECONDS)
         self._prompt = self._make(Counter, "prompt_tokens", "Tokens of prompts.")
@@ -37,7 +41,9 @@ class Metrics:
         self._alarms = self._make(Counter, "alarms", "Texts reached SAFE.")
         self._restores = self._make(Counter, "restores", "Full caches brought back without a rewind.")
         self._rewinds = self._make(Counter, "rewinds", "Texts rewound.")
-        self._saved = self._make(Histogram, "kv_saved", "Share of KV memory saved, a mean over a text.", _SHARES)
+        self._saved = self._make(
+            Histogram, "kv_saved", "Share of KV memory saved, a mean over a text.", _SHARES
+        )
         self._hazard = self._make(Histogram, "hazard_max", "Highest hazard of a text.", _SHARES)
         self._success = Counter(
             "kvguard:request_success",

@@ -181,7 +181,6 @@ class DetokenizeRequest(_Asked):
     tokens: list[Whole]
 
 
-
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -208,8 +207,14 @@ def read(kind: type[Body], raw: bytes) -> Body:
 def _told(error: ValidationError) -> Rejected:
     """Say what is wrong: of the mistakes of a union's members, the one that lies deepest."""
     mistake: Any = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
-    place, said = ".".join(str(part) for part in mistake["loc"])[:200], mistake["msg"].removeprefix("Value error, ")
-    told = {"extra_forbidden": f"{place} is not known or not supported: leave it out", "missing": f"{place} is missing"}
+    place, said = (
+        ".".join(str(part) for part in mistake["loc"])[:200],
+        mistake["msg"].removeprefix("Value error, "),
+    )
+    told = {
+        "extra_forbidden": f"{place} is not known or not supported: leave it out",
+        "missing": f"{place} is missing",
+    }
     message = told.get(mistake["type"]) or (f"{place}: {said}" if place else said)
     return Rejected(message[:600], param=str(mistake["loc"][0])[:100] if place else None)
 
@@ -228,4 +233,3 @@ def _supported(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]
 def _same(value: Any, neutral: Any) -> bool:
     """Tell whether two values are equal, and true is not 1."""
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
-

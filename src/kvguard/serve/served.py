@@ -115,7 +115,9 @@ class Served:
         chat = {"messages": [message.plain for message in messages]}
         return self._encoded(self.loaded, chat, "messages")
 
-    def _encoded(self, encoder: Encoder | LoadedModel, prompt: dict[str, Any], param: str = "prompt") -> list[int]:
+    def _encoded(
+        self, encoder: Encoder | LoadedModel, prompt: dict[str, Any], param: str = "prompt"
+    ) -> list[int]:
         try:
             return encoder.encode(prompt)
         except KvguardError as error:
@@ -201,7 +203,12 @@ class Served:
             raise Rejected(f"{named}: this server was started without --allow-kv", param="kv")
         name = chosen.get("compressor", self.condition.compressor)
         ratio = float(chosen.get("ratio", self.condition.ratio if name == self.condition.compressor else 0.0))
-        if name != NONE and "compressor" in chosen and "ratio" not in chosen and name != self.condition.compressor:
+        if (
+            name != NONE
+            and "compressor" in chosen
+            and "ratio" not in chosen
+            and name != self.condition.compressor
+        ):
             raise Rejected("kv.compressor: give kv.ratio with it", param="kv")
         if name == NONE and ratio > 0:
             raise Rejected("kv.ratio: nothing is compressed: give kv.compressor too", param="kv")

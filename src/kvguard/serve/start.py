@@ -48,7 +48,9 @@ def api_keys(variable: str | None, file: Path | None) -> list[str]:
     if not keys and (file is not None or variable is not None):
         raise KvguardError(f"{where}: holds no API key: put one there, or leave the option out")
     if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
-        raise KvguardError(f"{where}: an API key has spaces or characters beyond ASCII: use letters and digits")
+        raise KvguardError(
+            f"{where}: an API key has spaces or characters beyond ASCII: use letters and digits"
+        )
     return keys
 
 
