@@ -17,7 +17,9 @@ from kvguard.cli import main
 
 BODY = {
     "model": "reference",
-    "messages": [{"role": "user", "content": "Tell me of three apples and two pears."}],
+    "messages": [
+        {"role": "user", "content": "Tell me of three apples, of two pears, of seven figs and of one plum."}
+    ],
 }
 BODY |= {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
 KEY = "a-key-of-the-test"

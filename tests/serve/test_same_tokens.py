@@ -1,4 +1,4 @@
-"""What a server answers is what the library generates for the same prompt alone, whatever shares the batch."""
+"""A server answers what the library generates for the same prompt alone, whatever shares the batch."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Streams: the pieces are the text, nothing that was sent is taken back, and a client that leaves costs nothing."""
+"""Streams: the pieces are the text, what was sent stays, and a client that leaves costs nothing."""
 
 import json
 import socket

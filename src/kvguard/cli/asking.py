@@ -240,7 +240,7 @@ def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of :func:`model_options`, and those that say in which form a model is held, and where."""
+    """Add the options of :func:`model_options`, and those that say how and where a model is held."""
     return _gathered(command, [_MODEL, _DTYPE, stage.device_option, params_option])
 
 

@@ -89,7 +89,7 @@ class Bytes(click.ParamType[int]):
 @click.option(
     "--kv-memory",
     type=Bytes(),
-    help="The most that cache entries may come to take, 2GiB say; requests wait for room. No bound by default.",
+    help="The most that cache entries may come to take, 2GiB say; requests wait for room. No bound else.",
 )
 @click.option(
     "--max-model-len",
