@@ -85,12 +85,6 @@ def process():
             assert started.poll() is None, lines
             time.sleep(0.05)
         base = f"http://127.0.0.1:{port[1]}"
-        while True:
-            try:
-                httpx.get(f"{base}/health")
-                break
-            except httpx.ConnectError:
-                time.sleep(0.05)
         yield started, base, lines
     finally:
         if started.poll() is None:

@@ -157,6 +157,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
     from kvguard.cli.asking import check_model
     from kvguard.config import check_known
     from kvguard.engine.presses import NONE, Condition, build_press
+    from kvguard.errors import KvguardError
     from kvguard.guard.session import Guard
     from kvguard.guard.settings import Action
     from kvguard.models.load import load_model
@@ -177,7 +178,11 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
     guard = Guard.load(bundle, point, params.guard) if bundle is not None else None
     check_model(params, model)
     loaded = load_model(model, params.spec(model), params.device)
-    loaded.warn_of_doubts()
+    window = how["max_model_len"] or loaded.window
+    if window > loaded.window:
+        raise KvguardError(
+            f"--max-model-len: {window} is more than the {loaded.window} tokens of model {model}: use fewer"
+        )
     hold_back = how["hold_back"]
     if hold_back is None:
         hold_back = guard.point.k_escalate if guard is not None else 0
@@ -197,7 +202,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
             hold_back=hold_back,
             choosing=how["allow_kv"],
         ),
-        window=min(how["max_model_len"] or loaded.window, loaded.window),
+        window=window,
     )
     served.check()
     return served

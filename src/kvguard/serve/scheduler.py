@@ -126,7 +126,7 @@ class Scheduler:
                 )
         with self._changed:
             if self._stopping:
-                raise Rejected("the server is stopping", status=503, retry_after=5)
+                raise _stopped()
             if len(self._waiting) + len(tickets) > self._limits.queue:
                 message = f"{len(self._waiting)} texts wait already: try again later, or with fewer prompts"
                 raise Rejected(message, status=429, code="queue_full", retry_after=1)
@@ -134,22 +134,36 @@ class Scheduler:
             self._changed.notify()
 
     def _serve(self) -> None:
-        while True:
+        try:
+            while self._wait():
+                try:
+                    with torch.inference_mode():
+                        self._turn()
+                except Exception as error:
+                    self._collapse(error)
+                self._metrics.load(len(self._rows), self._n_waiting(), self.room, self._bytes())
+                self._hand_over()
+        finally:  # with something left only where not even an empty batch could be begun again
             with self._changed:
-                while not (self._waiting or self._rows or self._stopping):
-                    self._changed.wait()
-                if self._stopping and not (self._waiting or self._rows):
-                    return
-            try:
-                with torch.inference_mode():
-                    self._turn()
-            except Exception as error:
-                self._collapse(error)
-            told, self._told = self._told, []
-            with self._changed:
-                n_waiting = len(self._waiting)
-            self._metrics.load(len(self._rows), n_waiting, self.room, self._bytes())
-            self._deliver(told)
+                self._stopping = True
+                self._told += [(ticket, _stopped()) for ticket in self._waiting]
+                self._waiting.clear()
+            self._hand_over()
+
+    def _wait(self) -> bool:
+        """Wait for something to do; tell whether there is any, or the end has come."""
+        with self._changed:
+            while not (self._waiting or self._rows or self._stopping):
+                self._changed.wait()
+            return bool(self._waiting or self._rows)
+
+    def _n_waiting(self) -> int:
+        with self._changed:
+            return len(self._waiting)
+
+    def _hand_over(self) -> None:
+        told, self._told = self._told, []
+        self._deliver(told)
 
     def _turn(self) -> None:
         """Let one text in, if it may, and draw one token of every row."""
@@ -268,6 +282,10 @@ class Scheduler:
 
     def _bytes(self) -> int:
         return self._batch.cache.nbytes if self._rows and hasattr(self._batch, "cache") else 0
+
+
+def _stopped() -> Rejected:
+    return Rejected("the server is stopping", status=503, retry_after=5)
 
 
 def _late(limits: Limits) -> Rejected:

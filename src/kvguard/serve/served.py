@@ -84,7 +84,9 @@ class Served:
         arguments: Arguments = {"press": self._press(self.condition)}
         Options.checked(arguments, 1).check_model(self.loaded)
         if self.guard is not None:
-            self.guard._meet(self.loaded)
+            self.guard._meet(self.loaded)  # warns where they do not belong together
+        else:
+            self.loaded.warn_of_doubts()
 
     def check_model(self, name: str) -> None:
         """Reject another model's name.

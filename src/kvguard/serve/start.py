@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,12 @@ def check_address(host: str, keys: Sequence[str]) -> None:
 class _Server(uvicorn.Server):
     """A server that finishes what is under way at the first signal, and ends at once at the second."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where."""
+        await super().startup(sockets)
+        for bound in sockets or []:
+            _log.info('{"event": "listening", "host": "%s", "port": %d}', *bound.getsockname()[:2])
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
         if self.should_exit:
@@ -113,5 +120,4 @@ def run(served: Served, host: str, port: int, keys: Sequence[str]) -> None:
         bound = config.bind_socket()
     except SystemExit:
         raise KvguardError(f"--port {port}: cannot listen on {host}:{port}: use another") from None
-    _log.info('{"event": "listening", "host": "%s", "port": %d}', *bound.getsockname()[:2])
     server.run([bound])
