@@ -64,6 +64,8 @@ def is_error(answer, status=None):
         ("completions", {"kv": {"compressor": "nonesuch", "ratio": 0.5}}, "kv"),
         ("completions", {"kv": {"compressor": "knorm"}}, "kv"),
         ("completions", {"kv": {"action": "hold"}}, "kv"),
+        ("completions", {"kv": {"guard": False, "action": "rollback"}}, "kv"),
+        ("completions", {"kv": {"compressor": "none", "ratio": 0.5}}, "kv"),
         ("chat/completions", {"tools": [{"type": "function"}]}, "tools"),
         ("chat/completions", {"response_format": {"type": "json_schema"}}, "response_format"),
         ("chat/completions", {"logprobs": True}, "logprobs"),

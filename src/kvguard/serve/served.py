@@ -100,14 +100,14 @@ class Served:
             message = f"the model {name[:200]!r} does not exist: this server serves {self.name!r}"
             raise Rejected(message, status=404, param="model", code="model_not_found")
 
-    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+    def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> list[int]:
         """Return the token ids of a prompt as it is; control tokens that stand in a text are text."""
         if isinstance(prompt, str):
             return self._encoded(self._plain, {"text": prompt})
         size = self._plain.vocabulary
         stray = next((token for token in prompt if token >= size), None)
         if stray is not None:
-            raise Rejected(f"the model knows no token {stray}, only 0 to {size - 1}", param="prompt")
+            raise Rejected(f"the model knows no token {stray}, only 0 to {size - 1}", param=param)
         return list(prompt)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -140,7 +140,9 @@ class Served:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of any tokens, special ones too."""
-        return str(self.loaded.tokenizer.decode(self.encode(ids), clean_up_tokenization_spaces=False))
+        return str(
+            self.loaded.tokenizer.decode(self.encode(ids, "tokens"), clean_up_tokenization_spaces=False)
+        )
 
     def asks(self, request: Generation, prompts: Sequence[Sequence[int]]) -> list[Ask]:
         """Return what a request asks for: ``n`` texts of each prompt, those of a prompt side by side.
@@ -204,21 +206,18 @@ class Served:
             named = ", ".join(f"kv.{name}" for name in chosen)
             raise Rejected(f"{named}: this server was started without --allow-kv", param="kv")
         name = chosen.get("compressor", self.condition.compressor)
-        ratio = float(chosen.get("ratio", self.condition.ratio if name == self.condition.compressor else 0.0))
-        if (
-            name != NONE
-            and "compressor" in chosen
-            and "ratio" not in chosen
-            and name != self.condition.compressor
-        ):
-            raise Rejected("kv.compressor: give kv.ratio with it", param="kv")
+        own = name == self.condition.compressor
+        ratio = float(chosen.get("ratio", self.condition.ratio if own else 0.0))
         if name == NONE and ratio > 0:
             raise Rejected("kv.ratio: nothing is compressed: give kv.compressor too", param="kv")
-        if self.guard is None and (chosen.get("guard") or chosen.get("action", "none") != "none"):
-            raise Rejected("kv: this server was started without --guard", param="kv")
-        guarded = self.guard is not None and chosen.get("guard", True)
-        action = Action(chosen.get("action", self.action)) if guarded else Action.NONE
-        return Condition(name, ratio if name != NONE else 0.0), action, guarded
+        if not own and name != NONE and "ratio" not in chosen:
+            raise Rejected("kv.compressor: give kv.ratio with it", param="kv")
+        watched = self.guard is not None and chosen.get("guard", True)
+        if not watched and (chosen.get("guard") or chosen.get("action", "none") != "none"):
+            why = "kv.guard is false" if self.guard is not None else "this server was started without --guard"
+            raise Rejected(f"kv: nothing can act, since {why}", param="kv")
+        action = Action(chosen.get("action", self.action)) if watched else Action.NONE
+        return Condition(name, ratio), action, watched
 
     def _press(self, condition: Condition) -> BasePress | None:
         return None if condition.compressor == NONE else self.build(condition.compressor, condition.ratio)
