@@ -57,15 +57,15 @@ class Gate:
         try:
             try:
                 self._check_key(scope["path"], headers.get("authorization", b""))
-                receive = await self._whole_body(headers, receive)
+                body = await self._whole_body(headers, receive)
             except Rejected as rejected:
                 answer = JSONResponse(
                     rejected.body(), rejected.status, {**rejected.headers, "connection": "close"}
                 )
                 await answer(scope, receive, tell)
                 return
-            if receive is not None:
-                await self._app(scope, receive, tell)
+            if body is not None:
+                await self._app(scope, body, tell)
         finally:
             told = {"request_id": number, "method": scope["method"], "path": scope["path"][:200]}
             told |= {"status": status, "seconds": round(time.monotonic() - begun, 3)}
