@@ -14,6 +14,7 @@ STUDIES = {path.name for path in (ROOT / "studies").iterdir() if (path / "__init
 ALLOWED = {  # what else a room may import
     "engine": {"errors"},
     "guard": {"engine", "models", "errors", "config"},
+    "serve": {"guard", "engine", "models", "errors", "config"},
 }
 OUTSIDE = {"cli"}  # the rooms that may know a study
 

@@ -6,6 +6,7 @@ from kvguard.cli.compare import compare
 from kvguard.cli.numbers import numbers
 from kvguard.cli.reference import reference
 from kvguard.cli.run import run
+from kvguard.cli.serve import serve
 from kvguard.cli.summary import summary
 from kvguard.cli.sweep import sweep
 from kvguard.cli.trace import trace
@@ -18,5 +19,5 @@ def main() -> None:
     """Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""
 
 
-for command in (run, sweep, verify, trace, summary, compare, numbers, reference):
+for command in (run, serve, sweep, verify, trace, summary, compare, numbers, reference):
     main.add_command(command)

@@ -239,6 +239,11 @@ def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _gathered(command, [_MODEL, *_TASK_OPTIONS, _DTYPE, stage.device_option, params_option])
 
 
+def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of :func:`model_options`, and those that say how and where a model is held."""
+    return _gathered(command, [_MODEL, _DTYPE, stage.device_option, params_option])
+
+
 def _gathered(command: Callable[..., Any], options: list[Callable[..., Any]]) -> Callable[..., Any]:
     names = {field.name for field in dataclasses.fields(Asked)}
 

@@ -1,0 +1,1 @@
+"""Any compressed, guarded model behind the API that OpenAI's clients speak."""

@@ -1,0 +1,151 @@
+"""Answers in OpenAI's shapes, from what the scheduler tells."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kvguard.engine.presses import NONE
+from kvguard.guard.controller import State
+from kvguard.guard.text import Unfolding
+from kvguard.serve.served import Served
+from kvguard.serve.tickets import Ask, Done, Ticket, Tokens
+
+_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+Json = dict[str, Any]
+
+
+def telemetry(ask: Ask, done: Done) -> Json:
+    """Return what compression and guard did to a text; what was not watched is null."""
+    found, course = done.found, done.course
+    known = found.hazard[~np.isnan(found.hazard)]
+    counts = {state.name.lower(): int((found.states == state).sum()) for state in State}
+    what = [event.what for event in found.events]
+    return {
+        "compressor": ask.condition.compressor,
+        "ratio": ask.condition.ratio if ask.condition.compressor != NONE else 0.0,
+        "kv_tokens": {"prompt": len(ask.ids), "kept": round(done.kept, 2), "peak": round(course.peak, 2)},
+        "action": ask.action.value if ask.guarded else None,
+        "states": counts if ask.guarded else None,
+        "alarms": course.alarms if ask.guarded else None,
+        "restores": what.count("restore"),
+        "rewinds": what.count("rollback") + what.count("restart"),
+        "rewinds_withheld": course.withheld,
+        "hazard_max": float(known.max()) if ask.guarded and len(known) else None,
+        "saved": round(found.kv_saved, 4),
+    }
+
+
+@dataclass
+class Telling:
+    """One text on its way to its client: its tokens as text, piece by piece."""
+
+    served: Served
+    ticket: Ticket
+    n_tokens: int = 0
+    reason: str | None = None
+    kvguard: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._text = Unfolding(self.served.loaded.tokenizer, self.ticket.ask.stops)
+
+    def tell(self, update: Tokens | Done) -> str:
+        """Return what an update adds to the text."""
+        if isinstance(update, Tokens):
+            return self._add(update.ids)
+        added = self._add(update.found.token_ids[self.n_tokens :].tolist()) + self._text.rest()
+        self._end(update)
+        return added
+
+    def whole(self, done: Done) -> str:
+        """Return the whole text at once."""
+        ids = done.found.token_ids.tolist()
+        self.n_tokens = len(ids)
+        self._end(done)
+        return self.served.decode(ids, self.ticket.ask.stops)
+
+    def _add(self, ids: Sequence[int]) -> str:
+        self.n_tokens += len(ids)
+        return "".join(map(self._text.add, ids))
+
+    def _end(self, done: Done) -> None:
+        self.reason = _REASONS[done.found.stop_reason]
+        self.kvguard = telemetry(self.ticket.ask, done)
+
+
+class Shape:
+    """How one request is answered, whole or in chunks."""
+
+    def __init__(self, served: Served, tickets: Sequence[Ticket], chat: bool, n: int) -> None:
+        self.texts = [Telling(served, ticket) for ticket in tickets]
+        self._chat = chat
+        self._n_prompt = sum(len(ticket.ask.ids) for ticket in tickets[::n])
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": served.name,
+        }
+
+    def whole(self, ends: Mapping[int, Done]) -> Json:
+        """Return the answer to a request that is no stream."""
+        choices = []
+        for index, text in enumerate(self.texts):
+            said = text.whole(ends[index])
+            body: Json = {"message": {"role": "assistant", "content": said}} if self._chat else {"text": said}
+            choices.append(self._choice(index, text, body))
+        answer = {**self._head, "object": "chat.completion" if self._chat else "text_completion"}
+        answer |= {"choices": choices, "usage": self.usage()}
+        return answer | ({"kvguard": choices[0]["kvguard"]} if len(choices) == 1 else {})
+
+    def _choice(self, index: int, text: Telling, body: Json) -> Json:
+        choice = {"index": index, **body, "logprobs": None, "finish_reason": text.reason}
+        return choice | ({"kvguard": text.kvguard} if text.reason is not None else {})
+
+    def opening(self) -> list[Json]:
+        """Return the chunks that a stream opens with."""
+        if not self._chat:
+            return []
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self.texts))]
+
+    def chunks(self, index: int, update: Tokens | Done) -> list[Json]:
+        """Return the chunks of a stream for one update; the last one has the finish reason."""
+        text = self.texts[index]
+        added = text.tell(update)
+        reason, text.reason = text.reason, None
+        found = [self._chunk(index, {"content": added} if self._chat else added)] if added else []
+        if reason is not None:
+            text.reason = reason
+            found.append(self._chunk(index, {} if self._chat else "") | {"kvguard": text.kvguard})
+        return found
+
+    def _chunk(self, index: int, added: Any) -> Json:
+        body = {"delta" if self._chat else "text": added}
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._head, "object": kind, "choices": [self._choice(index, self.texts[index], body)]}
+
+    def usage_chunk(self) -> Json:
+        """Return the chunk that tells the usage of a whole stream."""
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._head, "object": kind, "choices": [], "usage": self.usage()}
+
+    def usage(self) -> Json:
+        """Return the tokens of prompts and texts so far."""
+        generated = sum(text.n_tokens for text in self.texts)
+        return {
+            "prompt_tokens": self._n_prompt,
+            "completion_tokens": generated,
+            "total_tokens": self._n_prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
+
+
+def event(data: Json | str) -> bytes:
+    """Return one server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return f"data: {text}\n\n".encode("utf-8", "replace")

@@ -1,0 +1,298 @@
+"""The routes: OpenAI's, those that its evaluation harnesses probe, and those that operators watch."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from kvguard.serve.answers import Json, Shape, event
+from kvguard.serve.errors import Rejected
+from kvguard.serve.gate import Gate
+from kvguard.serve.metrics import CONTENT_TYPE, Metrics
+from kvguard.serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Generation,
+    TokenizeRequest,
+    read,
+)
+from kvguard.serve.scheduler import Scheduler, Told
+from kvguard.serve.served import Served
+from kvguard.serve.tickets import Done, Ticket, Update
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Service:
+    """What the routes share: the scheduler, the encoder's thread, the requests under way."""
+
+    def __init__(self, served: Served) -> None:
+        self.served, self.metrics = served, Metrics(served.name)
+        self.started = int(time.time())
+        model, params, limits = served.loaded.model, served.params, served.limits
+        self.scheduler = Scheduler(model, served.watch, params, limits, self.metrics, self._deliver)
+        self._encoding = ThreadPoolExecutor(1, "kvguard-encoder")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @asynccontextmanager
+    async def running(self, _: FastAPI) -> AsyncIterator[None]:
+        """Generate while the server is up; what is under way when it ends is finished first."""
+        self._loop = asyncio.get_running_loop()
+        self.served.encode("a")  # what tokenizers set up at first use is set up before there are threads
+        self.scheduler.start()
+        yield
+        await asyncio.to_thread(self.scheduler.stop)
+        self._encoding.shutdown()
+
+    def _deliver(self, told: Told) -> None:
+        """Hand over, from the scheduler's thread, what is new."""
+        if told and self._loop is not None:
+            with suppress(RuntimeError):  # the server has ended
+                self._loop.call_soon_threadsafe(_hand_out, told)
+
+    async def encoding(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what may take long beside the event loop, one at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoding, function, *arguments)
+
+    async def generate(
+        self, http: Request, request: Generation, prompts: Sequence[Sequence[int]], chat: bool
+    ) -> Response:
+        """Answer a request that generates."""
+        asks = await self.encoding(self.served.asks, request, prompts)
+        now, inbox = time.monotonic(), asyncio.Queue[tuple[int, Update]]()
+        deadline = now + self.served.limits.timeout
+        tickets = [Ticket(ask, number, inbox, now, deadline) for number, ask in enumerate(asks)]
+        self.scheduler.submit(tickets)
+        shape = Shape(self.served, tickets, chat, request.n or 1)
+        watch = asyncio.create_task(_cancelled_with(http, tickets))
+        try:
+            first = await inbox.get()
+            if not request.stream:
+                return JSONResponse(shape.whole(await _all_done(first, inbox, len(tickets))))
+            if isinstance(first[1], Rejected):
+                raise first[1]
+        except BaseException:
+            _cancel(tickets)
+            raise
+        finally:
+            if not request.stream:
+                watch.cancel()
+        stream = _stream(request, shape, tickets, first, watch)
+        return StreamingResponse(
+            stream, media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
+
+
+def _hand_out(told: Told) -> None:
+    for ticket, update in told:
+        ticket.inbox.put_nowait((ticket.number, update))
+
+
+def _cancel(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.cancelled = True
+
+
+async def _cancelled_with(http: Request, tickets: Sequence[Ticket]) -> None:
+    """Cancel the texts of a client that leaves."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+    _cancel(tickets)
+    for ticket in tickets:
+        ticket.inbox.put_nowait((ticket.number, Rejected("the client has left", status=499)))
+
+
+async def _all_done(
+    first: tuple[int, Update], inbox: asyncio.Queue[tuple[int, Update]], n: int
+) -> dict[int, Done]:
+    """Wait for the ends of all texts of a request.
+
+    Raises
+    ------
+    Rejected
+        One of them failed.
+    """
+    ends: dict[int, Done] = {}
+    number, update = first
+    while True:
+        if isinstance(update, Rejected):
+            raise update
+        if isinstance(update, Done):
+            ends[number] = update
+        if len(ends) == n:
+            return ends
+        number, update = await inbox.get()
+
+
+async def _stream(
+    request: Generation,
+    shape: Shape,
+    tickets: Sequence[Ticket],
+    first: tuple[int, Update],
+    watch: asyncio.Task[None],
+) -> AsyncIterator[bytes]:
+    """Yield the events of a stream."""
+    options = request.stream_options
+    usage, always = options is not None and options.include_usage, False
+    always = options is not None and options.continuous_usage_stats
+    inbox, left = tickets[0].inbox, len(tickets)
+
+    def told(chunk: Json) -> bytes:
+        if always:
+            chunk["usage"] = shape.usage()
+        elif usage:
+            chunk["usage"] = None
+        return event(chunk)
+
+    try:
+        for chunk in shape.opening():
+            yield told(chunk)
+        number, update = first
+        while True:
+            if isinstance(update, Rejected):
+                yield event(update.body())
+                return
+            for chunk in shape.chunks(number, update):
+                yield told(chunk)
+            left -= isinstance(update, Done)
+            if not left:
+                break
+            number, update = await inbox.get()
+        if usage:
+            yield event(shape.usage_chunk())
+        yield event("[DONE]")
+    finally:
+        _cancel(tickets)
+        watch.cancel()
+
+
+def create_app(served: Served, keys: Sequence[str] = ()) -> FastAPI:
+    """Return the application that serves a model.
+
+    Parameters
+    ----------
+    keys
+        One of them is asked for on every route but ``/health`` and ``/``.
+    """
+    service = Service(served)
+    app = FastAPI(title="kvguard", docs_url=None, redoc_url=None, openapi_url=None, lifespan=service.running)
+    app.state.service = service
+    app.add_middleware(Gate, keys=keys, most=served.limits.body)
+    app.add_exception_handler(Rejected, _rejection)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failure)
+    _generation(app, service)
+    _tokens(app, service)
+    _operations(app, service)
+    return app
+
+
+def _generation(app: FastAPI, service: Service) -> None:
+    """Add the routes that generate."""
+    served = service.served
+
+    @app.post("/v1/completions")
+    async def completions(http: Request) -> Response:
+        request = read(CompletionRequest, await http.body())
+        served.check_model(request.model)
+        if len(request.prompts) > served.limits.queue:
+            raise Rejected(f"prompt: more than {served.limits.queue} at once", param="prompt")
+        prompts = [await service.encoding(served.encode, prompt) for prompt in request.prompts]
+        return await service.generate(http, request, prompts, chat=False)
+
+    @app.post("/v1/chat/completions")
+    async def chat(http: Request) -> Response:
+        request = read(ChatRequest, await http.body())
+        served.check_model(request.model)
+        ids = await service.encoding(served.encode_chat, request.messages)
+        return await service.generate(http, request, [ids], chat=True)
+
+
+def _tokens(app: FastAPI, service: Service) -> None:
+    """Add the routes about the tokenizer."""
+    served = service.served
+
+    @app.post("/tokenize")
+    async def tokenize(http: Request) -> Json:
+        request = read(TokenizeRequest, await http.body())
+        served.check_model(request.model or served.name)
+        if request.messages is not None:
+            ids = await service.encoding(served.encode_chat, request.messages)
+        else:
+            ids = await service.encoding(served.encode, request.prompt or "")
+        return {"count": len(ids), "max_model_len": served.window, "tokens": ids}
+
+    @app.post("/detokenize")
+    async def detokenize(http: Request) -> Json:
+        request = read(DetokenizeRequest, await http.body())
+        served.check_model(request.model or served.name)
+        return {"prompt": await service.encoding(served.detokenize, request.tokens)}
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> Json:
+        tokenizer = served.loaded.tokenizer
+        special = ("bos_token", "eos_token", "pad_token", "unk_token")
+        named = {name: getattr(tokenizer, name, None) for name in special}
+        told = {"tokenizer_class": type(tokenizer).__name__, "chat_template": tokenizer.chat_template}
+        return {**told, **named, "eos_token_ids": served.loaded.eos_ids, "max_model_len": served.window}
+
+
+def _operations(app: FastAPI, service: Service) -> None:
+    """Add the routes about the server itself."""
+    served = service.served
+
+    def card() -> Json:
+        about = {"id": served.name, "object": "model", "created": service.started, "owned_by": "kvguard"}
+        return {**about, "max_model_len": served.window, "root": served.loaded.name, "parent": None}
+
+    @app.get("/v1/models")
+    async def models() -> Json:
+        return {"object": "list", "data": [card()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Json:
+        served.check_model(name)
+        return card()
+
+    @app.get("/health")
+    async def health() -> Json:
+        if not service.scheduler.alive:
+            raise Rejected("the scheduler does not run", status=503)
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/version")
+    async def version() -> Json:
+        return {"version": importlib.metadata.version("kvguard")}
+
+
+async def _rejection(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _http_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {404: f"there is no {http.url.path[:200]}", 405: f"{http.method[:20]} is not allowed here"}
+    rejected = Rejected(said.get(error.status_code, str(error.detail)), status=error.status_code)
+    return JSONResponse(rejected.body(), error.status_code, error.headers)
+
+
+async def _failure(_: Request, error: Exception) -> Response:
+    rejected = Rejected("the server failed; its log says why", status=500, code="internal_error")
+    return JSONResponse(rejected.body(), 500)

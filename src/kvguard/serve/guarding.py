@@ -1,0 +1,127 @@
+"""A guarded run whose rows each have an action of their own, and tokens that a client has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvguard.guard.actions import GuardedRun
+from kvguard.guard.controller import ControllerParams
+from kvguard.guard.settings import Action, GuardParams
+from kvguard.guard.watch import Watch
+
+if TYPE_CHECKING:
+    from kvguard.engine.batch import Batch
+    from kvguard.engine.records import Bools, Ints, Step
+    from kvguard.engine.requests import Request
+
+
+@dataclass
+class Course:
+    """How a row is guarded, and what has come of it so far.
+
+    Attributes
+    ----------
+    sent
+        Its first tokens, which its client has and no rewind may take back.
+    alarms, withheld
+        How often it reached SAFE (or its hazard rose again there), and how often it was restored in place of
+        a rewind because that would have reached what was sent.
+    peak
+        The most cache entries it held, a mean over layers and heads.
+    """
+
+    action: Action
+    ratio: float
+    sent: int = 0
+    alarms: int = 0
+    withheld: int = 0
+    peak: float = 0.0
+
+
+class Blind:
+    """A trigger that knows no risk, for a server without a guard."""
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Do nothing."""
+
+    def update(self, signals: NDArray[Any], token_ids: NDArray[Any], rows: Ints) -> NDArray[np.float32]:
+        """Return NaN for every row. [R]"""
+        return np.full(len(rows), np.nan, dtype=np.float32)
+
+    def accused(self, row: int, risen: int) -> int:
+        """Return ``risen``."""
+        return risen
+
+    def copy(self, source: int, row: int) -> None:
+        """Do nothing."""
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Do nothing."""
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Do nothing."""
+
+
+def unwatched() -> Watch:
+    """Return a watch that never alarms."""
+    return Watch(Blind(), ControllerParams(tau_low=1.0, tau_high=1.0, k_escalate=1, j_deescalate=1))
+
+
+class ServedRun(GuardedRun):
+    """A guarded run in which every row follows its own course; the actions are those of ``limits.ACTIONS``.
+
+    A row does what its course says, but for a rewind that would reach tokens that were sent: it is restored.
+    """
+
+    def __init__(self, batch: Batch, watch: Watch, params: GuardParams) -> None:
+        self._row_ratios: dict[int, float] = {}
+        self._coming: dict[int, Course] = {}  # by row
+        self._courses: dict[int, Course] = {}  # by seat
+        super().__init__(batch, watch, Action.NONE, params, self._row_ratios)
+
+    def add(self, request: Request, course: Course) -> int:
+        """Let a row wait for its start; return its number."""
+        row = self.batch.add(request)
+        self._row_ratios[row], self._coming[row] = course.ratio, course
+        return row
+
+    def open(self, seat: int, row: int, request: Request) -> None:
+        """Begin a row."""
+        super().open(seat, row, request)
+        self._courses[seat] = self._coming.pop(row)
+        del self._row_ratios[row]
+
+    def answer(
+        self, seat: int, hazard: NDArray[np.float32], tokens: Sequence[int], n_rewinds: int
+    ) -> tuple[Action, int]:
+        """Return what a row does that reaches SAFE, and how many of its tokens it keeps."""
+        course = self._courses[seat]
+        self.action = course.action
+        what, kept = super().answer(seat, hazard, tokens, n_rewinds)
+        if kept >= course.sent:
+            return what, kept
+        course.withheld += not self._seats["restored"][seat]
+        return Action.RESTORE, len(hazard)
+
+    def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
+        """Which rows act now: those that enter SAFE, and rewound ones whose hazard has risen again. [n]"""
+        repeats = np.array([self._courses[seat].action.repeats for seat in step.seat.tolist()])
+        left = self._seats["n_rewinds"][step.seat] < self.params.max_rewinds
+        entered = safe & ~before
+        alarmed: Bools = entered | (safe & repeats & self.watch.escalated(step.seat) & left)
+        for seat in step.seat[alarmed].tolist():
+            self._courses[seat].alarms += 1
+        return alarmed
+
+    def _observe(self, step: Step, tokens: Ints) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Judge the step's tokens, and see how much the rows hold. [n], [n]"""
+        found = super()._observe(step, tokens)
+        for seat, held in zip(step.seat.tolist(), self._held[step.seat, step.t].tolist(), strict=True):
+            course = self._courses[seat]
+            course.peak = max(course.peak, held)
+        return found

@@ -1,0 +1,39 @@
+"""What one server lets its clients do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvguard.guard.settings import Action
+
+ACTIONS = (Action.NONE, Action.RESTORE, Action.ROLLBACK, Action.RESTART)  # those that a server can take
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on requests and on what is under way.
+
+    Attributes
+    ----------
+    kv_bytes
+        Of cache entries that rows may come to hold; None: no bound.
+    rows, queue
+        Texts generated together, and those that wait for it.
+    timeout
+        Seconds that a request may take from its arrival.
+    body, n, prompts
+        Bytes of a request, its ``n``, and its prompts times ``n``.
+    hold_back
+        Tokens of a stream that are kept from its client while a rewind may still take them back.
+    choosing
+        Requests may name compressor, ratio, guard and action of their own.
+    """
+
+    kv_bytes: int | None = None
+    rows: int = 32
+    queue: int = 256
+    timeout: float = 600.0
+    body: int = 4 << 20
+    n: int = 8
+    hold_back: int = 0
+    choosing: bool = False

@@ -1,0 +1,257 @@
+"""The model that a server serves: what of a request becomes which asks, and tokens become text."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from kvguard.engine.presses import NONE, Condition, shortest_prompt
+from kvguard.engine.sampling import Nucleus, Sampler, greedy
+from kvguard.engine.stops import StopStrings
+from kvguard.errors import KvguardError
+from kvguard.guard.arguments import Arguments, Options
+from kvguard.guard.features import thinking_mask
+from kvguard.guard.settings import Action, GuardParams
+from kvguard.guard.watch import HazardTrigger, Watch
+from kvguard.models.encoding import Encoder
+from kvguard.serve.errors import Rejected
+from kvguard.serve.guarding import unwatched
+from kvguard.serve.limits import Limits
+from kvguard.serve.protocol import Choosing, CompletionRequest, Generation, Message
+from kvguard.serve.tickets import Ask
+
+if TYPE_CHECKING:
+    from kvpress import BasePress
+
+    from kvguard.guard.session import Guard
+    from kvguard.models.load import LoadedModel
+
+Build = Callable[[str, float], "BasePress"]
+_DEFAULT_TOKENS = 256  # of a chat, where no guard says how many it was trained for
+_COMPLETION = 16  # tokens, as OpenAI has it
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model with the compression and the guard that its server was started with.
+
+    Attributes
+    ----------
+    condition
+        What a request gets that chooses nothing.
+    build
+        Makes a fresh press of a compressor's name and a ratio; raises KvguardError.
+    guard
+        None: nothing is watched.
+    window
+        Tokens of a prompt and its text at most.
+    """
+
+    name: str
+    loaded: LoadedModel
+    condition: Condition
+    build: Build
+    guard: Guard | None
+    action: Action
+    limits: Limits
+    window: int
+
+    @property
+    def params(self) -> GuardParams:
+        """How the guard acts."""
+        return self.guard.params if self.guard is not None else GuardParams()
+
+    def watch(self) -> Watch:
+        """Return the watch of a new batch."""
+        if self.guard is None:
+            return unwatched()
+        mask = thinking_mask(self.loaded.tokenizer, self.guard.card.thinking_words)
+        return Watch(HazardTrigger(self.guard.hazard, mask), self.guard.point)
+
+    def check(self) -> None:
+        """Reject, before the server listens, a model that cannot be compressed, or not by its press.
+
+        Raises
+        ------
+        KvguardError
+            Naming the model or the press.
+        """
+        arguments: Arguments = {"press": self._press(self.condition)}
+        Options.checked(arguments, 1).check_model(self.loaded)
+        if self.guard is not None:
+            self.guard._meet(self.loaded)  # warns where they do not belong together
+        else:
+            self.loaded.warn_of_doubts()
+
+    def check_model(self, name: str) -> None:
+        """Reject another model's name.
+
+        Raises
+        ------
+        Rejected
+            With 404.
+        """
+        if name != self.name:
+            message = f"the model {name[:200]!r} does not exist: this server serves {self.name!r}"
+            raise Rejected(message, status=404, param="model", code="model_not_found")
+
+    def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> list[int]:
+        """Return the token ids of a prompt as it is; control tokens that stand in a text are text."""
+        if isinstance(prompt, str):
+            return self._encoded(self._plain, {"text": prompt})
+        size = self._plain.vocabulary
+        stray = next((token for token in prompt if token >= size), None)
+        if stray is not None:
+            raise Rejected(f"the model knows no token {stray}, only 0 to {size - 1}", param=param)
+        return list(prompt)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of a chat, through the model's template."""
+        if not self.loaded.has_chat:
+            raise Rejected(f"{self.name} has no chat template: use /v1/completions", param="messages")
+        chat = {"messages": [message.plain for message in messages]}
+        return self._encoded(self.loaded, chat, "messages")
+
+    def _encoded(
+        self, encoder: Encoder | LoadedModel, prompt: dict[str, Any], param: str = "prompt"
+    ) -> list[int]:
+        try:
+            return encoder.encode(prompt)
+        except KvguardError as error:
+            raise Rejected(str(error), param=param) from None
+
+    @cached_property
+    def _plain(self) -> Encoder:
+        plain = copy.copy(self.loaded.tokenizer)
+        plain.chat_template = None
+        size = int(self.loaded.model.config.get_text_config().vocab_size)
+        return Encoder(self.name, plain, tuple(self.loaded.eos_ids), size)
+
+    def decode(self, ids: Sequence[int], stops: StopStrings | None = None) -> str:
+        """Return the text of generated tokens, up to a stop string; spaces are left as they are."""
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        text = str(self.loaded.tokenizer.decode(list(ids), **how))
+        return stops.cut(text) if stops is not None else text
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of any tokens, special ones too."""
+        return str(
+            self.loaded.tokenizer.decode(self.encode(ids, "tokens"), clean_up_tokenization_spaces=False)
+        )
+
+    def asks(self, request: Generation, prompts: Sequence[Sequence[int]]) -> list[Ask]:
+        """Return what a request asks for: ``n`` texts of each prompt, those of a prompt side by side.
+
+        A prompt that is too short for its press is not compressed, and its answer says so.
+
+        Raises
+        ------
+        Rejected
+            It goes beyond what the server or the model can do.
+        """
+        n = request.n or 1
+        if n > self.limits.n:
+            raise Rejected(f"n: {n} is more than {self.limits.n}", param="n")
+        if not 0 < len(prompts) * n <= self.limits.queue:
+            message = f"{len(prompts)} prompts, n {n}: ask for 1 to {self.limits.queue} texts at once"
+            raise Rejected(message, param="prompt")
+        condition, action, guarded = self._chosen(request.kv)
+        shortest = self._shortest(condition)
+        asks = []
+        for ids in prompts:
+            if not ids:
+                raise Rejected("a prompt has no tokens", param="prompt")
+            fits = condition if len(ids) >= shortest else Condition(NONE, 0.0)  # too short to be compressed
+            asks.append(
+                Ask(
+                    tuple(ids),
+                    self._budget(request, len(ids)),
+                    () if request.ignore_eos else tuple(self.loaded.eos_ids),
+                    fits,
+                    partial(self._press, fits),
+                    action,
+                    guarded,
+                    greedy,
+                    self._stops(request.stops),
+                    bool(request.stream),
+                )
+            )
+        samplers = _samplers(request, len(asks) * n)
+        return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(samplers)]
+
+    def _budget(self, request: Generation, n_prompt: int) -> int:
+        """Return the most tokens of a text."""
+        asked = request.most
+        if asked is None and isinstance(request, CompletionRequest):
+            asked = _COMPLETION
+        left = self.window - n_prompt
+        if left < (asked or 1):
+            message = (
+                f"a prompt of {n_prompt} tokens and {asked or 1} new ones exceed the {self.window} that this "
+                "model takes: shorten it, or lower max_tokens"
+            )
+            raise Rejected(message, param="max_tokens", code="context_length_exceeded")
+        usual = self.guard.card.max_new_tokens if self.guard is not None else _DEFAULT_TOKENS
+        return asked or min(usual, left)
+
+    def _chosen(self, kv: Choosing | None) -> tuple[Condition, Action, bool]:
+        """Return condition, action, and whether what the guard sees is told."""
+        chosen = {} if kv is None else kv.model_dump(exclude_none=True)
+        if chosen and not self.limits.choosing:
+            named = ", ".join(f"kv.{name}" for name in chosen)
+            raise Rejected(f"{named}: this server was started without --allow-kv", param="kv")
+        name = chosen.get("compressor", self.condition.compressor)
+        own = name == self.condition.compressor
+        ratio = float(chosen.get("ratio", self.condition.ratio if own else 0.0))
+        if name == NONE and ratio > 0:
+            raise Rejected("kv.ratio: nothing is compressed: give kv.compressor too", param="kv")
+        if not own and name != NONE and "ratio" not in chosen:
+            raise Rejected("kv.compressor: give kv.ratio with it", param="kv")
+        watched = self.guard is not None and chosen.get("guard", True)
+        if not watched and (chosen.get("guard") or chosen.get("action", "none") != "none"):
+            why = "kv.guard is false" if self.guard is not None else "this server was started without --guard"
+            raise Rejected(f"kv: nothing can act, since {why}", param="kv")
+        action = Action(chosen.get("action", self.action)) if watched else Action.NONE
+        return Condition(name, ratio), action, watched
+
+    def _press(self, condition: Condition) -> BasePress | None:
+        return None if condition.compressor == NONE else self.build(condition.compressor, condition.ratio)
+
+    def _shortest(self, condition: Condition) -> int:
+        """Return the fewest tokens of a prompt that can be compressed."""
+        try:
+            press = self._press(condition)
+        except KvguardError as error:
+            raise Rejected(str(error), param="kv") from None
+        return shortest_prompt(press) if press is not None else 1
+
+    def _stops(self, strings: tuple[str, ...]) -> StopStrings | None:
+        return self._made_stops(strings) if strings else None
+
+    @cached_property
+    def _made_stops(self) -> Callable[[tuple[str, ...]], StopStrings]:
+        return lru_cache(64)(partial(StopStrings, self.loaded.tokenizer))
+
+
+def _samplers(request: Generation, count: int) -> list[Sampler]:
+    """Return the samplers of a request's texts: chance is a matter of its seed and of their places in it.
+
+    The first text is that of its prompt alone with that seed in the library.
+    """
+    heat = 1.0 if request.temperature is None else request.temperature
+    if heat == 0:
+        return [greedy] * count
+    seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
+    share = 1.0 if request.top_p is None else request.top_p
+    seeds = [seed, *(_mixed(seed, place) for place in range(1, count))]
+    return [Nucleus(heat, share, each) for each in seeds]
+
+
+def _mixed(seed: int, place: int) -> int:
+    """Return a seed that no neighbouring seed or place shares, as those of Nucleus and its rows would."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,123 @@
+"""From settings to a server that listens, and ends when it is told to."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from kvguard.errors import KvguardError
+from kvguard.serve.app import create_app
+
+if TYPE_CHECKING:
+    from kvguard.serve.served import Served
+
+KEY = "KVGUARD_API_KEY"
+_log = logging.getLogger("kvguard.serve")
+
+
+def api_keys(variable: str | None, file: Path | None) -> list[str]:
+    """Read the keys that a client may show: from an environment variable, else from a file, one a line.
+
+    Parameters
+    ----------
+    variable
+        Its name; several keys in it are parted by commas. None: ``KVGUARD_API_KEY``, if it is set.
+
+    Raises
+    ------
+    KvguardError
+        There is no key where one was said to be, or one that no header can carry.
+    """
+    if file is not None:
+        try:
+            text, where = file.read_text(encoding="utf-8").replace("\n", ","), str(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise KvguardError(f"--api-key-file: {file} cannot be read ({error}): write keys in it") from None
+    else:
+        text, where = os.environ.get(variable or KEY, ""), variable or KEY
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    if not keys and (file is not None or variable is not None):
+        raise KvguardError(f"{where}: holds no API key: put one there, or leave the option out")
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise KvguardError(
+            f"{where}: an API key has spaces or characters beyond ASCII: use letters and digits"
+        )
+    return keys
+
+
+def check_address(host: str, keys: Sequence[str]) -> None:
+    """Reject an address that others can reach where no key is asked for.
+
+    Raises
+    ------
+    KvguardError
+        In that case.
+    """
+    try:
+        private = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        private = host == "localhost"
+    if not private and not keys:
+        raise KvguardError(
+            f"--host {host}: others can reach it, and no API key is asked for: set {KEY}, "
+            "or give --api-key-file, or stay on 127.0.0.1"
+        )
+
+
+class _Server(uvicorn.Server):
+    """A server that finishes what is under way at the first signal, and ends at once at the second."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where."""
+        await super().startup(sockets)
+        for bound in sockets or []:
+            _log.info('{"event": "listening", "host": "%s", "port": %d}', *bound.getsockname()[:2])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        _log.info('{"event": "draining", "signal": "%s"}', signal.Signals(sig).name)
+        self.should_exit = True
+
+
+def run(served: Served, host: str, port: int, keys: Sequence[str]) -> None:
+    """Serve until a signal comes and all that was asked is answered.
+
+    Raises
+    ------
+    KvguardError
+        The address needs a key, or cannot be had.
+    """
+    check_address(host, keys)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("kvguard", "uvicorn"):
+        logging.getLogger(name).addHandler(handler)
+    logging.getLogger("kvguard.serve").setLevel(logging.INFO)
+    config = uvicorn.Config(
+        create_app(served, keys),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_keep_alive=30,
+    )
+    server = _Server(config)
+    try:
+        bound = config.bind_socket()
+    except SystemExit:
+        raise KvguardError(f"--port {port}: cannot listen on {host}:{port}: use another") from None
+    server.run([bound])
