@@ -47,8 +47,8 @@ small: setup ## run a small pipeline on the last commit, in a fresh clone under 
 	rm -rf build/small && git clone --quiet . build/small
 	cd build/small && dvc exp run $(addprefix --set-param ,$(SMALL)) && kvguard summary
 
-test: setup ## run the tests
-	python -m pytest
+test: setup ## run the tests, on all cores
+	OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile
 
 lint: setup ## check style and types
 	ruff check .
