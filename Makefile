@@ -48,7 +48,8 @@ small: setup ## run a small pipeline on the last commit, in a fresh clone under 
 	cd build/small && dvc exp run $(addprefix --set-param ,$(SMALL)) && kvguard summary
 
 test: setup ## run the tests, on all cores
-	OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile -m 'not slow and not gpu and not real_model and not browser'
+	python -m pytest -m browser
 
 lint: setup ## check style and types
 	ruff check .

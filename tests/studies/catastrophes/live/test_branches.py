@@ -105,10 +105,11 @@ def tiny(folder: Path) -> Runs:
 
 
 def reference() -> Runs:
-    """The shipped model and guard, whose aggressive point fires often, on a few of its own prompts."""
+    """The shipped model and guard on a few of its own prompts, at points where rows never act, once and again."""
     live = live_of(Path(), n=6)
     task = make_task("arithmetic", n_shots=2, max_new_tokens=96)
     point = load_operating_point(MODELS / "reference", "aggressive")
+    point = point.model_copy(update={"tau_low": 0.3, "tau_high": 0.5, "k_escalate": 2})
     sweep = replace(
         live.sweep,
         name="reference",
@@ -117,7 +118,7 @@ def reference() -> Runs:
         prompts=task.prompts(6, seed=11),
         conditions=[Condition("none", 0.0), Condition("streaming_llm", 0.75), Condition("snapkv", 0.75)],
     )
-    entropy = point.model_copy(update={"tau_low": 0.02, "tau_high": 0.1})
+    entropy = point.model_copy(update={"tau_low": 0.02, "tau_high": 0.1, "k_escalate": 1})
     triggers = {**live.triggers, "hazard": point, "entropy": entropy}
     hazard = HazardModel.load(MODELS / "reference")
     return Runs(replace(live, sweep=sweep, triggers=triggers, hazard_models=(hazard,)), 96)
