@@ -105,7 +105,7 @@ def tiny(folder: Path) -> Runs:
 
 
 def reference() -> Runs:
-    """The shipped model and guard on a few of its own prompts, at points where rows act never, once, twice."""
+    """The shipped model and guard on a few of its own prompts, where rows act never, once and twice."""
     live = live_of(Path(), n=6)
     task = make_task("arithmetic", n_shots=2, max_new_tokens=96)
     point = load_operating_point(MODELS / "reference", "aggressive")
