@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvguard.engine.growth import grown
 from kvguard.guard.actions import GuardedRun
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.settings import Action, GuardParams
@@ -17,7 +18,7 @@ from kvguard.guard.watch import Watch
 if TYPE_CHECKING:
     from kvguard.engine.batch import Batch
     from kvguard.engine.records import Bools, Ints, Step
-    from kvguard.engine.requests import Request
+    from kvguard.engine.requests import Finished, Request
 
 
 @dataclass
@@ -81,7 +82,8 @@ class ServedRun(GuardedRun):
     def __init__(self, batch: Batch, watch: Watch, params: GuardParams) -> None:
         self._row_ratios: dict[int, float] = {}
         self._coming: dict[int, Course] = {}  # by row
-        self._courses: dict[int, Course] = {}  # by seat
+        self._courses: dict[int, Course] = {}  # by seat, as the next two
+        self._repeats, self._peak = np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32)
         super().__init__(batch, watch, Action.NONE, params, self._row_ratios)
 
     def add(self, request: Request, course: Course) -> int:
@@ -93,8 +95,15 @@ class ServedRun(GuardedRun):
     def open(self, seat: int, row: int, request: Request) -> None:
         """Begin a row."""
         super().open(seat, row, request)
-        self._courses[seat] = self._coming.pop(row)
+        course = self._courses[seat] = self._coming.pop(row)
         del self._row_ratios[row]
+        self._repeats, self._peak = grown(self._repeats, seat + 1), grown(self._peak, seat + 1)
+        self._repeats[seat], self._peak[seat] = course.action.repeats, 0
+
+    def close(self, seat: int, done: Finished) -> None:
+        """Keep what became of a row."""
+        super().close(seat, done)
+        self._courses[seat].peak = float(self._peak[seat])
 
     def answer(
         self, seat: int, hazard: NDArray[np.float32], tokens: Sequence[int], n_rewinds: int
@@ -110,10 +119,9 @@ class ServedRun(GuardedRun):
 
     def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
         """Which rows act now: those that enter SAFE, and rewound ones whose hazard has risen again. [n]"""
-        repeats = np.array([self._courses[seat].action.repeats for seat in step.seat.tolist()])
         left = self._seats["n_rewinds"][step.seat] < self.params.max_rewinds
         entered = safe & ~before
-        alarmed: Bools = entered | (safe & repeats & self.watch.escalated(step.seat) & left)
+        alarmed: Bools = entered | (safe & self._repeats[step.seat] & self.watch.escalated(step.seat) & left)
         for seat in step.seat[alarmed].tolist():
             self._courses[seat].alarms += 1
         return alarmed
@@ -121,7 +129,5 @@ class ServedRun(GuardedRun):
     def _observe(self, step: Step, tokens: Ints) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Judge the step's tokens, and see how much the rows hold. [n], [n]"""
         found = super()._observe(step, tokens)
-        for seat, held in zip(step.seat.tolist(), self._held[step.seat, step.t].tolist(), strict=True):
-            course = self._courses[seat]
-            course.peak = max(course.peak, held)
+        self._peak[step.seat] = np.maximum(self._peak[step.seat], self._held[step.seat, step.t])
         return found
