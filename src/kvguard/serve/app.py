@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from kvguard.serve.answers import Json, Shape, event
 from kvguard.serve.errors import Rejected
 from kvguard.serve.gate import Gate
 from kvguard.serve.metrics import CONTENT_TYPE, Metrics
@@ -27,6 +26,7 @@ from kvguard.serve.protocol import (
     TokenizeRequest,
     read,
 )
+from kvguard.serve.responses import Json, Shape, event
 from kvguard.serve.scheduler import Scheduler, Told
 from kvguard.serve.served import Served
 from kvguard.serve.tickets import Done, Ticket, Update

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, from what the scheduler tells."""
+"""Responses in OpenAI's shapes, from what the scheduler tells."""
 
 from __future__ import annotations
 
