@@ -13,7 +13,8 @@ def arm(cbr: float, kv_saved: float) -> dict[str, np.ndarray]:
     failed = np.arange(N) < cbr * N
     same = dict.fromkeys(("failed", "looping", "non_termination", "safe"), failed)
     counts = {name: np.ones(N) for name in ("n_tokens", "n_steps", "n_restores", "n_rewinds", "n_rewound")}
-    return {**same, **counts, "correct": 1.0 - failed, "same": np.ones(N), "kv_saved": np.full(N, kv_saved)}
+    scores = dict.fromkeys(("correct", "correct_last"), 1.0 - failed)
+    return {**same, **counts, **scores, "same": np.ones(N), "kv_saved": np.full(N, kv_saved)}
 
 
 @pytest.fixture(scope="module")
