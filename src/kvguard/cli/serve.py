@@ -89,7 +89,7 @@ class Bytes(click.ParamType[int]):
 @click.option(
     "--kv-memory",
     type=Bytes(),
-    help="The most that cache entries may come to take, 2GiB say; requests wait for room. No bound else.",
+    help="The most that cache entries may take, 2GiB say; requests wait for room. No bound else.",
 )
 @click.option(
     "--max-model-len",
@@ -101,6 +101,13 @@ class Bytes(click.ParamType[int]):
 )
 @click.option(
     "--max-queue", type=click.IntRange(min=1), default=256, show_default=True, help="That may wait."
+)
+@click.option(
+    "--prefill-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Of a prompt, between two steps of the texts under way.",
 )
 @click.option(
     "--request-timeout",
@@ -199,6 +206,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
             queue=how["max_queue"],
             timeout=how["request_timeout"],
             body=how["max_body"],
+            piece=how["prefill_tokens"],
             hold_back=hold_back,
             choosing=how["allow_kv"],
         ),

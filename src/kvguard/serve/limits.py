@@ -23,6 +23,8 @@ class Limits:
         Seconds that a request may take from its arrival.
     body, n, prompts
         Bytes of a request, its ``n``, and its prompts times ``n``.
+    piece
+        Tokens of a prompt that are prefilled between two steps, where its press allows pieces.
     hold_back
         Tokens of a stream that are kept from its client while a rewind may still take them back.
     choosing
@@ -35,5 +37,6 @@ class Limits:
     timeout: float = 600.0
     body: int = 4 << 20
     n: int = 8
+    piece: int = 512
     hold_back: int = 0
     choosing: bool = False

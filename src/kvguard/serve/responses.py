@@ -21,7 +21,7 @@ _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 Json = dict[str, Any]
 
 
-def telemetry(ask: Ask, done: Done) -> Json:
+def telemetry(ask: Ask, done: Done, preempted: int) -> Json:
     """Return what compression and guard did to a text; what was not watched is null."""
     found, course = done.found, done.course
     known = found.hazard[~np.isnan(found.hazard)]
@@ -37,6 +37,7 @@ def telemetry(ask: Ask, done: Done) -> Json:
         "restores": what.count("restore"),
         "rewinds": what.count("rollback") + what.count("restart"),
         "rewinds_withheld": course.withheld,
+        "preempted": preempted,
         "hazard_max": float(known.max()) if ask.guarded and len(known) else None,
         "saved": round(found.kv_saved, 4),
     }
@@ -76,7 +77,7 @@ class Telling:
 
     def _end(self, done: Done) -> None:
         self.reason = _REASONS[done.found.stop_reason]
-        self.kvguard = telemetry(self.ticket.ask, done)
+        self.kvguard = telemetry(self.ticket.ask, done, self.ticket.preempted)
 
 
 class Shape:

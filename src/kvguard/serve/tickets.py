@@ -11,6 +11,7 @@ from kvguard.engine.presses import Condition
 from kvguard.engine.sampling import Sampler
 from kvguard.guard.settings import Action
 from kvguard.serve.errors import Rejected
+from kvguard.serve.room import NOTHING, Need
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -81,8 +82,14 @@ class Ticket:
         By ``time.monotonic``.
     cancelled
         Nobody waits for it any more; may be set from any thread.
-    entries
-        Cache entries counted for it, see :class:`~kvguard.serve.room.Room`.
+    place
+        Its place in the order of arrival.
+    need
+        Cache entries that it may hold.
+    preempted
+        How often it was taken back, to begin again, since a restore of an older text needed its room.
+    sent
+        Tokens that its client has from before it was preempted: it comes to them again.
     """
 
     ask: Ask
@@ -91,5 +98,8 @@ class Ticket:
     arrived: float
     deadline: float
     cancelled: bool = False
-    entries: float = 0.0
     last_token: float = 0.0
+    place: int = 0
+    need: Need = NOTHING
+    preempted: int = 0
+    sent: tuple[int, ...] = ()
