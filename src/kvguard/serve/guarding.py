@@ -27,6 +27,8 @@ class Course:
 
     Attributes
     ----------
+    point
+        The operating point that its controller follows; None: the watch's own.
     sent
         Its first tokens, which its client has and no rewind may take back.
     alarms, withheld
@@ -38,6 +40,7 @@ class Course:
 
     action: Action
     ratio: float
+    point: ControllerParams | None = None
     sent: int = 0
     alarms: int = 0
     withheld: int = 0
@@ -97,6 +100,8 @@ class ServedRun(GuardedRun):
         super().open(seat, row, request)
         course = self._courses[seat] = self._coming.pop(row)
         del self._row_ratios[row]
+        if course.point is not None:
+            self.watch.set_point(seat, course.point)
         self._repeats, self._peak = grown(self._repeats, seat + 1), grown(self._peak, seat + 1)
         self._repeats[seat], self._peak[seat] = course.action.repeats, 0
 

@@ -24,9 +24,10 @@ class Limits:
     body, n, prompts
         Bytes of a request, its ``n``, and its prompts times ``n``.
     hold_back
-        Tokens of a stream that are kept from its client while a rewind may still take them back.
+        Tokens of a stream that are kept from its client while a rewind may still take them back; None: as
+        many as its guard needs to be sure of an alarm.
     choosing
-        Requests may name compressor, ratio, guard and action of their own.
+        Requests may name compressor, ratio, guard, action and operating point of their own.
     """
 
     kv_bytes: int | None = None
@@ -35,5 +36,5 @@ class Limits:
     timeout: float = 600.0
     body: int = 4 << 20
     n: int = 8
-    hold_back: int = 0
+    hold_back: int | None = None
     choosing: bool = False

@@ -13,33 +13,31 @@ from kvguard.serve.errors import Rejected
 Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Word = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # as JSON has the keys of an object
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 # What is not supported, and the values of it that ask for nothing: many clients send them all the same.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
     "logprobs": (False,),
     "metadata": ({},),
-    "min_p": (0,),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_k": (0, -1),
     "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
@@ -65,6 +63,7 @@ class Choosing(_Asked):
     ratio: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     guard: bool | None = None
     action: Literal["none", "restore", "rollback", "restart"] | None = None
+    point: Literal["conservative", "balanced", "aggressive"] | None = None
 
 
 class Generation(_Asked):
@@ -73,6 +72,12 @@ class Generation(_Asked):
     model: Word
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1024)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: Word | Annotated[list[Word], Field(max_length=4)] | None = None
     n: Count | None = None

@@ -24,20 +24,21 @@ Json = dict[str, Any]
 def telemetry(ask: Ask, done: Done) -> Json:
     """Return what compression and guard did to a text; what was not watched is null."""
     found, course = done.found, done.course
-    known = found.hazard[~np.isnan(found.hazard)]
+    known, guarded = found.hazard[~np.isnan(found.hazard)], ask.guarding.point is not None
     counts = {state.name.lower(): int((found.states == state).sum()) for state in State}
     what = [event.what for event in found.events]
     return {
         "compressor": ask.condition.compressor,
         "ratio": ask.condition.ratio if ask.condition.compressor != NONE else 0.0,
         "kv_tokens": {"prompt": len(ask.ids), "kept": round(done.kept, 2), "peak": round(course.peak, 2)},
-        "action": ask.action.value if ask.guarded else None,
-        "states": counts if ask.guarded else None,
-        "alarms": course.alarms if ask.guarded else None,
+        "action": ask.guarding.action.value if guarded else None,
+        "point": ask.guarding.point,
+        "states": counts if guarded else None,
+        "alarms": course.alarms if guarded else None,
         "restores": what.count("restore"),
         "rewinds": what.count("rollback") + what.count("restart"),
         "rewinds_withheld": course.withheld,
-        "hazard_max": float(known.max()) if ask.guarded and len(known) else None,
+        "hazard_max": float(known.max()) if guarded and len(known) else None,
         "saved": round(found.kv_saved, 4),
     }
 

@@ -116,7 +116,9 @@ class Scheduler:
         """
         for ticket in tickets:
             ask = ticket.ask
-            ticket.entries = self.room.entries(len(ask.ids), ask.max_new_tokens, ask.press(), ask.action)
+            ticket.entries = self.room.entries(
+                len(ask.ids), ask.max_new_tokens, ask.press(), ask.guarding.action
+            )
             if ticket.entries > self.room.limit:
                 raise Rejected(
                     f"this request may hold {ticket.entries:.0f} cache entries, and the server has room for "
@@ -229,7 +231,8 @@ class Scheduler:
             key=0,  # chance is a matter of the sampler's seed alone
             keep_cache=self._params.resume,
         )
-        course = Course(ask.action, ask.condition.ratio if press is not None else 0.0)
+        ratio = ask.condition.ratio if press is not None else 0.0
+        course = Course(ask.guarding.action, ratio, ask.guarding.params)
         row = self._run.add(request, course)
         self._rows[row] = _Row(ticket, course, cache.n_kept)
         self.room.taken += ticket.entries
@@ -248,8 +251,7 @@ class Scheduler:
             if event is not None:
                 del row.tokens[event.kept :]
             if not step.left[slot]:
-                held = self._limits.hold_back if row.course.action.rewinds else 0
-                safe = max(row.course.sent, len(row.tokens) - held)
+                safe = max(row.course.sent, len(row.tokens) - row.ticket.ask.guarding.held)
                 if safe > row.course.sent:
                     self._told.append((row.ticket, Tokens(row.tokens[row.course.sent : safe])))
                 row.course.sent = safe

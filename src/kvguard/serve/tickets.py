@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvguard.engine.presses import Condition
-from kvguard.engine.sampling import Sampler
+from kvguard.engine.sampling import Sampler, greedy
 from kvguard.guard.settings import Action
 from kvguard.serve.errors import Rejected
 
@@ -17,7 +17,26 @@ if TYPE_CHECKING:
 
     from kvguard.engine.stops import StopStrings
     from kvguard.guard.actions import Guarded
+    from kvguard.guard.controller import ControllerParams
     from kvguard.serve.guarding import Course
+
+
+@dataclass(frozen=True)
+class Guarding:
+    """How a text is guarded.
+
+    Attributes
+    ----------
+    point, params
+        The operating point, by name; None: the text's answer does not tell what the guard saw.
+    held
+        Its newest tokens that a stream does not have yet, since a rewind may still take them back.
+    """
+
+    action: Action = Action.NONE
+    point: str | None = None
+    params: ControllerParams | None = None
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,8 +47,6 @@ class Ask:
     ----------
     press
         Makes its press, which is its own: presses keep state.
-    action, guarded
-        What it does in SAFE; and whether its answer tells what the guard saw.
     streamed
         Its tokens are told as they come, and once told they stay.
     """
@@ -39,11 +56,10 @@ class Ask:
     eos_ids: tuple[int, ...]
     condition: Condition
     press: Callable[[], BasePress | None]
-    action: Action
-    guarded: bool
-    sampler: Sampler
+    guarding: Guarding
     stops: StopStrings | None
     streamed: bool
+    sampler: Sampler = greedy
 
 
 @dataclass(frozen=True)
