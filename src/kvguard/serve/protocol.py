@@ -12,6 +12,7 @@ from kvguard.serve.errors import Rejected
 
 Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Most = Annotated[int, Field(ge=0, le=20)]  # of the likeliest tokens
 Word = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -104,11 +105,40 @@ class Generation(_Asked):
         """The most tokens to generate, where it says so."""
         return self.max_tokens
 
+    @property
+    def n_top(self) -> int | None:
+        """With how many of the likeliest tokens log-probabilities are told, if they are."""
+        return None
+
 
 class CompletionRequest(Generation):
     """The body of ``/v1/completions``."""
 
     prompt: str | list[Whole] | list[str] | list[list[Whole]]
+    max_tokens: Whole | None = None
+    logprobs: Most | None = None
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 goes with echo: true")
+        return self
+
+    @property
+    def silent(self) -> bool:
+        """Whether it asks about its prompt alone."""
+        return self.max_tokens == 0
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens to generate, where it says so; one is drawn also where none is told."""
+        return 1 if self.silent else self.max_tokens
+
+    @property
+    def n_top(self) -> int | None:
+        """With how many of the likeliest tokens log-probabilities are told, if they are."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -152,6 +182,19 @@ class ChatRequest(Generation):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Most | None = None
+
+    @model_validator(mode="after")
+    def _likeliest_of_something(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true")
+        return self
+
+    @property
+    def n_top(self) -> int | None:
+        """With how many of the likeliest tokens log-probabilities are told, if they are."""
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @model_validator(mode="after")
     def _one_budget(self) -> ChatRequest:

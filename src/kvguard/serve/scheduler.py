@@ -11,7 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,8 +28,9 @@ from kvguard.guard.settings import GuardParams
 from kvguard.serve.errors import Rejected
 from kvguard.serve.guarding import Course, ServedRun
 from kvguard.serve.limits import Limits
+from kvguard.serve.logprobs import PromptReader, Said, Saying, read
 from kvguard.serve.room import Room
-from kvguard.serve.tickets import Done, Ticket, Tokens, Update
+from kvguard.serve.tickets import Done, Ticket, Tokens, Update, unsaid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +51,7 @@ class _Row:
     course: Course
     kept: float
     tokens: list[int] = field(default_factory=list)  # of a stream: what it has, sent or not
+    saying: Saying = field(default_factory=lambda: Saying(()))
 
 
 class Scheduler:
@@ -116,9 +119,7 @@ class Scheduler:
         """
         for ticket in tickets:
             ask = ticket.ask
-            ticket.entries = self.room.entries(
-                len(ask.ids), ask.max_new_tokens, ask.press(), ask.guarding.action
-            )
+            ticket.entries = self.room.entries(len(ask.ids), ask.max_new_tokens, ask.press(), ask.action)
             if ticket.entries > self.room.limit:
                 raise Rejected(
                     f"this request may hold {ticket.entries:.0f} cache entries, and the server has room for "
@@ -218,7 +219,10 @@ class Scheduler:
         """Prefill and compress a prompt, and let it join the batch at the next step."""
         ask, press = ticket.ask, ticket.ask.press()
         prompt = torch.tensor(ask.ids, device=self._model.device)
-        done = prefill(self._model, prompt, {ask.condition: press}, attention_for(press))
+        n_top = ask.prompt_logprobs
+        reader = PromptReader(self._model, prompt, n_top) if n_top is not None else None
+        with reader or nullcontext():
+            done = prefill(self._model, prompt, {ask.condition: press}, attention_for(press))
         cache = done.kept[ask.condition]
         request = Request(
             prompt,
@@ -231,30 +235,50 @@ class Scheduler:
             key=0,  # chance is a matter of the sampler's seed alone
             keep_cache=self._params.resume,
         )
-        ratio = ask.condition.ratio if press is not None else 0.0
-        course = Course(ask.guarding.action, ratio, ask.guarding.params)
+        course = Course(ask.action, ask.condition.ratio if press is not None else 0.0, ask.guarding.params)
         row = self._run.add(request, course)
-        self._rows[row] = _Row(ticket, course, cache.n_kept)
+        self._rows[row] = _Row(ticket, course, cache.n_kept, saying=Saying(reader.said if reader else ()))
         self.room.taken += ticket.entries
 
     def _tell(self, step: GuardedStep) -> None:
         """Send the step's tokens of the streams, but for those that a rewind may take back."""
-        now = time.monotonic()
+        now, said = time.monotonic(), self._read(step)
         for slot, number in enumerate(step.row.tolist()):
             row = self._rows[number]
             if step.valid[slot]:
                 self._metrics.token(row.ticket, now)
+            event = step.events.get(number)
+            if slot in said:
+                row.saying.add(said[slot])
+                if event is not None:
+                    row.saying.rewind(event.kept)
             if not row.ticket.ask.streamed or not step.valid[slot]:
                 continue
             row.tokens.append(int(step.token[slot]))
-            event = step.events.get(number)
             if event is not None:
                 del row.tokens[event.kept :]
             if not step.left[slot]:
                 safe = max(row.course.sent, len(row.tokens) - row.ticket.ask.guarding.held)
                 if safe > row.course.sent:
-                    self._told.append((row.ticket, Tokens(row.tokens[row.course.sent : safe])))
+                    fresh = row.tokens[row.course.sent : safe], row.saying.told(row.course.sent, safe)
+                    self._told.append((row.ticket, Tokens(*fresh)))
                 row.course.sent = safe
+
+    def _read(self, step: GuardedStep) -> dict[int, Said]:
+        """Return the log-probabilities of the step's tokens, by slot, where they are asked for."""
+        asked = {
+            slot: most
+            for slot, number in enumerate(step.row.tolist())
+            if step.valid[slot] and (most := self._rows[number].ticket.ask.logprobs) is not None
+        }
+        if not asked:
+            return {}
+        slots = list(asked)
+        tokens = torch.from_numpy(step.token[slots]).to(self._batch.logits.device)
+        found = read(self._batch.logits[slots], tokens, max(asked.values()))
+        return {
+            slot: replace(said, top=said.top[: asked[slot]]) for slot, said in zip(slots, found, strict=True)
+        }
 
     def _end_rows(self) -> None:
         """End the rows that nobody waits for, and those that are late."""
@@ -274,7 +298,9 @@ class Scheduler:
             message = f"the model's logits after {len(found.token_ids)} tokens are NaN"
             self._told.append((row.ticket, Rejected(message, status=500, code="invalid_logits")))
         elif found.stop_reason != "cancelled":
-            self._told.append((row.ticket, Done(found, row.course, row.kept)))
+            found = unsaid(found) if row.ticket.ask.silent else found
+            said = row.saying.told(row.course.sent)
+            self._told.append((row.ticket, Done(found, row.course, row.kept, said)))
 
     def _collapse(self, error: Exception) -> None:
         """Fail all rows, and go on with an empty batch."""

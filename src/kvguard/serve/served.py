@@ -23,6 +23,7 @@ from kvguard.serve.guarding import unwatched
 from kvguard.serve.limits import Limits
 from kvguard.serve.protocol import Choosing, CompletionRequest, Generation, Message
 from kvguard.serve.tickets import Ask, Guarding
+from kvguard.serve.words import Words
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -181,10 +182,20 @@ class Served:
                     guarding,
                     self._stops(request.stops),
                     bool(request.stream),
+                    logprobs=request.n_top,
                 )
             )
+        if isinstance(request, CompletionRequest) and request.echo:
+            pairs = zip(asks, request.prompts, strict=True)
+            asks = [self._echoing(ask, request, prompt) for ask, prompt in pairs]
         drawn = samplers(request, len(asks) * n, self._plain.vocabulary)
         return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(drawn)]
+
+    def _echoing(self, ask: Ask, request: CompletionRequest, prompt: str | list[int]) -> Ask:
+        """Return an ask whose answer begins with its prompt."""
+        text = prompt if isinstance(prompt, str) else self.decode(prompt)
+        own = None if request.silent else ask.logprobs
+        return replace(ask, echo=text, prompt_logprobs=ask.logprobs, logprobs=own, silent=request.silent)
 
     def _budget(self, request: Generation, n_prompt: int) -> int:
         """Return the most tokens of a text."""
@@ -249,6 +260,11 @@ class Served:
 
     def _stops(self, strings: tuple[str, ...]) -> StopStrings | None:
         return self._made_stops(strings) if strings else None
+
+    @cached_property
+    def words(self) -> Words:
+        """What single tokens stand for."""
+        return Words(self.loaded.tokenizer)
 
     @cached_property
     def _made_stops(self) -> Callable[[tuple[str, ...]], StopStrings]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvguard.engine.presses import Condition
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvguard.guard.actions import Guarded
     from kvguard.guard.controller import ControllerParams
     from kvguard.serve.guarding import Course
+    from kvguard.serve.logprobs import Said
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Ask:
         Makes its press, which is its own: presses keep state.
     streamed
         Its tokens are told as they come, and once told they stay.
+    logprobs, prompt_logprobs
+        With how many of the likeliest tokens its log-probabilities are told, and those of its prompt; None:
+        they are not.
+    echo
+        What its answer begins with: its prompt, or nothing.
+    silent
+        It has no tokens, and only its prompt is asked about: the one that is drawn is not told.
     """
 
     ids: tuple[int, ...]
@@ -60,13 +68,28 @@ class Ask:
     stops: StopStrings | None
     streamed: bool
     sampler: Sampler = greedy
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: str = ""
+    silent: bool = False
+
+    @property
+    def action(self) -> Action:
+        """What it does in SAFE."""
+        return self.guarding.action
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its answer tells what the guard saw."""
+        return self.guarding.point is not None
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The next tokens of a streamed text."""
+    """The next tokens of a streamed text, and their log-probabilities where they are told."""
 
     ids: list[int]
+    said: Sequence[Said] = ()
 
 
 @dataclass(frozen=True)
@@ -77,11 +100,14 @@ class Done:
     ----------
     kept
         Cache entries that its press left of its prompt, a mean over layers and heads.
+    said
+        The log-probabilities that have not been told yet.
     """
 
     found: Guarded
     course: Course
     kept: float
+    said: Sequence[Said] = ()
 
 
 Update = Tokens | Done | Rejected
@@ -109,3 +135,11 @@ class Ticket:
     cancelled: bool = False
     entries: float = 0.0
     last_token: float = 0.0
+
+
+def unsaid(found: Guarded) -> Guarded:
+    """Return what became of a text without its tokens: that of one that was asked for none."""
+    told = {
+        name: getattr(found, name)[:0] for name in ("token_ids", "signals", "hazard", "states", "kv_tokens")
+    }
+    return replace(found, stop_reason="length", **told)
