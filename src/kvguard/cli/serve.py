@@ -30,7 +30,7 @@ And then, from anywhere that the address reaches:
   answer.kvguard   # what was held, saved, alarmed at, restored
 \b
 With --allow-kv a request may choose for itself:
-  extra_body={"kv": {"compressor": "knorm", "ratio": 0.5, "guard": true, "action": "rollback"}}
+  extra_body={"kv": {"compressor": "knorm", "ratio": 0.5, "action": "rollback", "point": "aggressive"}}
 \b
 docs/server.md says what is answered, what is rejected, and how memory is counted.
 """
@@ -85,7 +85,9 @@ class Bytes(click.ParamType[int]):
     help="Tokens of a stream that are sent late, so that rollback and restart never take back what was sent; "
     "by default as many as the guard needs to be sure of an alarm.",
 )
-@click.option("--allow-kv", is_flag=True, help="Let requests choose compressor, ratio, guard and action.")
+@click.option(
+    "--allow-kv", is_flag=True, help="Let requests choose compressor, ratio, guard, action and point."
+)
 @click.option(
     "--kv-memory",
     type=Bytes(),
@@ -165,6 +167,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
     from kvguard.config import check_known
     from kvguard.engine.presses import NONE, Condition, build_press
     from kvguard.errors import KvguardError
+    from kvguard.guard.bundle import load_operating_points
     from kvguard.guard.session import Guard
     from kvguard.guard.settings import Action
     from kvguard.models.load import load_model
@@ -190,9 +193,6 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
         raise KvguardError(
             f"--max-model-len: {window} is more than the {loaded.window} tokens of model {model}: use fewer"
         )
-    hold_back = how["hold_back"]
-    if hold_back is None:
-        hold_back = guard.point.k_escalate if guard is not None else 0
     served = Served(
         name=how["served_name"] or model,
         loaded=loaded,
@@ -207,10 +207,12 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
             timeout=how["request_timeout"],
             body=how["max_body"],
             piece=how["prefill_tokens"],
-            hold_back=hold_back,
+            hold_back=how["hold_back"],
             choosing=how["allow_kv"],
         ),
         window=window,
+        point=point,
+        points=load_operating_points(bundle) if bundle is not None else {},
     )
     served.check()
     return served

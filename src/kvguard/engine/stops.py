@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 _BEFORE = "abcdef"  # stands before a token, since some tokenizers drop a text's first space
 
 
+class Pieces:
+    """The strings that single tokens of a tokenizer stand for, whatever stands before them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._before = tokenizer.convert_ids_to_tokens(tokenizer.encode(_BEFORE, add_special_tokens=False))
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token_id: int) -> str:
+        """Return the string of a token; empty for one that the tokenizer does not know."""
+        found = self._known.get(token_id)
+        if found is None:
+            token = self._tokenizer.convert_ids_to_tokens([token_id])[0]
+            text = "" if token is None else self._tokenizer.convert_tokens_to_string([*self._before, token])
+            found = self._known[token_id] = text.partition(_BEFORE)[2]
+        return found
+
+
 class StopStrings:
     """The stop strings of many texts by one tokenizer.
 
@@ -37,22 +55,11 @@ class StopStrings:
             raise KvguardError(f"stop strings {list(strings)}: each needs at least one character")
         self.strings = tuple(strings)
         self.longest = max(map(len, strings))
-        self._tokenizer = tokenizer
-        self._before = tokenizer.convert_ids_to_tokens(tokenizer.encode(_BEFORE, add_special_tokens=False))
-        self._pieces: dict[int, str] = {}
+        self.piece = Pieces(tokenizer)
 
     def start(self) -> StopState:
         """Return the state of a text that has no token yet."""
         return StopState(self)
-
-    def piece(self, token_id: int) -> str:
-        """Return the string that a token stands for, whatever stands before it."""
-        found = self._pieces.get(token_id)
-        if found is None:
-            token = self._tokenizer.convert_ids_to_tokens([token_id])[0]
-            text = "" if token is None else self._tokenizer.convert_tokens_to_string([*self._before, token])
-            found = self._pieces[token_id] = text.partition(_BEFORE)[2]
-        return found
 
     def count(self, token_ids: Sequence[int]) -> int:
         """Return how many of the tokens a text has: up to the one that completes a stop string, or all."""

@@ -27,6 +27,8 @@ class Course:
 
     Attributes
     ----------
+    point
+        The operating point that its controller follows; None: the watch's own.
     sent
         Its first tokens, which its client has and no rewind may take back.
     alarms, withheld
@@ -38,6 +40,7 @@ class Course:
 
     action: Action
     ratio: float
+    point: ControllerParams | None = None
     sent: int = 0
     alarms: int = 0
     withheld: int = 0
@@ -104,6 +107,9 @@ class ServedRun(GuardedRun):
         self._courses[seat] = self._coming.pop(row)
         super().open(seat, row, request)
         del self._row_ratios[row]
+        point = self._courses[seat].point
+        if point is not None:
+            self.watch.set_point(seat, point)
         self._peak = grown(self._peak, seat + 1)
         self._peak[seat] = 0
 

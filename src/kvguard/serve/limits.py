@@ -26,9 +26,10 @@ class Limits:
     piece
         Tokens of a prompt that are prefilled between two steps, where its press allows pieces.
     hold_back
-        Tokens of a stream that are kept from its client while a rewind may still take them back.
+        Tokens of a stream that are kept from its client while a rewind may still take them back; None: as
+        many as its guard needs to be sure of an alarm.
     choosing
-        Requests may name compressor, ratio, guard and action of their own.
+        Requests may name compressor, ratio, guard, action and operating point of their own.
     """
 
     kv_bytes: int | None = None
@@ -38,5 +39,5 @@ class Limits:
     body: int = 4 << 20
     n: int = 8
     piece: int = 512
-    hold_back: int = 0
+    hold_back: int | None = None
     choosing: bool = False

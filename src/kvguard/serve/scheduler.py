@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,8 +29,9 @@ from kvguard.guard.settings import GuardParams
 from kvguard.serve.errors import Rejected
 from kvguard.serve.guarding import Course, ServedRun
 from kvguard.serve.limits import Limits
+from kvguard.serve.logprobs import PromptReader, Said, Saying, read
 from kvguard.serve.room import Room
-from kvguard.serve.tickets import Done, Ticket, Tokens, Update
+from kvguard.serve.tickets import Done, Ticket, Tokens, Update, unsaid
 from kvguard.serve.waiting import Waiting, stopped
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class _Row:
     course: Course
     kept: float
     entries: float  # counted for it
+    saying: Saying
     preempted: bool = False
     tokens: list[int] = field(default_factory=list)  # of a stream: what it has, sent or not
 
@@ -64,6 +67,7 @@ class _Filling:
     press: BasePress | None
     prompt: torch.Tensor
     work: Prefilling
+    reader: PromptReader | None
     entries: float
 
 
@@ -213,8 +217,10 @@ class Scheduler:
         except Exception as error:
             self._fail(ticket, error)
             return None
-        self.room.taken += _entries(ticket)
-        return _Filling(ticket, press, prompt, work, _entries(ticket))
+        n_top, entries = ask.prompt_logprobs, _entries(ticket)
+        reader = PromptReader(self._model, prompt, n_top) if n_top is not None else None
+        self.room.taken += entries
+        return _Filling(ticket, press, prompt, work, reader, entries)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         """Tell that a prompt could not be prefilled."""
@@ -227,7 +233,8 @@ class Scheduler:
     def _fill(self, filling: _Filling) -> None:
         """Prefill one piece; after the last one the text joins the batch at the next step."""
         try:
-            done = filling.work.step()
+            with filling.reader or nullcontext():
+                done = filling.work.step()
             if done is not None:
                 self._filling = None
                 self._add(filling, done)
@@ -250,9 +257,11 @@ class Scheduler:
             key=0,  # chance is a matter of the sampler's seed alone
             keep_cache=self._params.resume and ask.action.restores,
         )
-        course = Course(ask.action, ask.condition.ratio if filling.press is not None else 0.0)
+        ratio = ask.condition.ratio if filling.press is not None else 0.0
+        course = Course(ask.action, ratio, ask.guarding.params)
         row = self._run.add(request, course)
-        self._rows[row] = _Row(ticket, course, cache.n_kept, filling.entries)
+        saying = Saying(filling.reader.said if filling.reader else ())
+        self._rows[row] = _Row(ticket, course, cache.n_kept, filling.entries, saying)
 
     def _claim(self, number: int) -> bool:
         """Count what a row will hold once it is restored; where there is no room the youngest make it.
@@ -279,30 +288,50 @@ class Scheduler:
 
     def _tell(self, step: GuardedStep) -> None:
         """Send the step's tokens of the streams, but for those that a rewind may take back."""
-        now = time.monotonic()
+        now, said = time.monotonic(), self._read(step)
         for slot, number in enumerate(step.row.tolist()):
             row = self._rows[number]
             if step.valid[slot]:
                 self._metrics.token(row.ticket, now)
+            event = step.events.get(number)
+            if slot in said:
+                row.saying.add(said[slot])
+                if event is not None:
+                    row.saying.rewind(event.kept)
             if not row.ticket.ask.streamed or not step.valid[slot]:
                 continue
             row.tokens.append(int(step.token[slot]))
-            event = step.events.get(number)
             if event is not None:
                 del row.tokens[event.kept :]
             if not step.left[slot]:
-                held = self._limits.hold_back if row.course.action.rewinds else 0
-                safe = max(row.course.sent, len(row.tokens) - held)
+                safe = max(row.course.sent, len(row.tokens) - row.ticket.ask.guarding.held)
                 first, row.course.sent = max(row.course.sent, len(row.ticket.sent)), safe
                 if safe > first:
                     self._send(row, first)
 
     def _send(self, row: _Row, first: int) -> None:
         if _came_to(row.ticket, row.tokens):
-            self._told.append((row.ticket, Tokens(row.tokens[first : row.course.sent])))
+            fresh = row.tokens[first : row.course.sent], row.saying.told(first, row.course.sent)
+            self._told.append((row.ticket, Tokens(*fresh)))
         elif not row.ticket.cancelled:
             row.ticket.cancelled = True
             self._told.append((row.ticket, _diverged()))
+
+    def _read(self, step: GuardedStep) -> dict[int, Said]:
+        """Return the log-probabilities of the step's tokens, by slot, where they are asked for."""
+        asked = {
+            slot: most
+            for slot, number in enumerate(step.row.tolist())
+            if step.valid[slot] and (most := self._rows[number].ticket.ask.logprobs) is not None
+        }
+        if not asked:
+            return {}
+        slots = list(asked)
+        tokens = torch.from_numpy(step.token[slots]).to(self._batch.logits.device)
+        found = read(self._batch.logits[slots], tokens, max(asked.values()))
+        return {
+            slot: replace(said, top=said.top[: asked[slot]]) for slot, said in zip(slots, found, strict=True)
+        }
 
     def _end_rows(self) -> None:
         """End the rows that nobody waits for, and those that are late."""
@@ -328,7 +357,9 @@ class Scheduler:
         elif not ticket.cancelled and not _came_to(ticket, found.token_ids.tolist()):
             self._told.append((ticket, _diverged()))
         elif found.stop_reason != "cancelled":
-            self._told.append((ticket, Done(found, row.course, row.kept)))
+            found = unsaid(found) if ticket.ask.silent else found
+            said = row.saying.told(max(row.course.sent, len(ticket.sent)))
+            self._told.append((ticket, Done(found, row.course, row.kept, said)))
 
     def _take_back(self, row: _Row) -> None:
         """Let a text that was preempted wait again, before all that came after it."""

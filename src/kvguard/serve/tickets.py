@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvguard.engine.presses import Condition
-from kvguard.engine.sampling import Sampler
+from kvguard.engine.sampling import Sampler, greedy
 from kvguard.guard.settings import Action
 from kvguard.serve.errors import Rejected
 from kvguard.serve.room import NOTHING, Need
@@ -18,7 +18,27 @@ if TYPE_CHECKING:
 
     from kvguard.engine.stops import StopStrings
     from kvguard.guard.actions import Guarded
+    from kvguard.guard.controller import ControllerParams
     from kvguard.serve.guarding import Course
+    from kvguard.serve.logprobs import Said
+
+
+@dataclass(frozen=True)
+class Guarding:
+    """How a text is guarded.
+
+    Attributes
+    ----------
+    point, params
+        The operating point, by name; None: the text's answer does not tell what the guard saw.
+    held
+        Its newest tokens that a stream does not have yet, since a rewind may still take them back.
+    """
+
+    action: Action = Action.NONE
+    point: str | None = None
+    params: ControllerParams | None = None
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,10 +49,15 @@ class Ask:
     ----------
     press
         Makes its press, which is its own: presses keep state.
-    action, guarded
-        What it does in SAFE; and whether its answer tells what the guard saw.
     streamed
         Its tokens are told as they come, and once told they stay.
+    logprobs, prompt_logprobs
+        With how many of the likeliest tokens its log-probabilities are told, and those of its prompt; None:
+        they are not.
+    echo
+        What its answer begins with: its prompt, or nothing.
+    silent
+        It has no tokens, and only its prompt is asked about: the one that is drawn is not told.
     """
 
     ids: tuple[int, ...]
@@ -40,18 +65,32 @@ class Ask:
     eos_ids: tuple[int, ...]
     condition: Condition
     press: Callable[[], BasePress | None]
-    action: Action
-    guarded: bool
-    sampler: Sampler
+    guarding: Guarding
     stops: StopStrings | None
     streamed: bool
+    sampler: Sampler = greedy
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: str = ""
+    silent: bool = False
+
+    @property
+    def action(self) -> Action:
+        """What it does in SAFE."""
+        return self.guarding.action
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its answer tells what the guard saw."""
+        return self.guarding.point is not None
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The next tokens of a streamed text."""
+    """The next tokens of a streamed text, and their log-probabilities where they are told."""
 
     ids: list[int]
+    said: Sequence[Said] = ()
 
 
 @dataclass(frozen=True)
@@ -62,11 +101,14 @@ class Done:
     ----------
     kept
         Cache entries that its press left of its prompt, a mean over layers and heads.
+    said
+        The log-probabilities that have not been told yet.
     """
 
     found: Guarded
     course: Course
     kept: float
+    said: Sequence[Said] = ()
 
 
 Update = Tokens | Done | Rejected
@@ -103,3 +145,11 @@ class Ticket:
     need: Need = NOTHING
     preempted: int = 0
     sent: tuple[int, ...] = ()
+
+
+def unsaid(found: Guarded) -> Guarded:
+    """Return what became of a text without its tokens: that of one that was asked for none."""
+    told = {
+        name: getattr(found, name)[:0] for name in ("token_ids", "signals", "hazard", "states", "kv_tokens")
+    }
+    return replace(found, stop_reason="length", **told)
