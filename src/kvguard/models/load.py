@@ -37,8 +37,8 @@ class LoadedModel:
         return list(end_tokens(self.name, self.model, self.tokenizer).ids)
 
     def warn_of_doubts(self) -> None:
-        """Say, before a run, what about the end of its texts may be wrong."""
-        for doubt in end_tokens(self.name, self.model, self.tokenizer).doubts:
+        """Say, before a run, what about its prompts and the end of its texts may be wrong."""
+        for doubt in (*end_tokens(self.name, self.model, self.tokenizer).doubts, *self._encoder.doubts):
             _log.warning(doubt)
 
     @property
