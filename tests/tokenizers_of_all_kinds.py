@@ -19,7 +19,8 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>")
-WORDS = ("<think>", "</think>", "<tool_call>", "<table>", "\n\n", "    ", "[Ana]", "Nia", "user")  # added, ordinary
+# Added to a vocabulary, and ordinary.
+WORDS = ("<think>", "</think>", "<tool_call>", "<table>", "\n\n", "    ", "[Ana]", "Nia", "user")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -1,9 +1,9 @@
 """Which tokens of a tokenizer are control tokens, which no text may give.
 
 Those that it calls special, and those that end a text. Some tokenizers do not call special what frames a
-chat, ``<|im_start|>`` say; so also what looks like a control token, and what the chat template writes. Not the
-words that models write themselves, ``<think>`` or ``<tool_call>``, since earlier answers in a chat hold them;
-and not ordinary words that were added to a vocabulary: lines' ends, runs of spaces, tags of HTML, names.
+chat, ``<|im_start|>`` say; so also what looks like a control token, and what the chat template writes. Not
+the words that models write themselves, ``<think>`` or ``<tool_call>``, since earlier answers in a chat hold
+them; and not ordinary words that were added to a vocabulary: lines' ends, runs of spaces, HTML's tags, names.
 """
 
 from __future__ import annotations
