@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvguard.tasks.answers import final_answers, is_correct, parse_answer, stated_number
+from kvguard.tasks.answers import final_answers, given_answer, is_correct, parse_answer, stated_number
 from kvguard.tasks.jsonl import read_jsonl
 from kvguard.tasks.notation import canonical_number
 
@@ -57,6 +57,7 @@ def test_every_answer_of_gsm8k_is_read_right() -> None:
     expected = [solution.rpartition("####")[2].strip().replace(",", "") for solution in solutions]
     assert len(solutions) == 8792
     assert [parse_answer(solution) for solution in solutions] == expected
+    assert [given_answer(solution) for solution in solutions] == expected
     assert [stated_number(solution) for solution in solutions] == expected
 
 

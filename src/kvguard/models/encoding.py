@@ -96,8 +96,8 @@ class Encoder:
         said = "".join(map(str, self.tokenizer.convert_ids_to_tokens(list(self.appended))))
         return (
             f"model {self.name}: its tokenizer ends every text with {said!r}, after which a model has nothing"
-            " to say; kvguard leaves it out of prompts: for other programs, set add_eos_token to false in its "
-            "tokenizer_config.json, or drop it from the post_processor of its tokenizer.json",
+            " to say; kvguard leaves it out of prompts: for other programs, set add_eos_token to false in "
+            "its tokenizer_config.json, or drop it from the post_processor of its tokenizer.json",
         )
 
     def _asked(self, chat: Chat, contents: Sequence[str]) -> str:

@@ -25,11 +25,13 @@ _CUE = re.compile(
     | (?P<heading>(?:^|(?<=^[#*])|(?<=[#*][ ])|(?<=\*\*)|(?<=[Ff]inal[ ]))[Aa]nswer[*_:]{0,4}[ ]{0,4}$)""",
     re.VERBOSE | re.MULTILINE,
 )
-# Before a number: emphasis, brackets, what LaTeX wraps it in, a variable and its "=", words that add nothing.
+# Before a number: emphasis, brackets, tags, what LaTeX wraps it in, a variable and its "=", its "No.", words
+# that add nothing. But not GSM8K's notes of a calculation, <<2*3=6>>.
 _DRESS = re.compile(
     r"""(?:[\s\u00a0*_`"“”':≈>→(\[{]
     | (?<=\n)[-–•][ ] | \#(?=[0-9$]) | (?<!\n)\#[ ](?=[0-9$]) | [-=]{1,3}>
-    | </?(?:h[1-6]|[A-Za-z|][^<>\n0-9]{0,40})> | <{1,3}(?=[^<>\n]{0,40}[0-9][^<>\n]{0,40}>)
+    | </?(?:h[1-6]|[A-Za-z|][^<>\n0-9]{0,40})> | <(?=[^<>\n]{0,40}[0-9][^<>\n]{0,40}>)
+    | <<(?=[^<>\n=]{0,40}[0-9][^<>\n=]{0,40}>>)
     | \|{1,2}+[ ]?(?=[$€£¥]?[0-9][^|\n]{0,40}\|{1,2}+[ ]{0,4}+(?![0-9$€£¥]))
     | (?<![A-Za-z])(?:no|nr|num|number|n[°º])\.?[ \u00a0]?
       (?=[0-9][0-9,]{0,20}+(?:\.[0-9]{1,20}+)?[*_)\]]{0,6}+(?:[ ]{0,4}(?:\n|\Z)|[.!](?:\s|\Z)))
