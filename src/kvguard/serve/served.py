@@ -16,6 +16,7 @@ from kvguard.guard.controller import ControllerParams
 from kvguard.guard.features import thinking_mask
 from kvguard.guard.settings import Action, GuardParams
 from kvguard.guard.watch import HazardTrigger, Watch
+from kvguard.models.decoding import text_of
 from kvguard.models.encoding import Encoder
 from kvguard.serve.chance import samplers
 from kvguard.serve.errors import Rejected
@@ -138,15 +139,12 @@ class Served:
 
     def decode(self, ids: Sequence[int], stops: StopStrings | None = None) -> str:
         """Return the text of generated tokens, up to a stop string; spaces are left as they are."""
-        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        text = str(self.loaded.tokenizer.decode(list(ids), **how))
+        text = text_of(self.loaded.tokenizer, ids, tidy=False)
         return stops.cut(text) if stops is not None else text
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of any tokens, special ones too."""
-        return str(
-            self.loaded.tokenizer.decode(self.encode(ids, "tokens"), clean_up_tokenization_spaces=False)
-        )
+        return text_of(self.loaded.tokenizer, self.encode(ids, "tokens"), special=True, tidy=False)
 
     def asks(self, request: Generation, prompts: Sequence[Sequence[int]]) -> list[Ask]:
         """Return what a request asks for: ``n`` texts of each prompt, those of a prompt side by side.
