@@ -57,7 +57,6 @@ def is_error(answer, status=None):
         ("completions", {"max_tokens": "5"}, "max_tokens"),
         ("completions", {"max_tokens": True}, "max_tokens"),
         ("completions", {"stream_options": {"include_usage": True}}, None),
-        ("completions", {"stream": True, "stream_options": {"kvguard": True}}, "stream_options"),
         ("completions", {"bogus": 1}, "bogus"),
         ("completions", {"kv": {"ratio": 1.0}}, "kv"),
         ("completions", {"kv": {"point": "aggressive"}}, "kv"),

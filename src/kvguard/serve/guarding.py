@@ -77,6 +77,11 @@ class ServedRun(GuardedRun):
     """A guarded run in which every row follows its own course; the actions are those of ``limits.ACTIONS``.
 
     A row does what its course says, but for a rewind that would reach tokens that were sent: it is restored.
+
+    Attributes
+    ----------
+    held, full : ndarray
+        Cache entries of each row of the last step, and those of a full cache. [n]
     """
 
     def __init__(self, batch: Batch, watch: Watch, params: GuardParams) -> None:
@@ -84,6 +89,7 @@ class ServedRun(GuardedRun):
         self._coming: dict[int, Course] = {}  # by row
         self._courses: dict[int, Course] = {}  # by seat, as the next two
         self._repeats, self._peak = np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32)
+        self.held, self.full = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         super().__init__(batch, watch, Action.NONE, params, self._row_ratios)
 
     def add(self, request: Request, course: Course) -> int:
@@ -129,5 +135,7 @@ class ServedRun(GuardedRun):
     def _observe(self, step: Step, tokens: Ints) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Judge the step's tokens, and see how much the rows hold. [n], [n]"""
         found = super()._observe(step, tokens)
-        self._peak[step.seat] = np.maximum(self._peak[step.seat], self._held[step.seat, step.t])
+        self.held = self._held[step.seat, step.t]
+        self.full = self._seats["n_prompt"][step.seat] + step.t
+        self._peak[step.seat] = np.maximum(self._peak[step.seat], self.held)
         return found

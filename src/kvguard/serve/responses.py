@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +55,21 @@ class Telling:
     def __post_init__(self) -> None:
         self._text = Unfolding(self.served.loaded.tokenizer, self.ticket.ask.stops)
 
-    def tell(self, update: Tokens | Done) -> str:
-        """Return what an update adds to the text."""
-        if isinstance(update, Tokens):
-            return self._add(update.ids)
-        added = self._add(update.found.token_ids[self.n_tokens :].tolist()) + self._text.rest()
-        self._end(update)
-        return added
+    def tell(self, update: Tokens | Done) -> Iterator[tuple[str, Json | None]]:
+        """Yield what an update adds to the text; of traced tokens one by one, with what was seen of each."""
+        done = isinstance(update, Done)
+        ids = update.found.token_ids[self.n_tokens :].tolist() if isinstance(update, Done) else update.ids
+        pieces: list[tuple[list[int], Json | None]] = [(ids, None)]
+        if update.seen:
+            pieces = [([token], seen.told()) for token, seen in zip(ids, update.seen, strict=True)]
+        for place, (some, told) in enumerate(pieces, 1):
+            added = self._add(some)
+            if done and place == len(pieces):
+                added += self._text.rest()
+            if added or told is not None:
+                yield added, told
+        if isinstance(update, Done):
+            self._end(update)
 
     def whole(self, done: Done) -> str:
         """Return the whole text at once."""
@@ -113,21 +121,21 @@ class Shape:
             return []
         return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self.texts))]
 
-    def chunks(self, index: int, update: Tokens | Done) -> list[Json]:
-        """Return the chunks of a stream for one update; the last one has the finish reason."""
+    def chunks(self, index: int, update: Tokens | Done) -> Iterator[Json]:
+        """Yield the chunks of a stream for one update; the last one has the finish reason."""
         text = self.texts[index]
-        added = text.tell(update)
-        reason, text.reason = text.reason, None
-        found = [self._chunk(index, {"content": added} if self._chat else added)] if added else []
-        if reason is not None:
-            text.reason = reason
-            found.append(self._chunk(index, {} if self._chat else "") | {"kvguard": text.kvguard})
-        return found
+        for added, seen in text.tell(update):
+            yield self._chunk(index, {"content": added} if self._chat else added, seen)
+        if text.reason is not None:
+            yield self._chunk(index, {} if self._chat else "")
 
-    def _chunk(self, index: int, added: Any) -> Json:
-        body = {"delta" if self._chat else "text": added}
+    def _chunk(self, index: int, added: Any, seen: Json | None = None) -> Json:
+        choice = self._choice(index, self.texts[index], {"delta" if self._chat else "text": added})
+        if seen is not None:
+            choice["kvguard"] = seen
         kind = "chat.completion.chunk" if self._chat else "text_completion"
-        return {**self._head, "object": kind, "choices": [self._choice(index, self.texts[index], body)]}
+        told = {"kvguard": choice["kvguard"]} if "kvguard" in choice else {}
+        return {**self._head, "object": kind, "choices": [choice], **told}
 
     def usage_chunk(self) -> Json:
         """Return the chunk that tells the usage of a whole stream."""

@@ -29,6 +29,7 @@ from kvguard.serve.guarding import Course, ServedRun
 from kvguard.serve.limits import Limits
 from kvguard.serve.room import Room
 from kvguard.serve.tickets import Done, Ticket, Tokens, Update
+from kvguard.serve.trail import Seen, Trail
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +50,11 @@ class _Row:
     course: Course
     kept: float
     tokens: list[int] = field(default_factory=list)  # of a stream: what it has, sent or not
+    trail: Trail | None = None  # of a stream that is traced
+
+    def seen(self, begin: int, end: int | None = None) -> Sequence[Seen]:
+        """Return what was seen of some tokens, if they are traced."""
+        return self.trail.seen[begin:end] if self.trail is not None else ()
 
 
 class Scheduler:
@@ -231,12 +237,14 @@ class Scheduler:
         )
         course = Course(ask.action, ask.condition.ratio if press is not None else 0.0)
         row = self._run.add(request, course)
-        self._rows[row] = _Row(ticket, course, cache.n_kept)
+        trail = Trail(ask.guarded) if ask.traced else None
+        self._rows[row] = _Row(ticket, course, cache.n_kept, trail=trail)
         self.room.taken += ticket.entries
 
     def _tell(self, step: GuardedStep) -> None:
         """Send the step's tokens of the streams, but for those that a rewind may take back."""
         now = time.monotonic()
+        self._metrics.step(step.hazard, self._run, self.room.bytes_per_entry)
         for slot, number in enumerate(step.row.tolist()):
             row = self._rows[number]
             if step.valid[slot]:
@@ -247,11 +255,15 @@ class Scheduler:
             event = step.events.get(number)
             if event is not None:
                 del row.tokens[event.kept :]
+            if row.trail is not None:
+                hazard, held = float(step.hazard[slot]), float(self._run.held[slot])
+                row.trail.add(hazard, int(step.state[slot]), held, row.course.alarms, event)
             if not step.left[slot]:
                 held = self._limits.hold_back if row.course.action.rewinds else 0
                 safe = max(row.course.sent, len(row.tokens) - held)
                 if safe > row.course.sent:
-                    self._told.append((row.ticket, Tokens(row.tokens[row.course.sent : safe])))
+                    fresh = Tokens(row.tokens[row.course.sent : safe], row.seen(row.course.sent, safe))
+                    self._told.append((row.ticket, fresh))
                 row.course.sent = safe
 
     def _end_rows(self) -> None:
@@ -272,7 +284,8 @@ class Scheduler:
             message = f"the model's logits after {len(found.token_ids)} tokens are NaN"
             self._told.append((row.ticket, Rejected(message, status=500, code="invalid_logits")))
         elif found.stop_reason != "cancelled":
-            self._told.append((row.ticket, Done(found, row.course, row.kept)))
+            done = Done(found, row.course, row.kept, row.seen(row.course.sent))
+            self._told.append((row.ticket, done))
 
     def _collapse(self, error: Exception) -> None:
         """Fail all rows, and go on with an empty batch."""

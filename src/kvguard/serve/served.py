@@ -179,6 +179,7 @@ class Served:
                     greedy,
                     self._stops(request.stops),
                     bool(request.stream),
+                    request.stream_options is not None and request.stream_options.kvguard,
                 )
             )
         samplers = _samplers(request, len(asks) * n)

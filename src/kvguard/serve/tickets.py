@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from kvguard.engine.presses import Condition
 from kvguard.engine.sampling import Sampler
 from kvguard.guard.settings import Action
 from kvguard.serve.errors import Rejected
+from kvguard.serve.trail import Seen
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -32,6 +33,8 @@ class Ask:
         What it does in SAFE; and whether its answer tells what the guard saw.
     streamed
         Its tokens are told as they come, and once told they stay.
+    traced
+        With each of them what was seen of it.
     """
 
     ids: tuple[int, ...]
@@ -44,13 +47,15 @@ class Ask:
     sampler: Sampler
     stops: StopStrings | None
     streamed: bool
+    traced: bool = False
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The next tokens of a streamed text."""
+    """The next tokens of a streamed text, and what was seen of each if that is traced."""
 
     ids: list[int]
+    seen: Sequence[Seen] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,14 @@ class Done:
     ----------
     kept
         Cache entries that its press left of its prompt, a mean over layers and heads.
+    seen
+        Of the tokens that have not been told yet, if they are traced.
     """
 
     found: Guarded
     course: Course
     kept: float
+    seen: Sequence[Seen] = ()
 
 
 Update = Tokens | Done | Rejected
