@@ -92,7 +92,7 @@ def test_what_is_not_asked_for_is_not_told(server, prompts):
 
 def test_a_rewind_is_told_with_the_next_token_and_loses_no_event():
     trail = Trail(guarded=True)
-    for t in range(4):
+    for _ in range(4):
         trail.add(0.1, State.NORMAL, 5.0, 0, None)
     trail.add(0.9, State.SAFE, 5.0, 1, Event(4, "rollback", 3))
     assert len(trail.seen) == 3

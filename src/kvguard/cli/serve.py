@@ -203,6 +203,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
             choosing=how["allow_kv"],
         ),
         window=window,
+        compressors=tuple(presses),
     )
     served.check()
     return served

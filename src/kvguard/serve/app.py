@@ -15,9 +15,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from kvguard.serve.card import card
 from kvguard.serve.errors import Rejected
 from kvguard.serve.gate import Gate
 from kvguard.serve.metrics import CONTENT_TYPE, Metrics
+from kvguard.serve.page import page
 from kvguard.serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -196,6 +198,12 @@ def create_app(served: Served, keys: Sequence[str] = ()) -> FastAPI:
     _generation(app, service)
     _tokens(app, service)
     _operations(app, service)
+    front = page(bool(keys))
+
+    @app.get("/")
+    async def at_front() -> Response:
+        return front
+
     return app
 
 
@@ -253,18 +261,14 @@ def _operations(app: FastAPI, service: Service) -> None:
     """Add the routes about the server itself."""
     served = service.served
 
-    def card() -> Json:
-        about = {"id": served.name, "object": "model", "created": service.started, "owned_by": "kvguard"}
-        return {**about, "max_model_len": served.window, "root": served.loaded.name, "parent": None}
-
     @app.get("/v1/models")
     async def models() -> Json:
-        return {"object": "list", "data": [card()]}
+        return {"object": "list", "data": [card(served, service.started)]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
         served.check_model(name)
-        return card()
+        return card(served, service.started)
 
     @app.get("/health")
     async def health() -> Json:

@@ -50,6 +50,8 @@ class Served:
         None: nothing is watched.
     window
         Tokens of a prompt and its text at most.
+    compressors
+        Names that ``build`` knows, to be offered to those who may choose.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Served:
     action: Action
     limits: Limits
     window: int
+    compressors: tuple[str, ...] = ()
 
     @property
     def params(self) -> GuardParams:
@@ -197,8 +200,12 @@ class Served:
                 "model takes: shorten it, or lower max_tokens"
             )
             raise Rejected(message, param="max_tokens", code="context_length_exceeded")
-        usual = self.guard.card.max_new_tokens if self.guard is not None else _DEFAULT_TOKENS
-        return asked or min(usual, left)
+        return asked or min(self.usual_tokens, left)
+
+    @property
+    def usual_tokens(self) -> int:
+        """How many tokens a chat may have that says nothing of it."""
+        return self.guard.card.max_new_tokens if self.guard is not None else _DEFAULT_TOKENS
 
     def _chosen(self, kv: Choosing | None) -> tuple[Condition, Action, bool]:
         """Return condition, action, and whether what the guard sees is told."""
