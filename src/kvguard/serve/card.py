@@ -1,4 +1,4 @@
-"""What ``/v1/models`` says of the model: what it is, and what requests may choose of compression and guard."""
+"""What ``/v1/models`` says of the model: what it is, and what of it requests may choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page at ``/``: one document with its style and its script in it, and a policy that lets it do no more."""
+"""The page at ``/``: one document, its style and script in it, and a policy that lets it do no more."""
 
 from __future__ import annotations
 

@@ -103,13 +103,14 @@
     how.ratio.disabled = !card.kvguard.allow_kv || !compressed;
     how.share.value = compressed ? percent(how.ratio.value) : "-";
     how.heat.value = Number(how.temperature.value).toFixed(1);
-    byId("short").textContent = byId("settings").open ? "" : `${title()}, ${how.tokens.value} tokens`;
+    byId("short").textContent = byId("settings").open ? "" : [...title(), `${how.tokens.value} tokens`].join(", ");
   }
 
+  // What the compressed side is: its cache, and its guard.
   function title() {
     const { compressor, ratio, action } = how;
     const cache = compressor.value === "none" ? "Uncompressed" : `${compressor.value}, ${percent(ratio.value)} removed`;
-    return `${cache} - ${action.value === OFF ? "not watched" : action.value === "none" ? "watched" : action.value}`;
+    return [cache, { none: "only watched", off: "not watched" }[action.value] || `guard: ${action.value}`];
   }
 
   // ---- one question, two answers
@@ -129,7 +130,8 @@
     if (card.kvguard.guard) Object.assign(kv, how.action.value === OFF ? { guard: false } : { action: how.action.value });
     const asked = [["guarded", title(), body("guarded", kv)]];
     const plain = { compressor: "none", ...(card.kvguard.guard && { action: "none" }) };
-    if (how.beside.checked) asked.push(["full", "Uncompressed", body("full", plain)]);
+    const watched = card.kvguard.guard ? "only watched" : "not watched";
+    if (how.beside.checked) asked.push(["full", ["Uncompressed", watched], body("full", plain)]);
     return asked;
   }
 
@@ -146,6 +148,7 @@
       return answer(side, column, body, prompt);
     });
     turn.scrollIntoView({ block: "start" });
+    turn.querySelector(".question").scrollTop = 1e6; // the question itself stands at the end of a long prompt
     byId("status").textContent = "Answers are being written.";
     await Promise.all(asked);
     underway = null;
@@ -173,15 +176,14 @@
   }
 
   function busy(on) {
-    byId("send").disabled = on;
-    byId("fresh").disabled = on;
+    byId("send").hidden = byId("fresh").disabled = on;
     byId("stop").hidden = !on;
   }
 
   // ---- an answer as it is written
 
   class Column {
-    constructor(name, { thresholds, bytes_per_token }) {
+    constructor([name, sort], { thresholds, bytes_per_token }) {
       this.root = byId("column").content.cloneNode(true).firstElementChild;
       this.part = (selector) => this.root.querySelector(selector);
       this.tokens = []; // what was told of each, with full: the entries of a full cache
@@ -190,6 +192,7 @@
       this.bytes = bytes_per_token;
       this.begun = performance.now();
       this.part("h3").textContent = name;
+      this.part(".sort").textContent = sort;
       this.part(".badge").textContent = "waiting";
       this.text = this.part(".text");
       this.text.classList.add("live");
@@ -244,16 +247,16 @@
         tiles.append(box);
       };
       const { prompt, kept, peak } = told.kv_tokens;
-      tile("KV memory saved", percent(told.saved), "strong");
-      tile("kept of the prompt", `${Math.round(kept)} of ${prompt}`);
-      tile("most entries held", Math.round(peak));
+      tile("KV saved", percent(told.saved), "strong");
+      tile("prompt kept", `${Math.round(kept)} of ${prompt}`);
+      tile("peak held", Math.round(peak));
       if (told.alarms !== null) tile("alarms", told.alarms);
       if (told.restores) tile("restores", told.restores);
       if (told.rewinds) tile("rewinds", told.rewinds);
       if (told.rewinds_withheld) tile("rewinds withheld", told.rewinds_withheld);
-      tile(reason === "length" ? "tokens: the most allowed" : "tokens", usage.completion_tokens);
+      tile(reason === "length" ? "tokens (most)" : "tokens", usage.completion_tokens);
       if (this.first) tile("first token", `${((this.first - this.begun) / 1000).toFixed(2)} s`);
-      if (this.tokens.length > 1) tile("tokens a second", ((this.tokens.length - 1) / seconds).toFixed(0));
+      if (this.tokens.length > 1) tile("tokens/s", ((this.tokens.length - 1) / seconds).toFixed(0));
       tiles.hidden = false;
       this.end();
     }
