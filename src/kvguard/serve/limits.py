@@ -23,6 +23,8 @@ class Limits:
         Seconds that a request may take from its arrival.
     body, n, prompts
         Bytes of a request, its ``n``, and its prompts times ``n``.
+    per_key
+        Requests under way that generate, of one key; None: no bound.
     hold_back
         Tokens of a stream that are kept from its client while a rewind may still take them back.
     choosing
@@ -35,5 +37,6 @@ class Limits:
     timeout: float = 600.0
     body: int = 4 << 20
     n: int = 8
+    per_key: int | None = None
     hold_back: int = 0
     choosing: bool = False

@@ -87,6 +87,8 @@ class Ticket:
     ----------
     arrived, deadline
         By ``time.monotonic``.
+    request_id
+        Of the request that it belongs to.
     cancelled
         Nobody waits for it any more; may be set from any thread.
     entries
@@ -98,6 +100,7 @@ class Ticket:
     inbox: asyncio.Queue[tuple[int, Update]]
     arrived: float
     deadline: float
+    request_id: str = ""
     cancelled: bool = False
     entries: float = 0.0
     last_token: float = 0.0
