@@ -105,8 +105,8 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(served, keys=()):
-    app = create_app(served, keys)
+def running(served, keys=(), log_text=False):
+    app = create_app(served, keys, log_text)
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -130,12 +130,12 @@ def server(calm):
 
 @pytest.fixture
 def serving(calm):
-    """Run a server with other settings: fields of Served, limits as a dict, and keys."""
+    """Run a server with other settings: fields of Served, limits as a dict, keys, its log."""
     stack = contextlib.ExitStack()
 
-    def start(keys=(), limits=None, **changes):
+    def start(keys=(), limits=None, log_text=False, **changes):
         bounds = replace(calm.limits, **(limits or {}))
-        return stack.enter_context(running(replace(calm, limits=bounds, **changes), keys))
+        return stack.enter_context(running(replace(calm, limits=bounds, **changes), keys, log_text))
 
     with stack:
         yield start

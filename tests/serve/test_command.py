@@ -120,8 +120,10 @@ def test_the_first_sigterm_drains_and_ends_with_0(process):
     assert {answer.headers["x-request-id"] for answer in answers} == {"mine-1"}
     assert answers[0].json()["kvguard"]["compressor"] == "snapkv"
     assert server.wait(30) == 0
-    told = [json.loads(line[line.index("{") :]) for line in lines if '"request_id": "mine-1"' in line]
-    assert [one["status"] for one in told] == [200, 200]
+    begin = next(place for place, line in enumerate(lines) if '"listening"' in line)
+    told = [json.loads(line) for line in lines[begin:]]  # every line is JSON
+    asked = [line for line in told if line["event"] == "request" and line["request_id"] == "mine-1"]
+    assert [line["status"] for line in asked] == [200, 200]
     assert not any("three apples" in line for line in lines)
 
 

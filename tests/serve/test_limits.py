@@ -1,5 +1,6 @@
 """What a server does not do: it says so in OpenAI's shape, by name, and goes on."""
 
+import contextlib
 import json
 import math
 import socket
@@ -73,7 +74,6 @@ def is_error(answer, status=None):
         ("completions", {"max_tokens": "5"}, "max_tokens"),
         ("completions", {"max_tokens": True}, "max_tokens"),
         ("completions", {"stream_options": {"include_usage": True}}, None),
-        ("completions", {"stream": True, "stream_options": {"kvguard": True}}, "stream_options"),
         ("completions", {"bogus": 1}, "bogus"),
         ("completions", {"kv": {"ratio": 1.0}}, "kv"),
         ("completions", {"kv": {"point": "bold"}}, "kv"),
@@ -233,6 +233,47 @@ def test_a_full_queue_is_429_and_what_waits_is_served(serving):
     served = [answer for answer in answers if answer.status_code == 200]
     assert len(served) + len(busy) == 6
     assert all(answer.json()["usage"]["completion_tokens"] == 60 for answer in served)
+
+
+def test_one_key_has_so_many_requests_under_way_and_others_have_theirs(serving):
+    shared = serving(keys=["mine", "yours"], limits={"per_key": 2})
+    body = {**TEXT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    url = f"{shared.base}/v1/completions"
+
+    def headers(key):
+        return {"Authorization": f"Bearer {key}"}
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            under_way = stack.enter_context(
+                httpx.stream("POST", url, json=body, headers=headers("mine"), timeout=60)
+            )
+            assert under_way.status_code == 200
+        refused = httpx.post(url, json=TEXT, headers=headers("mine"), timeout=60)
+        assert is_error(refused, 429)["code"] == "rate_limit_exceeded"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert httpx.post(url, json=TEXT, headers=headers("yours"), timeout=60).status_code == 200
+        assert httpx.get(f"{shared.base}/metrics", headers=headers("mine")).status_code == 200
+    assert shared.idle()  # their clients have left
+    for change in (
+        {},
+        {"n": 99},
+        {"stream": True},
+        {},
+    ):  # whatever becomes of them they are no more under way
+        httpx.post(url, json={**TEXT, **change}, headers=headers("mine"), timeout=60)
+    for _ in range(3):
+        assert httpx.post(url, json=TEXT, headers=headers("mine"), timeout=60).status_code == 200
+
+
+def test_a_prompt_and_its_text_fit_the_window_together(serving):
+    small = serving(window=64)
+    for n_prompt, most, status in ((60, 4, 200), (60, 5, 400), (63, 1, 200), (64, 1, 400), (90, 1, 400)):
+        body = {"model": "reference", "prompt": list(range(20, 20 + n_prompt)), "max_tokens": most}
+        answer = httpx.post(f"{small.base}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == status, answer.text
+        if status == 400:
+            assert is_error(answer)["code"] == "context_length_exceeded"
 
 
 def test_a_request_that_takes_too_long_is_504(serving):

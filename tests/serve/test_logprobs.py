@@ -192,7 +192,7 @@ def test_what_is_not_asked_for_is_not_computed(server, prompts, monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(logprobs_module, "_head", unexpected)
-    monkeypatch.setattr("kvguard.serve.scheduler.read", unexpected)
+    monkeypatch.setattr("kvguard.serve.scheduler.read_some", unexpected)
     answer = server.client().completions.create(prompt=prompts[0], max_tokens=4, **GREEDY)
     assert answer.usage.completion_tokens == 4
 

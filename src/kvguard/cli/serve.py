@@ -10,6 +10,7 @@ import click
 
 from kvguard import stage
 from kvguard.cli.asking import Asked, serving_options
+from kvguard.cli.serve_config import config_option, variable
 
 if TYPE_CHECKING:
     from kvguard.serve.served import Served
@@ -19,6 +20,7 @@ The commonest uses, as they are typed:
   kvguard serve --model reference --compressor snapkv --ratio 0.75 --guard models/reference
   kvguard serve --model path:DIR --kv-memory 2GiB --port 8080
   KVGUARD_API_KEY=... kvguard serve --model Qwen/Qwen2.5-0.5B-Instruct --host 0.0.0.0
+  kvguard serve --config serve.yaml
 \b
 And then, from anywhere that the address reaches:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -53,6 +55,7 @@ class Bytes(click.ParamType[int]):
 
 
 @click.command(epilog=EXAMPLES)
+@config_option
 @serving_options
 @click.option("--served-name", help="The name that clients ask for; that of --model by default.")
 @click.option(
@@ -86,7 +89,9 @@ class Bytes(click.ParamType[int]):
     "by default as many as the guard needs to be sure of an alarm.",
 )
 @click.option(
-    "--allow-kv", is_flag=True, help="Let requests choose compressor, ratio, guard, action and point."
+    "--allow-kv/--no-allow-kv",
+    default=False,
+    help="Let requests choose compressor, ratio, guard, action and point; the page at / needs it to compare.",
 )
 @click.option(
     "--kv-memory",
@@ -118,29 +123,44 @@ class Bytes(click.ParamType[int]):
     show_default=True,
     help="Seconds, waiting included.",
 )
+@click.option(
+    "--max-requests-per-key", type=click.IntRange(min=1), help="Under way, of one API key; no bound else."
+)
 @click.option("--max-body", type=Bytes(), default="4MiB", show_default=True, help="Of a request.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs a key.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free."
 )
 @click.option(
-    "--api-key-env", metavar="NAME", help="Where keys are, parted by commas; KVGUARD_API_KEY by default."
+    "--api-key-env",
+    metavar="NAME",
+    callback=variable,
+    help="Where keys are, parted by commas; KVGUARD_API_KEY by default.",
 )
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="A file of keys, one a line, in place of that."
 )
+@click.option("--log-text/--no-log-text", default=False, help="Write prompts and answers to the log too.")
 @stage.one_line_errors
 def serve(
-    asked: Asked, host: str, port: int, api_key_env: str | None, api_key_file: Path | None, **how: Any
+    asked: Asked,
+    host: str,
+    port: int,
+    api_key_env: str | None,
+    api_key_file: Path | None,
+    log_text: bool,
+    **how: Any,
 ) -> None:
     """Serve a model behind the OpenAI API: compressed, guarded, with the memory really freed."""
     _check(how)
     _need("fastapi", "uvicorn", "prometheus_client")
-    from kvguard.serve.start import api_keys, check_address, run
+    from kvguard.serve.start import KEY, api_keys, check_address, run
 
     keys = api_keys(api_key_env, api_key_file)
     check_address(host, keys)
-    run(_served(asked, how), host, port, keys)
+    if how["max_requests_per_key"] is not None and not keys:
+        raise click.UsageError(f"--max-requests-per-key needs API keys: set {KEY}, or give --api-key-file")
+    run(_served(asked, how), host, port, keys, log_text)
 
 
 def _check(how: dict[str, Any]) -> None:
@@ -207,12 +227,14 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
             timeout=how["request_timeout"],
             body=how["max_body"],
             piece=how["prefill_tokens"],
+            per_key=how["max_requests_per_key"],
             hold_back=how["hold_back"],
             choosing=how["allow_kv"],
         ),
         window=window,
         point=point,
         points=load_operating_points(bundle) if bundle is not None else {},
+        compressors=tuple(presses),
     )
     served.check()
     return served

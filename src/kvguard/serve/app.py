@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from kvguard.serve.card import card
 from kvguard.serve.errors import Rejected
 from kvguard.serve.gate import Gate
+from kvguard.serve.logs import TextLog
 from kvguard.serve.metrics import CONTENT_TYPE, Metrics
+from kvguard.serve.page import page
 from kvguard.serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -31,15 +33,14 @@ from kvguard.serve.scheduler import Scheduler, Told
 from kvguard.serve.served import Served
 from kvguard.serve.tickets import Done, Ticket, Update
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class Service:
     """What the routes share: the scheduler, the encoder's thread, the requests under way."""
 
-    def __init__(self, served: Served) -> None:
-        self.served, self.metrics = served, Metrics(served.name)
+    def __init__(self, served: Served, log: TextLog) -> None:
+        self.served, self.metrics, self._log = served, Metrics(served.name), log
         self.started = int(time.time())
         model, params, limits = served.loaded.model, served.params, served.limits
         self.scheduler = Scheduler(model, served.watch, params, limits, self.metrics, self._deliver)
@@ -60,7 +61,13 @@ class Service:
         """Hand over, from the scheduler's thread, what is new."""
         if told and self._loop is not None:
             with suppress(RuntimeError):  # the server has ended
-                self._loop.call_soon_threadsafe(_hand_out, told)
+                self._loop.call_soon_threadsafe(self._hand_out, told)
+
+    def _hand_out(self, told: Told) -> None:
+        for ticket, update in told:
+            ticket.inbox.put_nowait((ticket.number, update))
+            if isinstance(update, Done):
+                self._log.write(ticket, update)
 
     async def encoding(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run what may take long beside the event loop, one at a time."""
@@ -73,7 +80,8 @@ class Service:
         asks = await self.encoding(self.served.asks, request, prompts)
         now, inbox = time.monotonic(), asyncio.Queue[tuple[int, Update]]()
         deadline = now + self.served.limits.timeout
-        tickets = [Ticket(ask, number, inbox, now, deadline) for number, ask in enumerate(asks)]
+        name = http.state.request_id
+        tickets = [Ticket(ask, number, inbox, now, deadline, name) for number, ask in enumerate(asks)]
         self.scheduler.submit(tickets)
         shape = Shape(self.served, tickets, chat, request.n or 1)
         watch = asyncio.create_task(_cancelled_with(http, tickets))
@@ -93,11 +101,6 @@ class Service:
         return StreamingResponse(
             stream, media_type="text/event-stream", headers={"cache-control": "no-cache"}
         )
-
-
-def _hand_out(told: Told) -> None:
-    for ticket, update in told:
-        ticket.inbox.put_nowait((ticket.number, update))
 
 
 def _cancel(tickets: Sequence[Ticket]) -> None:
@@ -178,24 +181,32 @@ async def _stream(
         watch.cancel()
 
 
-def create_app(served: Served, keys: Sequence[str] = ()) -> FastAPI:
+def create_app(served: Served, keys: Sequence[str] = (), log_text: bool = False) -> FastAPI:
     """Return the application that serves a model.
 
     Parameters
     ----------
     keys
         One of them is asked for on every route but ``/health`` and ``/``.
+    log_text
+        Prompts and answers go to the log.
     """
-    service = Service(served)
+    service = Service(served, TextLog(served, log_text))
     app = FastAPI(title="kvguard", docs_url=None, redoc_url=None, openapi_url=None, lifespan=service.running)
     app.state.service = service
-    app.add_middleware(Gate, keys=keys, most=served.limits.body)
+    app.add_middleware(Gate, keys=keys, limits=served.limits)
     app.add_exception_handler(Rejected, _rejection)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
     _generation(app, service)
     _tokens(app, service)
     _operations(app, service)
+    front = page(bool(keys))
+
+    @app.get("/")
+    async def at_front() -> Response:
+        return front
+
     return app
 
 
@@ -253,18 +264,14 @@ def _operations(app: FastAPI, service: Service) -> None:
     """Add the routes about the server itself."""
     served = service.served
 
-    def card() -> Json:
-        about = {"id": served.name, "object": "model", "created": service.started, "owned_by": "kvguard"}
-        return {**about, "max_model_len": served.window, "root": served.loaded.name, "parent": None}
-
     @app.get("/v1/models")
     async def models() -> Json:
-        return {"object": "list", "data": [card()]}
+        return {"object": "list", "data": [card(served, service.started)]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
         served.check_model(name)
-        return card()
+        return card(served, service.started)
 
     @app.get("/health")
     async def health() -> Json:

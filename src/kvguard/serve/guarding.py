@@ -86,6 +86,11 @@ class ServedRun(GuardedRun):
     claim
         Told a row that is to have its full cache back; says whether there is room. A row that it denies has
         been cancelled.
+
+    Attributes
+    ----------
+    held, full : ndarray
+        Cache entries of each row of the last step, and those of a full cache. [n]
     """
 
     def __init__(self, batch: Batch, watch: Watch, params: GuardParams, claim: Callable[[int], bool]) -> None:
@@ -94,6 +99,7 @@ class ServedRun(GuardedRun):
         self._coming: dict[int, Course] = {}  # by row
         self._courses: dict[int, Course] = {}  # by seat, as the next
         self._peak = np.zeros(0, dtype=np.float32)
+        self.held, self.full = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         super().__init__(batch, watch, Action.NONE, params, self._row_ratios)
 
     def add(self, request: Request, course: Course) -> int:
@@ -151,5 +157,7 @@ class ServedRun(GuardedRun):
     def _observe(self, step: Step, tokens: Ints) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Judge the step's tokens, and see how much the rows hold. [n], [n]"""
         found = super()._observe(step, tokens)
-        self._peak[step.seat] = np.maximum(self._peak[step.seat], self._held[step.seat, step.t])
+        self.held = self._held[step.seat, step.t]
+        self.full = self._seats["n_prompt"][step.seat] + step.t
+        self._peak[step.seat] = np.maximum(self._peak[step.seat], self.held)
         return found

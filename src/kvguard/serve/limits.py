@@ -25,6 +25,8 @@ class Limits:
         Bytes of a request, its ``n``, and its prompts times ``n``.
     piece
         Tokens of a prompt that are prefilled between two steps, where its press allows pieces.
+    per_key
+        Requests under way that generate, of one key; None: no bound.
     hold_back
         Tokens of a stream that are kept from its client while a rewind may still take them back; None: as
         many as its guard needs to be sure of an alarm.
@@ -39,5 +41,6 @@ class Limits:
     body: int = 4 << 20
     n: int = 8
     piece: int = 512
+    per_key: int | None = None
     hold_back: int | None = None
     choosing: bool = False

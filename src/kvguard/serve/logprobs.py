@@ -6,11 +6,12 @@ states that its prefill ends in, which has seen all of it, whatever its press th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -50,6 +51,21 @@ def read(logits: Tensor, tokens: Tensor, n_top: int) -> list[Said]:
         Said(token, logprob, tuple(zip(ids, values, strict=True)))
         for token, logprob, (ids, values) in zip(tokens.tolist(), own, tops, strict=True)
     ]
+
+
+def read_some(logits: Tensor, tokens: NDArray[Any], asked: Mapping[int, int]) -> dict[int, Said]:
+    """Read, by slot, the log-probabilities of some slots' tokens, each with so many of the likeliest.
+
+    Parameters
+    ----------
+    logits, tokens
+        [n, V], [n]
+    asked
+        How many of the likeliest tokens go with a slot's.
+    """
+    slots = list(asked)
+    found = read(logits[slots], torch.from_numpy(tokens[slots]).to(logits.device), max(asked.values()))
+    return {slot: replace(said, top=said.top[: asked[slot]]) for slot, said in zip(slots, found, strict=True)}
 
 
 class PromptReader:
@@ -106,28 +122,3 @@ def _head(model: PreTrainedModel, states: Tensor) -> Tensor:
         return logits[0]
     finally:
         hook.remove()
-
-
-class Saying:
-    """The log-probabilities of one text as it stands; a rewind takes some back.
-
-    Parameters
-    ----------
-    prompt
-        Those of its prompt, if they are to be told.
-    """
-
-    def __init__(self, prompt: Sequence[Said]) -> None:
-        self._prompt, self._said = prompt, list[Said]()
-
-    def add(self, said: Said) -> None:
-        """Take the next token's."""
-        self._said.append(said)
-
-    def rewind(self, n_tokens: int) -> None:
-        """Forget all but those of the first ``n_tokens`` tokens."""
-        del self._said[n_tokens:]
-
-    def told(self, begin: int, end: int | None = None) -> list[Said]:
-        """Return those of the tokens from ``begin`` to ``end``; the first of them come with the prompt's."""
-        return [*(() if begin else self._prompt), *self._said[begin:end]]

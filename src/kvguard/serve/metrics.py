@@ -6,16 +6,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from kvguard.serve.histogram import ArrayHistogram
 
 if TYPE_CHECKING:
     from kvguard.guard.actions import Guarded
-    from kvguard.serve.guarding import Course
+    from kvguard.serve.guarding import Course, ServedRun
     from kvguard.serve.room import Room
     from kvguard.serve.tickets import Ticket
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _SHARES = tuple(step / 10 for step in range(1, 11))
+_RISKS = (0.01, 0.02, 0.05, *_SHARES)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -30,7 +34,11 @@ class Metrics:
         self._usage = self._make(
             Gauge, "kv_cache_usage_perc", "Entries counted for rows, of the limit (1 = full)."
         )
-        self._held = self._make(Gauge, "kv_bytes", "Bytes that the cache takes.")
+        self._taken = self._make(Gauge, "kv_bytes", "Bytes that the cache takes.")
+        self._held = self._make(Gauge, "kv_bytes_held", "Bytes of the cache entries that texts hold.")
+        self._spared = self._make(
+            Gauge, "kv_bytes_saved", "Bytes that their full caches would hold beyond that."
+        )
         self._first = self._make(
             Histogram, "time_to_first_token_seconds", "Arrival to first token.", _SECONDS
         )
@@ -48,6 +56,9 @@ class Metrics:
             Histogram, "kv_saved", "Share of KV memory saved, a mean over a text.", _SHARES
         )
         self._hazard = self._make(Histogram, "hazard_max", "Highest hazard of a text.", _SHARES)
+        self._hazards = ArrayHistogram(
+            "kvguard:token_hazard", "Hazard of each token.", _RISKS, ("model_name", model), self._registry
+        )
         self._success = Counter(
             "kvguard:request_success",
             "Texts that ended.",
@@ -65,7 +76,17 @@ class Metrics:
         self._running.set(running)
         self._waiting.set(waiting)
         self._usage.set(room.taken / room.limit)
-        self._held.set(nbytes)
+        self._taken.set(nbytes)
+        if not running:
+            self._held.set(0)
+            self._spared.set(0)
+
+    def step(self, hazard: NDArray[np.float32], run: ServedRun, bytes_per_entry: float) -> None:
+        """Count a step: the hazards of its tokens, and what its rows hold."""
+        self._hazards.observe(hazard)
+        held, full = float(run.held.sum()), float(run.full.sum())
+        self._held.set(held * bytes_per_entry)
+        self._spared.set((full - held) * bytes_per_entry)
 
     def token(self, ticket: Ticket, now: float) -> None:
         """Count a token that was drawn now, by ``time.monotonic``."""

@@ -50,11 +50,12 @@ class _Asked(BaseModel):
 
 
 class StreamOptions(_Asked):
-    """How a stream tells its usage."""
+    """How a stream tells its usage, and whether it tells what was seen of each token."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] = False
+    kvguard: bool = False
 
 
 class Choosing(_Asked):

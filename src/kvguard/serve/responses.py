@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +16,17 @@ from kvguard.guard.controller import State
 from kvguard.guard.text import Unfolding
 from kvguard.serve.logprobs import Said
 from kvguard.serve.served import Served
-from kvguard.serve.tickets import Ask, Done, Ticket, Tokens
+from kvguard.serve.tickets import Done, Ticket, Tokens
+from kvguard.serve.trail import Seen
 from kvguard.serve.words import ChatLogprobs, TextLogprobs
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 Json = dict[str, Any]
 
 
-def telemetry(ask: Ask, done: Done, preempted: int) -> Json:
+def telemetry(ticket: Ticket, done: Done) -> Json:
     """Return what compression and guard did to a text; what was not watched is null."""
-    found, course = done.found, done.course
+    ask, found, course = ticket.ask, done.found, done.course
     known = found.hazard[~np.isnan(found.hazard)]
     counts = {state.name.lower(): int((found.states == state).sum()) for state in State}
     what = [event.what for event in found.events]
@@ -40,7 +41,7 @@ def telemetry(ask: Ask, done: Done, preempted: int) -> Json:
         "restores": what.count("restore"),
         "rewinds": what.count("rollback") + what.count("restart"),
         "rewinds_withheld": course.withheld,
-        "preempted": preempted,
+        "preempted": ticket.preempted,
         "hazard_max": float(known.max()) if ask.guarded and len(known) else None,
         "saved": round(found.kv_saved, 4),
     }
@@ -69,14 +70,20 @@ class Telling:
         fresh, self._fresh = self._fresh, []
         return self._logprobs.told(fresh) if fresh else None
 
-    def tell(self, update: Tokens | Done) -> str:
-        """Return what an update adds to the text."""
-        self._fresh += update.said
-        if isinstance(update, Tokens):
-            return self._add(update.ids)
-        added = self._add(update.found.token_ids[self.n_tokens :].tolist()) + self._text.rest()
-        self._end(update)
-        return added
+    def tell(self, update: Tokens | Done) -> Iterator[tuple[str, Json | None]]:
+        """Yield what an update adds to the text; of traced tokens one by one, with what was seen of each."""
+        done = update if isinstance(update, Done) else None
+        ids = update.ids if isinstance(update, Tokens) else update.found.token_ids[self.n_tokens :].tolist()
+        pieces = list(_pieces(ids, update.said, update.seen))
+        for place, (some, said, told) in enumerate(pieces, 1):
+            self._fresh += said
+            added = self._add(some)
+            if done is not None and place == len(pieces):
+                added += self._text.rest()
+            if added or told is not None:
+                yield added, told
+        if done is not None:
+            self._end(done)
 
     def whole(self, done: Done) -> str:
         """Return the whole text at once."""
@@ -93,7 +100,20 @@ class Telling:
 
     def _end(self, done: Done) -> None:
         self.reason = _REASONS[done.found.stop_reason]
-        self.kvguard = telemetry(self.ticket.ask, done, self.ticket.preempted)
+        self.kvguard = telemetry(self.ticket, done)
+
+
+def _pieces(
+    ids: Sequence[int], said: Sequence[Said], seen: Sequence[Seen]
+) -> Iterator[tuple[Sequence[int], Sequence[Said], Json | None]]:
+    """Yield tokens, their log-probabilities and what was seen of them: one by one where something was."""
+    if not seen:
+        yield ids, said, None
+        return
+    begin, first = max(len(said) - len(ids), 0), 0  # a prompt's come with the first token's
+    for place, (token, one) in enumerate(zip(ids, seen, strict=True), begin + 1):
+        yield [token], said[first:place], one.told()
+        first = place
 
 
 class Shape:
@@ -130,21 +150,21 @@ class Shape:
             return []
         return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(self.texts))]
 
-    def chunks(self, index: int, update: Tokens | Done) -> list[Json]:
-        """Return the chunks of a stream for one update; the last one has the finish reason."""
+    def chunks(self, index: int, update: Tokens | Done) -> Iterator[Json]:
+        """Yield the chunks of a stream for one update; the last one has the finish reason."""
         text = self.texts[index]
-        added = text.tell(update)
-        reason, text.reason = text.reason, None
-        found = [self._chunk(index, {"content": added} if self._chat else added)] if added else []
-        if reason is not None:
-            text.reason = reason
-            found.append(self._chunk(index, {} if self._chat else "") | {"kvguard": text.kvguard})
-        return found
+        for added, seen in text.tell(update):
+            yield self._chunk(index, {"content": added} if self._chat else added, seen)
+        if text.reason is not None:
+            yield self._chunk(index, {} if self._chat else "")
 
-    def _chunk(self, index: int, added: Any) -> Json:
-        body = {"delta" if self._chat else "text": added}
+    def _chunk(self, index: int, added: Any, seen: Json | None = None) -> Json:
+        choice = self._choice(index, self.texts[index], {"delta" if self._chat else "text": added})
+        if seen is not None:
+            choice["kvguard"] = seen
         kind = "chat.completion.chunk" if self._chat else "text_completion"
-        return {**self._head, "object": kind, "choices": [self._choice(index, self.texts[index], body)]}
+        told = {"kvguard": choice["kvguard"]} if "kvguard" in choice else {}
+        return {**self._head, "object": kind, "choices": [choice], **told}
 
     def usage_chunk(self) -> Json:
         """Return the chunk that tells the usage of a whole stream."""

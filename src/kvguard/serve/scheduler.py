@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,10 +26,11 @@ from kvguard.engine.requests import Request
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Guarded, GuardedStep
 from kvguard.guard.settings import GuardParams
+from kvguard.serve.drafts import Draft
 from kvguard.serve.errors import Rejected
 from kvguard.serve.guarding import Course, ServedRun
 from kvguard.serve.limits import Limits
-from kvguard.serve.logprobs import PromptReader, Said, Saying, read
+from kvguard.serve.logprobs import PromptReader, Said, read_some
 from kvguard.serve.room import Room
 from kvguard.serve.tickets import Done, Ticket, Tokens, Update, unsaid
 from kvguard.serve.waiting import Waiting, stopped
@@ -54,9 +55,8 @@ class _Row:
     course: Course
     kept: float
     entries: float  # counted for it
-    saying: Saying
+    draft: Draft
     preempted: bool = False
-    tokens: list[int] = field(default_factory=list)  # of a stream: what it has, sent or not
 
 
 @dataclass
@@ -206,7 +206,7 @@ class Scheduler:
         """Begin the prefill of the next text that waits, if there is a row and room for it."""
         if len(self._rows) >= self._limits.rows:
             return None
-        ticket = self._waiting.take(lambda ticket: _entries(ticket) <= self.room.left)
+        ticket = self._waiting.take(lambda ticket: ticket.entries <= self.room.left)
         if ticket is None:
             return None
         ask, press = ticket.ask, ticket.ask.press()
@@ -217,7 +217,7 @@ class Scheduler:
         except Exception as error:
             self._fail(ticket, error)
             return None
-        n_top, entries = ask.prompt_logprobs, _entries(ticket)
+        n_top, entries = ask.prompt_logprobs, ticket.entries
         reader = PromptReader(self._model, prompt, n_top) if n_top is not None else None
         self.room.taken += entries
         return _Filling(ticket, press, prompt, work, reader, entries)
@@ -259,9 +259,9 @@ class Scheduler:
         )
         ratio = ask.condition.ratio if filling.press is not None else 0.0
         course = Course(ask.action, ratio, ask.guarding.params)
+        draft = Draft(ask, filling.reader.said if filling.reader else ())
         row = self._run.add(request, course)
-        saying = Saying(filling.reader.said if filling.reader else ())
-        self._rows[row] = _Row(ticket, course, cache.n_kept, filling.entries, saying)
+        self._rows[row] = _Row(ticket, course, cache.n_kept, filling.entries, draft)
 
     def _claim(self, number: int) -> bool:
         """Count what a row will hold once it is restored; where there is no room the youngest make it.
@@ -289,33 +289,22 @@ class Scheduler:
     def _tell(self, step: GuardedStep) -> None:
         """Send the step's tokens of the streams, but for those that a rewind may take back."""
         now, said = time.monotonic(), self._read(step)
+        self._metrics.step(step.hazard, self._run, self.room.bytes_per_entry)
         for slot, number in enumerate(step.row.tolist()):
-            row = self._rows[number]
-            if step.valid[slot]:
-                self._metrics.token(row.ticket, now)
-            event = step.events.get(number)
-            if slot in said:
-                row.saying.add(said[slot])
-                if event is not None:
-                    row.saying.rewind(event.kept)
-            if not row.ticket.ask.streamed or not step.valid[slot]:
+            if not step.valid[slot]:
                 continue
-            row.tokens.append(int(step.token[slot]))
+            row, event = self._rows[number], step.events.get(number)
+            self._metrics.token(row.ticket, now)
+            if not row.ticket.ask.streamed and slot not in said:
+                continue
+            row.draft.add(int(step.token[slot]), said.get(slot))
+            if row.draft.trail is not None:
+                hazard, held = float(step.hazard[slot]), float(self._run.held[slot])
+                row.draft.trail.add(hazard, int(step.state[slot]), held, row.course.alarms, event)
             if event is not None:
-                del row.tokens[event.kept :]
-            if not step.left[slot]:
-                safe = max(row.course.sent, len(row.tokens) - row.ticket.ask.guarding.held)
-                first, row.course.sent = max(row.course.sent, len(row.ticket.sent)), safe
-                if safe > first:
-                    self._send(row, first)
-
-    def _send(self, row: _Row, first: int) -> None:
-        if _came_to(row.ticket, row.tokens):
-            fresh = row.tokens[first : row.course.sent], row.saying.told(first, row.course.sent)
-            self._told.append((row.ticket, Tokens(*fresh)))
-        elif not row.ticket.cancelled:
-            row.ticket.cancelled = True
-            self._told.append((row.ticket, _diverged()))
+                row.draft.rewind(event.kept)
+            if row.ticket.ask.streamed and not step.left[slot]:
+                self._send(row)
 
     def _read(self, step: GuardedStep) -> dict[int, Said]:
         """Return the log-probabilities of the step's tokens, by slot, where they are asked for."""
@@ -324,14 +313,21 @@ class Scheduler:
             for slot, number in enumerate(step.row.tolist())
             if step.valid[slot] and (most := self._rows[number].ticket.ask.logprobs) is not None
         }
-        if not asked:
-            return {}
-        slots = list(asked)
-        tokens = torch.from_numpy(step.token[slots]).to(self._batch.logits.device)
-        found = read(self._batch.logits[slots], tokens, max(asked.values()))
-        return {
-            slot: replace(said, top=said.top[: asked[slot]]) for slot, said in zip(slots, found, strict=True)
-        }
+        return read_some(self._batch.logits, step.token, asked) if asked else {}
+
+    def _send(self, row: _Row) -> None:
+        """Send what of a stream is safe, and new to its client."""
+        ticket, draft, course = row.ticket, row.draft, row.course
+        safe = max(course.sent, len(draft.tokens) - ticket.ask.guarding.held)
+        first, course.sent = max(course.sent, len(ticket.sent)), safe
+        if safe <= first or ticket.cancelled:
+            return
+        if ticket.came_to(draft.tokens):
+            fresh = Tokens(draft.tokens[first:safe], draft.said(first, safe), draft.seen(first, safe))
+            self._told.append((ticket, fresh))
+        else:
+            ticket.cancelled = True
+            self._told.append((ticket, _diverged()))
 
     def _end_rows(self) -> None:
         """End the rows that nobody waits for, and those that are late."""
@@ -354,18 +350,19 @@ class Scheduler:
         if found.stop_reason == "invalid":
             message = f"the model's logits after {len(found.token_ids)} tokens are NaN"
             self._told.append((ticket, Rejected(message, status=500, code="invalid_logits")))
-        elif not ticket.cancelled and not _came_to(ticket, found.token_ids.tolist()):
+        elif not ticket.cancelled and not ticket.came_to(found.token_ids.tolist()):
             self._told.append((ticket, _diverged()))
         elif found.stop_reason != "cancelled":
             found = unsaid(found) if ticket.ask.silent else found
-            said = row.saying.told(max(row.course.sent, len(ticket.sent)))
-            self._told.append((ticket, Done(found, row.course, row.kept, said)))
+            begin = max(row.course.sent, len(ticket.sent))
+            done = Done(found, row.course, row.kept, row.draft.said(begin), row.draft.seen(begin))
+            self._told.append((ticket, done))
 
     def _take_back(self, row: _Row) -> None:
         """Let a text that was preempted wait again, before all that came after it."""
         ticket = row.ticket
         ticket.preempted += 1
-        ticket.sent = max(ticket.sent, tuple(row.tokens[: row.course.sent]), key=len)
+        ticket.sent = max(ticket.sent, tuple(row.draft.tokens[: row.course.sent]), key=len)
         self._metrics.preempted()
         self._waiting.put_back(ticket)
 
@@ -379,16 +376,6 @@ class Scheduler:
 
     def _bytes(self) -> int:
         return self._batch.cache.nbytes if self._rows and hasattr(self._batch, "cache") else 0
-
-
-def _entries(ticket: Ticket) -> float:
-    """Return what is counted for a text at first; one that was preempted shall find room for its restore."""
-    return ticket.need.restored if ticket.preempted else ticket.need.compressed
-
-
-def _came_to(ticket: Ticket, tokens: Sequence[int]) -> bool:
-    """Tell whether a text that was preempted has come again to the tokens that were sent."""
-    return tuple(tokens[: len(ticket.sent)]) == ticket.sent
 
 
 def _late(limits: Limits) -> Rejected:

@@ -53,6 +53,8 @@ class Served:
         Tokens of a prompt and its text at most.
     point, points
         The name of the guard's operating point, and those that a request may choose.
+    compressors
+        Names that ``build`` knows, to be offered to those who may choose.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Served:
     window: int
     point: str = "balanced"
     points: Mapping[str, ControllerParams] = field(default_factory=dict)
+    compressors: tuple[str, ...] = ()
 
     @property
     def params(self) -> GuardParams:
@@ -180,6 +183,7 @@ class Served:
                     guarding,
                     self._stops(request.stops),
                     bool(request.stream),
+                    traced=request.stream_options is not None and request.stream_options.kvguard,
                     logprobs=request.n_top,
                 )
             )
@@ -207,8 +211,12 @@ class Served:
                 "model takes: shorten it, or lower max_tokens"
             )
             raise Rejected(message, param="max_tokens", code="context_length_exceeded")
-        usual = self.guard.card.max_new_tokens if self.guard is not None else _DEFAULT_TOKENS
-        return asked or min(usual, left)
+        return asked or min(self.usual_tokens, left)
+
+    @property
+    def usual_tokens(self) -> int:
+        """How many tokens a chat may have that says nothing of it."""
+        return self.guard.card.max_new_tokens if self.guard is not None else _DEFAULT_TOKENS
 
     def _chosen(self, kv: Choosing | None) -> dict[str, Any]:
         """Return what a request chooses of compression and guard, if it may."""

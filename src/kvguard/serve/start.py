@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,13 +14,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from kvguard.errors import KvguardError
+from kvguard.serve import logs
 from kvguard.serve.app import create_app
 
 if TYPE_CHECKING:
     from kvguard.serve.served import Served
 
 KEY = "KVGUARD_API_KEY"
-_log = logging.getLogger("kvguard.serve")
 
 
 def api_keys(variable: str | None, file: Path | None) -> list[str]:
@@ -81,18 +79,24 @@ class _Server(uvicorn.Server):
         """Begin to listen, and say where."""
         await super().startup(sockets)
         for bound in sockets or []:
-            _log.info('{"event": "listening", "host": "%s", "port": %d}', *bound.getsockname()[:2])
+            host, port = bound.getsockname()[:2]
+            logs.say("listening", host=host, port=port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
         if self.should_exit:
             os._exit(128 + sig)
-        _log.info('{"event": "draining", "signal": "%s"}', signal.Signals(sig).name)
+        logs.say("draining", signal=signal.Signals(sig).name)
         self.should_exit = True
 
 
-def run(served: Served, host: str, port: int, keys: Sequence[str]) -> None:
+def run(served: Served, host: str, port: int, keys: Sequence[str], log_text: bool = False) -> None:
     """Serve until a signal comes and all that was asked is answered.
+
+    Parameters
+    ----------
+    log_text
+        Prompts and answers go to the log.
 
     Raises
     ------
@@ -100,13 +104,9 @@ def run(served: Served, host: str, port: int, keys: Sequence[str]) -> None:
         The address needs a key, or cannot be had.
     """
     check_address(host, keys)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in ("kvguard", "uvicorn"):
-        logging.getLogger(name).addHandler(handler)
-    logging.getLogger("kvguard.serve").setLevel(logging.INFO)
+    logs.begin()
     config = uvicorn.Config(
-        create_app(served, keys),
+        create_app(served, keys, log_text),
         host=host,
         port=port,
         log_config=None,

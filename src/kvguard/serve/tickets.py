@@ -12,6 +12,7 @@ from kvguard.engine.sampling import Sampler, greedy
 from kvguard.guard.settings import Action
 from kvguard.serve.errors import Rejected
 from kvguard.serve.room import NOTHING, Need
+from kvguard.serve.trail import Seen
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -51,6 +52,8 @@ class Ask:
         Makes its press, which is its own: presses keep state.
     streamed
         Its tokens are told as they come, and once told they stay.
+    traced
+        With each of them what was seen of it.
     logprobs, prompt_logprobs
         With how many of the likeliest tokens its log-probabilities are told, and those of its prompt; None:
         they are not.
@@ -68,6 +71,7 @@ class Ask:
     guarding: Guarding
     stops: StopStrings | None
     streamed: bool
+    traced: bool = False
     sampler: Sampler = greedy
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -87,10 +91,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The next tokens of a streamed text, and their log-probabilities where they are told."""
+    """The next tokens of a streamed text, with their log-probabilities and what was seen of each if asked."""
 
     ids: list[int]
     said: Sequence[Said] = ()
+    seen: Sequence[Seen] = ()
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,15 @@ class Done:
     ----------
     kept
         Cache entries that its press left of its prompt, a mean over layers and heads.
-    said
-        The log-probabilities that have not been told yet.
+    said, seen
+        The log-probabilities that have not been told yet, and what was seen of those tokens, if asked.
     """
 
     found: Guarded
     course: Course
     kept: float
     said: Sequence[Said] = ()
+    seen: Sequence[Seen] = ()
 
 
 Update = Tokens | Done | Rejected
@@ -122,6 +128,8 @@ class Ticket:
     ----------
     arrived, deadline
         By ``time.monotonic``.
+    request_id
+        Of the request that it belongs to.
     cancelled
         Nobody waits for it any more; may be set from any thread.
     place
@@ -139,12 +147,22 @@ class Ticket:
     inbox: asyncio.Queue[tuple[int, Update]]
     arrived: float
     deadline: float
+    request_id: str = ""
     cancelled: bool = False
     last_token: float = 0.0
     place: int = 0
     need: Need = NOTHING
     preempted: int = 0
     sent: tuple[int, ...] = ()
+
+    @property
+    def entries(self) -> float:
+        """Cache entries counted for it at first; one that was preempted shall find room for its restore."""
+        return self.need.restored if self.preempted else self.need.compressed
+
+    def came_to(self, tokens: Sequence[int]) -> bool:
+        """Tell whether it has come again to the tokens that were sent."""
+        return tuple(tokens[: len(self.sent)]) == self.sent
 
 
 def unsaid(found: Guarded) -> Guarded:
