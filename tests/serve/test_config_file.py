@@ -32,6 +32,7 @@ EVERYTHING = {
     "max_queue": 7,
     "request_timeout": 2,
     "max_requests_per_key": 3,
+    "prefill_tokens": 100,
     "max_body": 4096,
     "host": "0.0.0.0",
     "port": 8080,
