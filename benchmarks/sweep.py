@@ -38,6 +38,7 @@ from kvguard.studies.catastrophes.params import load_params
 from kvguard.sweep.plan import Sweep
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import conditions
+from kvguard.tasks import make_task
 
 T = TypeVar("T")
 
@@ -209,8 +210,8 @@ def main(
             )
             model = f"{random_weights} (random weights{f', {layers} layers' if layers else ''})"
         changes = {"n_shots": shots, "max_new_tokens": new}
-        task = params.tasks[spec.task]
-        task = task.model_copy(update={k: v for k, v in changes.items() if v is not None})
+        settings = params.value("tasks")[spec.task] | {k: v for k, v in changes.items() if v is not None}
+        task = make_task(spec.task, **settings)
         sweep = Sweep(
             model,
             spec,

@@ -19,6 +19,8 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>")
+# Added to a vocabulary, and ordinary.
+WORDS = ("<think>", "</think>", "<tool_call>", "<table>", "\n\n", "    ", "[Ana]", "Nia", "user")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -91,15 +93,28 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 
 @cache
 def make(
-    kind: str, bos: bool = True, normalized: bool = False, stripping: bool = False
+    kind: str,
+    bos: bool = True,
+    normalized: bool = False,
+    stripping: bool = False,
+    eos: bool = False,
+    flagged: bool = True,
 ) -> PreTrainedTokenizerBase:
-    """Return a tokenizer; its special tokens may be matched after normalization, or eat space."""
+    """Return a tokenizer; its special tokens may be matched after normalization, or eat space.
+
+    With ``eos`` it ends every text with one. Its controls may be added as if they were words (``flagged``).
+    """
     backend = KINDS[kind]()
-    how = {"special": True, "normalized": normalized, "lstrip": stripping, "rstrip": stripping}
-    backend.add_special_tokens([AddedToken(token, **how) for token in CONTROLS])
-    if bos:
+    how = {"normalized": normalized, "lstrip": stripping, "rstrip": stripping}
+    if flagged:
+        backend.add_special_tokens([AddedToken(token, special=True, **how) for token in CONTROLS])
+    else:
+        backend.add_tokens([AddedToken(token, **how) for token in CONTROLS])
+        backend.add_tokens([AddedToken(token, normalized=False) for token in WORDS])
+    if bos or eos:
         backend.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", backend.token_to_id("<bos>"))]
+            single="<bos> " * bos + "$A" + " <eos>" * eos,
+            special_tokens=[(token, backend.token_to_id(token)) for token in ("<bos>", "<eos>")],
         )
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token=_unknown(backend))
     assert made.pad_token is None

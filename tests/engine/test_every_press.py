@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from kvguard.engine.layers import sliding_windows
 from kvguard.engine.loop import decode
 from kvguard.engine.oracle import Reference, kvpress_generate
-from kvguard.engine.prefill import prefill
+from kvguard.engine.prefill import Prefilling, divisible, prefill
 from kvguard.engine.presses import Condition, attention_for, build_press
 from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
@@ -167,6 +167,33 @@ def test_a_press_generates_what_kvpress_generates(name: str, subject: Subject) -
     tokens = got.token_ids[0, : got.lengths[0]].tolist()
     reference = subject.reference(make(name, params))
     assert reference.agrees(tokens), f"{tokens} is not kvpress's {reference.token_ids}"
+
+
+@pytest.mark.parametrize("name", ["none", *sorted(RUNS)])
+def test_a_prompt_prefilled_in_pieces_keeps_what_one_pass_keeps(name: str, subject: Subject) -> None:
+    piece = 41
+    press = None if name == "none" else make(name, RUNS[name])
+    if subject.with_windows and name in CANNOT_RUN_WITH_WINDOWS:
+        pytest.skip("rejected, see below")
+    if not divisible([press]):
+        pytest.skip("it needs the whole prompt at once")
+    if subject.with_windows and name == "KnormPress":
+        pytest.skip("Gemma 3's keys are all of one norm: which are kept is rounding")
+    condition = Condition(name, RATIO)
+    torch.manual_seed(0)  # some presses sketch with random matrices
+    whole = prefill(subject.model, subject.prompt, {condition: press}, "sdpa")
+    torch.manual_seed(0)
+    steps = Prefilling(subject.model, subject.prompt, {condition: press}, "sdpa", piece)
+    found = [steps.step() for _ in range(-(-len(subject.prompt) // piece))]
+    done = found.pop()
+    assert done is not None
+    assert not any(found)
+    torch.testing.assert_close(done.logits, whole.logits, rtol=1e-4, atol=1e-3)
+    ours, theirs = done.kept[condition], whole.kept[condition]
+    assert ours.lengths == theirs.lengths
+    for layer in range(len(ours.lengths)):
+        for mine, other in zip(ours.layer(layer), theirs.layer(layer), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(CANNOT_RUN.keys() | CANNOT_RUN_WITH_WINDOWS.keys()))

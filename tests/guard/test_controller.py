@@ -128,3 +128,34 @@ def test_a_row_has_escalated_when_its_newest_hazards_lead_to_safe_from_any_state
             controller.update(np.array([value]))
             high = high + 1 if value >= params.tau_high else 0
         assert controller.escalated(np.array([0])).tolist() == [high >= params.k_escalate]
+
+
+@given(st.lists(st.tuples(params_strategy, hazards), min_size=1, max_size=6))
+def test_rows_follow_operating_points_of_their_own(rows):
+    controller = Controller(0, ControllerParams(tau_low=0.3, tau_high=0.6, k_escalate=1, j_deescalate=1))
+    for number, (params, _) in enumerate(rows):
+        controller.open(number)
+        controller.set_point(number, params)
+        assert controller.tau_low(number) == params.tau_low
+    controller.open(len(rows))
+    controller.copy(len(rows) - 1, len(rows))
+    rows = [*rows, rows[-1]]
+    found = [[] for _ in rows]
+    for t in range(max(len(hazard) for _, hazard in rows)):
+        running = np.array([row for row, (_, hazard) in enumerate(rows) if len(hazard) > t])
+        states = controller.update(np.array([rows[row][1][t] for row in running], np.float32), running)
+        for row, state in zip(running, states, strict=True):
+            found[row].append(State(int(state)))
+    assert found == [scalar_states(hazard, params) for params, hazard in rows]
+
+
+def test_a_row_that_is_opened_again_is_at_the_controllers_own_point():
+    own, other = (
+        ControllerParams(tau_low=tau, tau_high=tau, k_escalate=1, j_deescalate=1) for tau in (0.3, 0.8)
+    )
+    controller = Controller(0, own)
+    controller.open(0)
+    controller.set_point(0, other)
+    assert controller.update(np.array([MIDDLE]), np.array([0])).tolist() == [State.NORMAL]
+    controller.open(0)
+    assert controller.update(np.array([MIDDLE]), np.array([0])).tolist() == [State.SAFE]

@@ -34,9 +34,9 @@ def encoder(tokenizer: PreTrainedTokenizerBase, template: object = None) -> Enco
 
 
 def controls_in(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    special = {t for t, how in tokenizer.added_tokens_decoder.items() if how.special} - {
-        tokenizer.unk_token_id
-    }
+    special = {
+        t for t, how in tokenizer.added_tokens_decoder.items() if how.special or how.content in kinds.CONTROLS
+    } - {tokenizer.unk_token_id}
     return [tokenizer.convert_ids_to_tokens(token) for token in ids if token in special]
 
 
@@ -77,7 +77,11 @@ def test_the_reference_models_are_asked_as_ever(shipped: PreTrainedTokenizerBase
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
-@pytest.mark.parametrize("how", [{}, {"bos": False}, {"normalized": True}, {"stripping": True}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"bos": False}, {"normalized": True}, {"stripping": True}, {"flagged": False}, {"eos": True}],
+    ids=str,
+)
 @FEW
 @given(asked=mixed)
 def test_no_text_becomes_a_control_token(kind: str, how: dict[str, bool], asked: str) -> None:
@@ -88,6 +92,87 @@ def test_no_text_becomes_a_control_token(kind: str, how: dict[str, bool], asked:
     ):
         ids = ids_or_line(encoder(tokenizer, template), {"text": asked} if template is None else asked)
         assert isinstance(ids, str) or controls_in(tokenizer, ids) == usual
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("bos", [True, False])
+@FEW
+@given(asked=text)
+def test_a_prompt_ends_in_no_end_token_that_the_tokenizer_appends(kind: str, bos: bool, asked: str) -> None:
+    appending, plain = kinds.make(kind, bos, eos=True), kinds.make(kind, bos)
+    assert appending.encode(asked)[-1] == appending.eos_token_id
+    made = encoder(appending)
+    assert made.encode({"text": asked}) == appending.encode(asked)[:-1]
+    (doubt,) = made.doubts
+    assert "its tokenizer ends every text with '<eos>'" in doubt
+    assert encoder(plain).doubts == ()
+
+
+def test_an_end_token_that_stands_first_or_that_a_template_writes_stays() -> None:
+    tokenizer = copy.deepcopy(kinds.make("bytes"))
+    tokenizer.eos_token = "<bos>"  # GPT-2's and OPT's: one token for both
+    made = encoder(tokenizer)
+    assert made.encode({"text": "a"}) == tokenizer.encode("a")
+    assert made.encode({"text": ""}) == [tokenizer.eos_token_id]
+    tokenizer = kinds.make("bytes", eos=True)
+    turns = encoder(tokenizer, "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    assert turns.encode("a")[-1] == tokenizer.eos_token_id
+    assert turns.doubts == ()
+
+
+def test_what_closes_a_sentence_pair_is_left_out_too() -> None:
+    """As in models of Chinese that have BERT's tokenizer: ``[CLS] text [SEP]``."""
+    tokenizer = copy.deepcopy(kinds.make("words", eos=True))
+    tokenizer.eos_token, tokenizer.sep_token = "<pad>", "<eos>"
+    assert encoder(tokenizer).encode({"text": "how many"}) == kinds.make("words").encode("how many")
+
+
+FRAMES = {  # a token that no one calls special, the template that writes it, whether a text may give it
+    "[USER]": ("[USER]{{ messages[0]['content'] }}", False),
+    "{{mark}}": ("{{ '{{mark}}' }}{{ messages[0]['content'] }}", False),
+    "<user>": ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}", False),
+    "<start_of_turn>": ("{{ messages[0]['content'] }}", False),
+    "<|im_start|>": (None, False),
+    "<｜User｜>": (None, False),
+    "<turn|>": (None, False),
+    "[INST]": (None, False),
+    "<user> ": (None, True),
+    "<think>": ("{{ messages[0]['content'] }}<think>\n", True),
+    "<tool_call>": ("{{ messages[0]['content'] }}<tool_call>", True),
+    "<table>": ("{{ messages[0]['content'] }}", True),
+    "\n\n": ("{{ messages[0]['content'] }}\n\n", True),
+    "user": ("user {{ messages[0]['content'] }}", True),
+    "[Ana]": (None, True),
+    "||": (None, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("token", FRAMES)
+def test_what_frames_a_chat_is_no_text_though_no_one_calls_it_special(token: str) -> None:
+    template, free = FRAMES[token]
+    tokenizer = copy.deepcopy(kinds.make("bytes"))
+    tokenizer.add_tokens([token])
+    (added,) = {token for token, how in tokenizer.added_tokens_decoder.items() if not how.special}
+    made = encoder(tokenizer, template)
+    counts = []
+    for asked in ("ab", f"a{token}b"):
+        ids = made.encode({"text": asked, "messages": [{"role": "user", "content": asked}]})
+        assert asked in tokenizer.decode(ids, skip_special_tokens=True)
+        counts.append(ids.count(added))
+    assert counts[1] - counts[0] == free
+
+
+@FEW
+@given(asked=st.lists(text | st.sampled_from(kinds.WORDS), max_size=6).map("".join))
+def test_words_that_were_added_to_a_vocabulary_are_encoded_as_ever(asked: str) -> None:
+    tokenizer = kinds.make("bytes", flagged=False)
+    assert encoder(tokenizer).encode({"text": asked}) == tokenizer.encode(asked)
+    thinking = CHATML + "<think>\n"
+    made = encoder(tokenizer, thinking)
+    rendered = made.tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}], add_generation_prompt=True, tokenize=False
+    )
+    assert made.encode(asked) == tokenizer.encode(rendered, add_special_tokens=False)
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,29 @@ def is_error(answer, status=None):
 @pytest.mark.parametrize(
     ("path", "change", "param"),
     [
-        ("completions", {"echo": True}, "echo"),
-        ("completions", {"logprobs": 1}, "logprobs"),
-        ("completions", {"logprobs": 0}, "logprobs"),
+        ("completions", {"echo": "yes"}, "echo"),
+        ("completions", {"logprobs": 21}, "logprobs"),
+        ("completions", {"logprobs": -1}, "logprobs"),
+        ("completions", {"logprobs": True}, "logprobs"),
+        ("completions", {"top_logprobs": 2}, "top_logprobs"),
+        ("completions", {"max_tokens": 0}, None),
+        ("completions", {"max_tokens": 0, "echo": False}, None),
+        ("completions", {"max_tokens": -1, "echo": True}, "max_tokens"),
         ("completions", {"best_of": 2}, "best_of"),
         ("completions", {"suffix": "x"}, "suffix"),
-        ("completions", {"presence_penalty": 0.5}, "presence_penalty"),
-        ("completions", {"top_k": 5}, "top_k"),
+        ("completions", {"presence_penalty": 2.5}, "presence_penalty"),
+        ("completions", {"frequency_penalty": math.nan}, "frequency_penalty"),
+        ("completions", {"repetition_penalty": 0}, "repetition_penalty"),
+        ("completions", {"repetition_penalty": math.inf}, "repetition_penalty"),
+        ("completions", {"top_k": -2}, "top_k"),
+        ("completions", {"top_k": 2.5}, "top_k"),
+        ("completions", {"min_p": 1.5}, "min_p"),
+        ("completions", {"logit_bias": {"5": 101}}, "logit_bias"),
+        ("completions", {"logit_bias": {"5": math.nan}}, "logit_bias"),
+        ("completions", {"logit_bias": {"five": 1}}, "logit_bias"),
+        ("completions", {"logit_bias": {"-5": 1}}, "logit_bias"),
+        ("completions", {"logit_bias": {"99999999": 1}}, "logit_bias"),
+        ("completions", {"logit_bias": [1]}, "logit_bias"),
         ("completions", {"max_tokens": 10**9}, "max_tokens"),
         ("completions", {"prompt": []}, "prompt"),
         ("completions", {"prompt": ""}, "prompt"),
@@ -60,7 +76,9 @@ def is_error(answer, status=None):
         ("completions", {"stream_options": {"include_usage": True}}, None),
         ("completions", {"bogus": 1}, "bogus"),
         ("completions", {"kv": {"ratio": 1.0}}, "kv"),
-        ("completions", {"kv": {"point": "aggressive"}}, "kv"),
+        ("completions", {"kv": {"point": "bold"}}, "kv"),
+        ("completions", {"kv": {"point": "aggressive"}}, "kv"),  # this server was given no points
+        ("completions", {"kv": {"guard": False, "point": "balanced"}}, "kv"),
         ("completions", {"kv": {"compressor": "nonesuch", "ratio": 0.5}}, "kv"),
         ("completions", {"kv": {"compressor": "knorm"}}, "kv"),
         ("completions", {"kv": {"action": "hold"}}, "kv"),
@@ -68,7 +86,12 @@ def is_error(answer, status=None):
         ("completions", {"kv": {"compressor": "none", "ratio": 0.5}}, "kv"),
         ("chat/completions", {"tools": [{"type": "function"}]}, "tools"),
         ("chat/completions", {"response_format": {"type": "json_schema"}}, "response_format"),
-        ("chat/completions", {"logprobs": True}, "logprobs"),
+        ("chat/completions", {"logprobs": 1}, "logprobs"),
+        ("chat/completions", {"top_logprobs": 1}, None),
+        ("chat/completions", {"logprobs": False, "top_logprobs": 1}, None),
+        ("chat/completions", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("chat/completions", {"echo": True}, "echo"),
+        ("chat/completions", {"max_tokens": 0}, "max_tokens"),
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         (
@@ -262,39 +285,107 @@ def test_a_request_that_takes_too_long_is_504(serving):
     assert hasty.scheduler.room.taken == 0
 
 
+@pytest.fixture
+def tight(serving, guards):
+    """A server with room for six compressed texts, or for three restored ones; and what it came to hold."""
+
+    def start(action, **limits):
+        bytes_per_entry = serving(limits={"rows": 1}).scheduler.room.bytes_per_entry
+        limit = 3.5 * (200 + 20)
+        bounds = {"kv_bytes": int(limit * bytes_per_entry), **limits}
+        found = serving(limits=bounds, guard=guards["late"], action=action)
+        found.seen, turn = [], found.scheduler._turn
+
+        def watched():
+            turn()
+            rows, batch = len(found.scheduler._rows), found.scheduler._batch
+            found.seen.append((rows, float(batch.kv_tokens().sum()) if rows else 0.0))
+
+        found.scheduler._turn, found.entries = watched, limit
+        return found
+
+    return start
+
+
+IDS = list(range(20, 220))
+SEVEN = {**GREEDY, "prompt": [IDS] * 7, "max_tokens": 20, "ignore_eos": True}
+
+
 @pytest.mark.parametrize("action", ["none", "restore"])
-def test_the_memory_limit_holds(serving, guards, action):
-    prompt = list(range(20, 220))
-    entry = 200 + 20 if action == "restore" else 100 + 20
-    bytes_per_entry = serving(limits={"rows": 1}).scheduler.room.bytes_per_entry
-    tight = serving(
-        limits={"kv_bytes": int(3.5 * entry * bytes_per_entry)}, guard=guards["late"], action=action
-    )
-    seen = []
-    turn = tight.scheduler._turn
-
-    def watched():
-        turn()
-        batch = tight.scheduler._batch
-        seen.append(
-            (len(tight.scheduler._rows), float(batch.kv_tokens().sum()) if tight.scheduler._rows else 0)
-        )
-
-    tight.scheduler._turn = watched
-    body = {
-        "model": "reference",
-        "prompt": [prompt] * 7,
-        "max_tokens": 20,
-        "ignore_eos": True,
-        "temperature": 0,
-    }
-    answer = httpx.post(f"{tight.base}/v1/completions", json=body, timeout=120).json()
+def test_the_memory_limit_holds_and_rows_are_counted_compressed(tight, action):
+    server = tight(action)
+    answer = httpx.post(f"{server.base}/v1/completions", json=SEVEN, timeout=120).json()
     assert len({choice["text"] for choice in answer["choices"]}) == 1
-    assert max(rows for rows, _ in seen) == 3
-    assert max(held for _, held in seen) <= 3.5 * entry
-    assert (answer["choices"][0]["kvguard"]["restores"] == 1) == (action == "restore")
-    said = is_error(httpx.post(f"{tight.base}/v1/completions", json={**body, "prompt": prompt * 5}), 400)
+    assert max(rows for rows, _ in server.seen) == 6
+    assert max(held for _, held in server.seen) <= server.entries
+    told = [choice["kvguard"] for choice in answer["choices"]]
+    assert {each["restores"] for each in told} == {int(action == "restore")}
+    assert (sum(each["preempted"] for each in told) > 0) == (action == "restore")
+    assert told[0]["preempted"] == 0  # the oldest never is
+    assert server.idle()
+    assert server.scheduler.room.taken == 0
+    longer = {**SEVEN, "prompt": IDS * 8}
+    said = is_error(httpx.post(f"{server.base}/v1/completions", json=longer), 400)
     assert said["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("action", ["restore", "rollback"])
+def test_a_stream_that_was_preempted_is_the_one_that_was_not(tight, action):
+    server = tight(action, hold_back=2)
+    client, texts, events, preempted = server.client(), {}, {}, []
+
+    def ask(number):
+        chunks = client.completions.create(
+            model="reference",
+            prompt=IDS,
+            max_tokens=20,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+            stream_options={"kvguard": True},
+        )
+        told = [chunk.choices[0] for chunk in chunks]
+        texts[number] = "".join(choice.text for choice in told)
+        events[number] = [choice.model_extra["kvguard"].get("events") for choice in told[:-1]]
+        preempted.append(told[-1].model_extra["kvguard"]["preempted"])
+
+    ask("alone")
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(texts) == 8
+    assert len(set(texts.values())) == 1
+    assert len(events["alone"]) == 20
+    assert all(each == events["alone"] for each in events.values())  # each token told once, as it was alone
+    assert sum(preempted) > 0
+    assert "kvguard:num_preemptions_total" in httpx.get(f"{server.base}/metrics").text
+
+
+def test_a_preempted_text_that_comes_to_other_tokens_says_so(tight):
+    server, answers = tight("restore"), []
+    taken, scheduler = server.scheduler._take_back, server.scheduler
+
+    def forged(row):
+        taken(row)
+        row.ticket.sent = tuple(token + 1 for token in row.ticket.sent)
+
+    scheduler._take_back = forged
+
+    def ask():
+        body = {**SEVEN, "prompt": IDS, "stream": True}
+        answers.append(httpx.post(f"{server.base}/v1/completions", json=body, timeout=60).text)
+
+    threads = [threading.Thread(target=ask) for _ in range(7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    failed = [answer for answer in answers if "came to other tokens" in answer]
+    assert failed
+    assert len(failed) < 7
+    assert all("[DONE]" in answer for answer in answers if answer not in failed)
 
 
 def test_requests_choose_nothing_unless_the_server_lets_them(serving):
@@ -310,7 +401,7 @@ def test_a_step_that_fails_fails_its_requests_and_no_others(server, monkeypatch)
     monkeypatch.setattr(server.scheduler._batch, "draw", broken)
     is_error(httpx.post(f"{server.base}/v1/completions", json=TEXT, timeout=60), 500)
     assert httpx.post(f"{server.base}/v1/completions", json=TEXT, timeout=60).status_code == 200
-    monkeypatch.setattr(scheduler_module, "prefill", broken)
+    monkeypatch.setattr(scheduler_module, "Prefilling", broken)
     is_error(httpx.post(f"{server.base}/v1/completions", json=TEXT, timeout=60), 500)
     monkeypatch.undo()
     assert httpx.post(f"{server.base}/v1/completions", json=TEXT, timeout=60).status_code == 200

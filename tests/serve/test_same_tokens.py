@@ -152,6 +152,33 @@ def test_chance_depends_on_the_seed_only(server, offline, guards):
     assert len(unseeded) > 1
 
 
+def test_a_long_prompt_comes_in_pieces_between_the_steps_of_others(serving, offline, guards):
+    piece, long = 64, [20 + i * i % 900 for i in range(1500)]
+    pieces = serving(limits={"piece": piece})
+    running, step = [], pieces.scheduler._fill
+
+    def watched(filling):
+        running.append((len(filling.ticket.ask.ids), len(pieces.scheduler._rows)))
+        step(filling)
+
+    pieces.scheduler._fill = watched
+
+    async def both():
+        async with pieces.asynchronous() as client:
+            how = {"model": "reference", "temperature": 0, "extra_body": {"ignore_eos": True}}
+            other = asyncio.create_task(
+                client.completions.create(prompt=list(range(20, 80)), max_tokens=400, **how)
+            )
+            await asyncio.sleep(0.05)
+            return await client.completions.create(prompt=long, max_tokens=12, **how), await other
+
+    answer, other = asyncio.run(both())
+    assert running.count((1500, 1)) == -(-1500 // piece)
+    assert other.usage.completion_tokens == 400
+    [wanted] = guards["calm"].generate(*offline, [long], press=snapkv(), max_new_tokens=12)
+    assert answer.choices[0].text == wanted.text
+
+
 def test_without_a_guard_nothing_is_watched(serving, offline, prompts):
     plain = serving(guard=None, action="none")
     answer = plain.client().chat.completions.create(

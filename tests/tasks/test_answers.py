@@ -1,4 +1,4 @@
-"""Final answers: 502 texts judged by hand, GSM8K's own, and what holds for any text."""
+"""Final answers: 588 texts judged by hand, GSM8K's own, and what holds for any text."""
 
 import time
 from fractions import Fraction
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvguard.tasks.answers import final_answers, is_correct, parse_answer, stated_number
+from kvguard.tasks.answers import final_answers, given_answer, is_correct, parse_answer, stated_number
 from kvguard.tasks.jsonl import read_jsonl
 from kvguard.tasks.notation import canonical_number
 
@@ -33,6 +33,7 @@ PIECES = st.sampled_from(
             "\n\nQ: ",
             "Problem 2: ",
         ),
+        *("<", ">", "|", "<b>", "</b>", "No. ", "#### No. 1\n", "=>", "≈ "),
         *("How many", "1/2", "10^", "e9", " and ", " of ", "twelve", "Step 1: ", "million"),
     ]
 )
@@ -56,6 +57,7 @@ def test_every_answer_of_gsm8k_is_read_right() -> None:
     expected = [solution.rpartition("####")[2].strip().replace(",", "") for solution in solutions]
     assert len(solutions) == 8792
     assert [parse_answer(solution) for solution in solutions] == expected
+    assert [given_answer(solution) for solution in solutions] == expected
     assert [stated_number(solution) for solution in solutions] == expected
 
 
@@ -136,6 +138,14 @@ def test_the_canonical_form_is_worth_what_it_stands_for(value: Fraction) -> None
             "*",
             "$",
             "~",
+            "<",
+            "#### <",
+            "#### <1",
+            "<1>",
+            "#### |1",
+            "| 1 ",
+            "#### No. ",
+            "#### No. 1\n",
             "\n",
             " ",
         ],

@@ -33,6 +33,7 @@ PIECES = st.sampled_from(
             ". ",
         ),
         *("Rs. ", "found by adding ", "9 500", "1.250,50", "\\text{", "\u2009", "x = ", "No, "),
+        *("<", ">", "|", "</b>", "#### No. ", "No. 1\n", "->", "≈"),
     ]
 )
 MADE_UP = st.one_of(

@@ -32,7 +32,7 @@ And then, from anywhere that the address reaches:
   answer.kvguard   # what was held, saved, alarmed at, restored
 \b
 With --allow-kv a request may choose for itself:
-  extra_body={"kv": {"compressor": "knorm", "ratio": 0.5, "guard": true, "action": "rollback"}}
+  extra_body={"kv": {"compressor": "knorm", "ratio": 0.5, "action": "rollback", "point": "aggressive"}}
 \b
 docs/server.md says what is answered, what is rejected, and how memory is counted.
 """
@@ -91,12 +91,12 @@ class Bytes(click.ParamType[int]):
 @click.option(
     "--allow-kv/--no-allow-kv",
     default=False,
-    help="Let requests choose compressor, ratio, guard and action; the page at / needs it to compare.",
+    help="Let requests choose compressor, ratio, guard, action and point; the page at / compares with it.",
 )
 @click.option(
     "--kv-memory",
     type=Bytes(),
-    help="The most that cache entries may come to take, 2GiB say; requests wait for room. No bound else.",
+    help="The most that cache entries may take, 2GiB say; requests wait for room. No bound else.",
 )
 @click.option(
     "--max-model-len",
@@ -108,6 +108,13 @@ class Bytes(click.ParamType[int]):
 )
 @click.option(
     "--max-queue", type=click.IntRange(min=1), default=256, show_default=True, help="That may wait."
+)
+@click.option(
+    "--prefill-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Of a prompt, between two steps of the texts under way.",
 )
 @click.option(
     "--request-timeout",
@@ -180,6 +187,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
     from kvguard.config import check_known
     from kvguard.engine.presses import NONE, Condition, build_press
     from kvguard.errors import KvguardError
+    from kvguard.guard.bundle import load_operating_points
     from kvguard.guard.session import Guard
     from kvguard.guard.settings import Action
     from kvguard.models.load import load_model
@@ -205,9 +213,6 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
         raise KvguardError(
             f"--max-model-len: {window} is more than the {loaded.window} tokens of model {model}: use fewer"
         )
-    hold_back = how["hold_back"]
-    if hold_back is None:
-        hold_back = guard.point.k_escalate if guard is not None else 0
     served = Served(
         name=how["served_name"] or model,
         loaded=loaded,
@@ -222,10 +227,13 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
             timeout=how["request_timeout"],
             body=how["max_body"],
             per_key=how["max_requests_per_key"],
-            hold_back=hold_back,
+            piece=how["prefill_tokens"],
+            hold_back=how["hold_back"],
             choosing=how["allow_kv"],
         ),
         window=window,
+        point=point,
+        points=load_operating_points(bundle) if bundle is not None else {},
         compressors=tuple(presses),
     )
     served.check()

@@ -61,7 +61,10 @@ def render(tokenizer: PreTrainedTokenizerBase, row: pd.Series, tokens: pd.DataFr
 
 def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[str]:
     """Return what each token adds to the text: a character of several tokens appears at its last."""
-    texts = [str(tokenizer.decode(token_ids[: end + 1])).rstrip("\ufffd") for end in range(len(token_ids))]
+    from kvguard.models.decoding import text_of
+
+    ends = range(1, len(token_ids) + 1)
+    texts = [text_of(tokenizer, token_ids[:end], special=True).rstrip("\ufffd") for end in ends]
     return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
 
 

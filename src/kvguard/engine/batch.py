@@ -23,7 +23,7 @@ from kvguard.engine.layers import sliding_windows
 from kvguard.engine.prefill import full_cache, full_pass
 from kvguard.engine.records import Bools, Ints, Records, Step
 from kvguard.engine.requests import Finished, Follower, Reason, Request, StopTest
-from kvguard.engine.sampling import Draw, Sampler
+from kvguard.engine.sampling import Draw, Past, Sampler
 from kvguard.engine.signals import N_SIGNALS, signals
 
 _STATE = np.dtype(
@@ -311,18 +311,26 @@ class Batch:
 
     def _sample(self) -> Tensor:
         """Draw a token per row, each by its own sampler. [n]"""
-        state = self._state
-        used = np.unique(state["sampler"])
-        draw = Draw(state["key"].copy(), self.t.copy(), self.attempt.copy())
+        numbers = self._state["sampler"]
+        used = np.unique(numbers)
         if len(used) == 1:
-            return self._samplers[used[0]](self.logits[: self.n], draw)
+            sampler = self._samplers[used[0]]
+            return sampler(self.logits[: self.n], self._drawn_for(np.arange(self.n), sampler))
         tokens = torch.zeros_like(self.pending)
         for number in used.tolist():
-            here = np.flatnonzero(state["sampler"] == number)
+            here, sampler = np.flatnonzero(numbers == number), self._samplers[number]
             where = torch.from_numpy(here).to(tokens.device)
-            part = Draw(draw.row[here], draw.t[here], draw.attempt[here])
-            tokens[where] = self._samplers[number](self.logits[where], part)
+            tokens[where] = sampler(self.logits[where], self._drawn_for(here, sampler))
         return tokens
+
+    def _drawn_for(self, slots: Ints, sampler: Sampler) -> Draw:
+        """Say which tokens are drawn, and, to a sampler that reads it, what stands before them."""
+        past = None
+        if getattr(sampler, "reads_past", False):
+            seats = torch.from_numpy(self.seat[slots]).to(self.pending.device)
+            prompts = [self.requests[row].prompt_ids for row in self.row[slots].tolist()]
+            past = Past(prompts, self._records.tokens[seats, : int(self.t[slots].max())])
+        return Draw(self._state["key"][slots], self.t[slots], self.attempt[slots], past)
 
     def _stops(self, tokens: Tensor, valid: Bools) -> Bools:
         """Ask the stop tests of the rows that have one. [n]"""

@@ -2,12 +2,12 @@
 
 kvpress compresses a layer after that layer's attention output was computed with the full cache, so the
 prefill's hidden states do not depend on the press: scorers share one pass, and every other press runs in
-kvpress's own context manager.
+kvpress's own context manager. A pass may be cut into pieces; scorers see all tokens at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from kvguard.engine.attention import attention
 from kvguard.engine.kept import KeptCache, smaller_form
 from kvguard.engine.layers import attention_modules, clear_head_masks, sliding_windows
 from kvguard.engine.press_code import compressing, introduce, scores_of
-from kvguard.engine.presses import Condition, only_scores, ratio_free
+from kvguard.engine.presses import Condition, attention_for, only_scores, ratio_free
 from kvguard.errors import foreign
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ class Prefill:
     kept: dict[Condition, KeptCache]
 
 
-@torch.inference_mode()
 def prefill(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -61,33 +60,90 @@ def prefill(
     KvguardError
         If a press cannot serve the model, or rejects the prompt.
     """
-    for condition, press in presses.items():
-        if press is not None:
-            introduce(model, press, str(condition))
-    scoring = {c: p for c, p in presses.items() if p is not None and only_scores(p)}
-    scorers = {c: p for c, p in scoring.items() if p.compression_ratio > 0}
-    with attention(model, implementation), ExitStack() as hooks:
-        selections: list[dict[Condition, Tensor]] = []
-        for module, window in zip(attention_modules(model), sliding_windows(model), strict=True):
-            hook = _Selection(scorers if window is None else {}, selections)
-            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        cache = DynamicCache(config=model.config)
-        output = _forward(model, input_ids, cache)
-        hooks.close()
-        keys, values = _layers(cache)
-        kept: dict[Condition, KeptCache] = {}
+    done = Prefilling(model, input_ids, presses, implementation).step()
+    assert done is not None
+    return done
+
+
+def divisible(presses: Iterable[BasePress | None]) -> bool:
+    """Tell whether a prompt may be prefilled in pieces: its presses score entries, and need no weights."""
+    return all(press is None or (only_scores(press) and attention_for(press) == "sdpa") for press in presses)
+
+
+class Prefilling:
+    """The prefill of one prompt, piece by piece; between two steps the model is free for something else.
+
+    Parameters
+    ----------
+    model, input_ids, presses, implementation
+        See :func:`prefill`.
+    piece : int, optional
+        Tokens of a step. All at once by default, and where a press is not :func:`divisible`.
+
+    Raises
+    ------
+    KvguardError
+        If a press cannot serve the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        presses: Mapping[Condition, BasePress | None],
+        implementation: str,
+        piece: int | None = None,
+    ) -> None:
         for condition, press in presses.items():
-            if condition in scorers:
+            if press is not None:
+                introduce(model, press, str(condition))
+        self._model, self._ids, self._presses = model, input_ids, presses
+        self._implementation = implementation
+        self._piece = piece if piece is not None and divisible(presses.values()) else len(input_ids)
+        scoring = {c: p for c, p in presses.items() if p is not None and only_scores(p)}
+        self._plain = {c for c, p in scoring.items() if p.compression_ratio == 0}
+        self._plain |= {c for c, p in presses.items() if p is None}
+        scorers = {c: p for c, p in scoring.items() if c not in self._plain}
+        self._selections = [
+            _Selection(scorers if window is None else {}, len(input_ids)) for window in sliding_windows(model)
+        ]
+        self._cache = DynamicCache(config=model.config)
+        self._done = 0
+
+    @torch.inference_mode()
+    def step(self) -> Prefill | None:
+        """Run the next piece; return the prefill once the prompt is at its end.
+
+        Raises
+        ------
+        KvguardError
+            If a press rejects the prompt.
+        """
+        piece = self._ids[self._done : self._done + self._piece]
+        self._done += len(piece)
+        with attention(self._model, self._implementation):
+            with ExitStack() as hooks:
+                for module, selection in zip(attention_modules(self._model), self._selections, strict=True):
+                    hooks.callback(module.register_forward_hook(selection, with_kwargs=True).remove)
+                logits = _forward(self._model, piece, self._cache)
+            return self._kept(logits) if self._done == len(self._ids) else None
+
+    def _kept(self, logits: Tensor) -> Prefill:
+        keys, values = _layers(self._cache)
+        kept: dict[Condition, KeptCache] = {}
+        for condition, press in self._presses.items():
+            if condition in self._plain:
+                kept[condition] = KeptCache(keys, values)
+            elif press is not None and only_scores(press):
                 chosen = [
-                    layer[condition] if layer else _every_entry(k)
-                    for layer, k in zip(selections, keys, strict=True)
+                    selection.kept[condition] if selection.kept else _every_entry(k)
+                    for selection, k in zip(self._selections, keys, strict=True)
                 ]
                 kept[condition] = KeptCache(keys, values, chosen)
-            elif press is None or condition in scoring:
-                kept[condition] = KeptCache(keys, values)
             else:
-                kept[condition] = _through_kvpress(model, input_ids, condition, press)
-    return Prefill(output, smaller_form(kept))
+                assert press is not None
+                kept[condition] = _through_kvpress(self._model, self._ids, condition, press)
+        return Prefill(logits, smaller_form(kept))
 
 
 @torch.inference_mode()
@@ -105,27 +161,44 @@ def full_cache(model: PreTrainedModel, input_ids: Tensor) -> KeptCache:
 
 
 class _Selection:
-    """Forward hook of one attention module: which entries each scorer keeps."""
+    """Forward hook of one attention module: which entries each scorer keeps, once it has seen all tokens.
 
-    def __init__(self, scorers: Mapping[Condition, BasePress], into: list[dict[Condition, Tensor]]) -> None:
-        self.scorers, self.into = scorers, into
+    Attributes
+    ----------
+    kept : dict of Condition to Tensor
+        [H, n] each, best score first.
+    """
+
+    def __init__(self, scorers: Mapping[Condition, BasePress], n_tokens: int) -> None:
+        self._scorers, self._left = scorers, n_tokens
+        self._pieces: list[tuple[Tensor, ...]] = []  # what went into the layer: states, cosines, sines
+        self.kept: dict[Condition, Tensor] = {}
 
     def __call__(
         self, module: nn.Module, _: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor | None]
     ) -> None:
+        if not self._scorers:
+            return
+        hidden: Tensor = kwargs["hidden_states"]
+        self._left -= hidden.shape[1]
+        if self._left or self._pieces:
+            self._pieces.append((hidden, *kwargs["position_embeddings"]))
+        if self._left:
+            return
+        if self._pieces:
+            hidden, *embeddings = (torch.cat(parts, dim=1) for parts in zip(*self._pieces, strict=True))
+            kwargs = {**kwargs, "hidden_states": hidden, "position_embeddings": tuple(embeddings)}
+            self._pieces.clear()
         layer = kwargs["past_key_values"].layers[module.layer_idx]
         scores: dict[str, Tensor] = {}
-        selection: dict[Condition, Tensor] = {}
-        for condition, press in self.scorers.items():
+        for condition, press in self._scorers.items():
             key = condition.compressor if ratio_free(press) else str(condition)
             if key not in scores:
-                hidden = kwargs["hidden_states"]
                 scores[key] = scores_of(
                     press, str(condition), module, hidden, layer.keys, layer.values, output[1], kwargs
                 )[0]
             n_kept = compute_n_kept(layer.keys.shape[2], press.compression_ratio)
-            selection[condition] = scores[key].topk(n_kept, dim=-1).indices.to(torch.int32)
-        self.into.append(selection)
+            self.kept[condition] = scores[key].topk(n_kept, dim=-1).indices.to(torch.int32)
 
 
 def _every_entry(keys: Tensor) -> Tensor:

@@ -8,14 +8,39 @@ character. Unlike there, the prompt is no part of the text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from kvguard.errors import KvguardError
+from kvguard.errors import KvguardError, foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BEFORE = "abcdef"  # stands before a token, since some tokenizers drop a text's first space
+
+
+class Pieces:
+    """The strings that single tokens of a tokenizer stand for, whatever stands before them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        with _foreign():
+            ids = tokenizer.encode(_BEFORE, add_special_tokens=False)
+            self._before = tokenizer.convert_ids_to_tokens(ids)
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token_id: int) -> str:
+        """Return the string of a token; empty for one that the tokenizer does not know."""
+        found = self._known.get(token_id)
+        if found is None:
+            found = self._known[token_id] = self._string(token_id).partition(_BEFORE)[2]
+        return found
+
+    def _string(self, token_id: int) -> str:
+        """Return what a token stands for, after ``_BEFORE``."""
+        with _foreign():
+            token = self._tokenizer.convert_ids_to_tokens([token_id])[0]
+            return "" if token is None else self._tokenizer.convert_tokens_to_string([*self._before, token])
 
 
 class StopStrings:
@@ -37,22 +62,11 @@ class StopStrings:
             raise KvguardError(f"stop strings {list(strings)}: each needs at least one character")
         self.strings = tuple(strings)
         self.longest = max(map(len, strings))
-        self._tokenizer = tokenizer
-        self._before = tokenizer.convert_ids_to_tokens(tokenizer.encode(_BEFORE, add_special_tokens=False))
-        self._pieces: dict[int, str] = {}
+        self.piece = Pieces(tokenizer)
 
     def start(self) -> StopState:
         """Return the state of a text that has no token yet."""
         return StopState(self)
-
-    def piece(self, token_id: int) -> str:
-        """Return the string that a token stands for, whatever stands before it."""
-        found = self._pieces.get(token_id)
-        if found is None:
-            token = self._tokenizer.convert_ids_to_tokens([token_id])[0]
-            text = "" if token is None else self._tokenizer.convert_tokens_to_string([*self._before, token])
-            found = self._pieces[token_id] = text.partition(_BEFORE)[2]
-        return found
 
     def count(self, token_ids: Sequence[int]) -> int:
         """Return how many of the tokens a text has: up to the one that completes a stop string, or all."""
@@ -72,6 +86,10 @@ class StopStrings:
 
     def _may_begin(self, end: str) -> bool:
         return any(string.startswith(end) for string in self.strings)
+
+
+def _foreign() -> AbstractContextManager[None]:
+    return foreign("the tokenizer cannot tell what its tokens stand for", "leave out stop strings, or fix it")
 
 
 class StopState:

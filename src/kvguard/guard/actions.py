@@ -145,7 +145,7 @@ _SEAT = np.dtype(
     [
         *((name, np.int64) for name in ("n_prompt", "n_prefix", "t", "n_rewound", "n_rewinds", "safe_at")),
         *((name, np.float64) for name in ("ratio", "saved")),
-        *((name, np.bool_) for name in ("safe", "restored")),
+        *((name, np.bool_) for name in ("safe", "restored", "repeats")),
     ]
 )
 
@@ -233,6 +233,7 @@ class GuardedRun(Follower):
         state[:] = 0
         state["n_prompt"], state["n_prefix"] = request.n_prompt, len(request.prefix)
         state["t"], state["safe_at"], state["ratio"] = len(request.prefix), NEVER, self._ratios[row]
+        state["repeats"] = self.action_of(seat).repeats
         self._room(len(self._seats), len(request.prefix))
         self._hazard[seat], self._states[seat], self._held[seat] = np.nan, State.NORMAL, 0
         self._events[seat] = []
@@ -301,39 +302,59 @@ class GuardedRun(Follower):
 
     def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
         """Which rows act now: those that enter SAFE, and rewound ones whose hazard has risen again. [n]"""
-        entered = safe & ~before
-        if not self.action.repeats:
-            return entered
-        left = self._seats["n_rewinds"][step.seat] < self.params.max_rewinds
-        return entered | (safe & self.watch.escalated(step.seat) & left)
+        seats = self._seats[step.seat]
+        again = safe & before & seats["repeats"] & (seats["n_rewinds"] < self.params.max_rewinds)
+        if again.any():
+            again &= self.watch.escalated(step.seat)
+        alarmed: Bools = (safe & ~before) | again
+        return alarmed
 
     def _enter(self, step: Step, slots: Ints, events: dict[int, Event]) -> None:
         """Act on rows that have reached SAFE."""
         for slot in slots.tolist():
             row, seat, t = int(step.row[slot]), int(step.seat[slot]), int(step.t[slot])
             tokens, n_rewinds = self.batch.token_ids(slot).tolist(), int(self._seats["n_rewinds"][seat])
-            what, kept = self.answer(seat, self._hazard[seat, : t + 1], tokens, n_rewinds)
+            what, kept = self.answer(
+                self.action_of(seat), seat, self._hazard[seat, : t + 1], tokens, n_rewinds
+            )
             if what is Action.STOP:
                 self.batch.finish(slot, kept, Reason.GUARD)
             elif what.rewinds or (what.restores and not self._seats["restored"][seat]):
-                self.batch.restore([slot], [kept])
+                if not self._restore(slot, kept):
+                    continue
             elif what is not Action.HOLD:
                 continue
             events[row] = Event(t, what.value, kept)
 
+    def _restore(self, slot: int, kept: int) -> bool:
+        """Give a row its full cache back, with ``kept`` of its generated tokens; tell whether it has it."""
+        self.batch.restore([slot], [kept])
+        return True
+
+    def action_of(self, seat: int) -> Action:
+        """Return what the row in a seat of the batch does when it reaches SAFE."""
+        return self.action
+
     def answer(
-        self, seat: int, hazard: NDArray[np.float32], tokens: Sequence[int], n_rewinds: int
+        self,
+        action: Action,
+        seat: int,
+        hazard: NDArray[np.float32],
+        tokens: Sequence[int],
+        n_rewinds: int,
     ) -> tuple[Action, int]:
         """Return what a row does that reaches SAFE, and how many of its tokens it keeps.
 
         Parameters
         ----------
+        action
+            What it is to do, if it can.
         seat
             Where the watch keeps what it knows of the row.
         hazard, tokens
             Of all its tokens. [T], [T]
         """
-        action, ends = self.action, list[int]()
+        ends: list[int] = []
         if self.answers is not None and action in (Action.ROLLBACK, Action.STOP):
             ends = self.answers.ends(tokens)
         if action is Action.STOP:
@@ -355,7 +376,7 @@ class GuardedRun(Follower):
         """Return rows that have become calm to compression."""
         for slot in slots.tolist():
             row, seat, t = int(step.row[slot]), int(step.seat[slot]), int(step.t[slot])
-            if self.action is Action.HOLD:
+            if self.action_of(seat) is Action.HOLD:
                 events[row] = Event(t, "resume", t + 1)
             elif self._seats["restored"][seat] and self.params.resume:
                 self._seats["restored"][seat] = False

@@ -107,7 +107,7 @@ class BranchedRun(GuardedRun):
             it goes on from is computed when it starts.
         """
         tokens = past.row.token_ids[: len(past.row.hazard)].tolist()
-        what, kept = self.answer(past.seat, past.row.hazard, tokens, 0)
+        what, kept = self.answer(self.action, past.seat, past.row.hazard, tokens, 0)
         act = Event(len(tokens) - 1, what.value, kept)
         row = self.batch.add(replace(request, logits=None, prefix=tuple(tokens[:kept])))
         if what is Action.STOP:

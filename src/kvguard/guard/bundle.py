@@ -128,15 +128,30 @@ def load_operating_point(folder: Path, name: str) -> ControllerParams:
     KvguardError
         The file is missing or unreadable, or has no such point.
     """
+    points = load_operating_points(folder)
+    if name not in points:
+        raise KvguardError(f"{folder / POINTS_FILE}: no operating point {name!r}; it has {', '.join(points)}")
+    return points[name]
+
+
+def load_operating_points(folder: Path) -> dict[str, ControllerParams]:
+    """Read all operating points, by name, from the folder of ``evaluate`` or of a guard.
+
+    Raises
+    ------
+    KvguardError
+        The file is missing or unreadable.
+    """
     path = folder / POINTS_FILE
     again = "make it again with `dvc repro evaluate`"
     try:
         points = json.loads(path.read_text(encoding="utf-8"))
-        if name not in points:
-            raise KvguardError(f"{path}: no operating point {name!r}; it has {', '.join(points)}")
-        return ControllerParams(**{field: points[name][field] for field in ControllerParams.model_fields})
+        return {
+            name: ControllerParams(**{field: point[field] for field in ControllerParams.model_fields})
+            for name, point in points.items()
+        }
     except FileNotFoundError:
         raise KvguardError(f"{path} does not exist; {again}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise KvguardError(f"{path} holds no operating points ({reason}); {again}") from error

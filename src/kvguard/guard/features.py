@@ -11,8 +11,10 @@ the first 16, how far that of the last 32 lies above it, and the highest.
 Every feature but v1's ``token_position_v1`` (t / trace length) is causal.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,10 @@ from kvguard.engine.compiled import compiled
 from kvguard.engine.growth import grown
 from kvguard.engine.repetition import Ints, RepeatCounter
 from kvguard.guard.columns import FEATURES, ROLLED
+from kvguard.models.decoding import texts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -35,19 +41,10 @@ _BEGINNING, _RECENT = 16, 32  # tokens: part of the features' names
 _ROLLED_SIGNALS = [SIGNALS.index(name) for name in ROLLED[:-1]]
 
 
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer."""
-
-    def __len__(self) -> int: ...
-
-    def batch_decode(self, sequences: list[list[int]]) -> list[str]:
-        """Return the text of each sequence of token ids."""
-
-
-def thinking_mask(tokenizer: Tokenizer, words: Iterable[str]) -> Bools:
+def thinking_mask(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> Bools:
     """Return for every token id whether its text, space around it and case aside, is one of ``words``. [V]"""
     wanted = {word.lower() for word in words}
-    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    texts = texts_of(tokenizer, range(len(tokenizer)))
     return np.array([text.strip().lower() in wanted for text in texts], dtype=bool)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kvguard.engine.stops import StopStrings
+from kvguard.models.decoding import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,10 +65,8 @@ class Unfolding:
         return self._decode(len(self._ids))[len(self._decode(self._told)) :]
 
     def _decode(self, end: int) -> str:
-        window = self._ids[self._begin : end]
         # What a tokenizer tidies up ("was ." to "was.") depends on what follows: not to be told as it comes.
-        tidied = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        return str(self._tokenizer.decode(window, **tidied))
+        return text_of(self._tokenizer, self._ids[self._begin : end], tidy=False)
 
 
 def told(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int], stops: StopStrings | None) -> str:

@@ -177,7 +177,7 @@ class Watch:
     Attributes
     ----------
     params
-        The controller's.
+        The controller's, but for rows that :meth:`set_point` gives others.
     """
 
     def __init__(self, trigger: Trigger, params: ControllerParams) -> None:
@@ -225,7 +225,7 @@ class Watch:
         risks
             Of all its tokens. [T]
         """
-        calm = np.flatnonzero(risks < self.params.tau_low)
+        calm = np.flatnonzero(risks < self._controller.tau_low(row))
         return self._trigger.accused(row, int(calm.max(initial=-1)) + 1)
 
     def copy(self, source: int, row: int) -> None:
@@ -241,3 +241,7 @@ class Watch:
     def set_ratio(self, row: int, ratio: float) -> None:
         """Let the compression ratio of ``row`` be ``ratio`` from its next token on."""
         self._trigger.set_ratio(row, ratio)
+
+    def set_point(self, row: int, params: ControllerParams) -> None:
+        """Let the controller of ``row``, an open one, follow ``params`` from its next token on."""
+        self._controller.set_point(row, params)

@@ -3,6 +3,9 @@
 Text never becomes a control token. Where the tokenizer would read one in it (``<|im_end|>`` typed by a user,
 say), a mark is set inside, and the mark's tokens are dropped from those of the whole prompt. So what stands
 around it is encoded as ever, and a text without control tokens is not touched at all.
+
+A prompt is to be gone on with: an end token that the tokenizer appends by itself (T5's, or Llama's under
+``add_eos_token``) is left out. One that a chat template writes ends a message, and stays.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kvguard.errors import KvguardError, foreign
+from kvguard.models.controls import control_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +68,8 @@ class Encoder:
             mark = _mark(contents)
             broken = [self._broken(content, mark) for content in contents]
             ids = self._ids(self._asked(chat, broken), mark, special=False)
+        if self.appended and tuple(ids[-len(self.appended) :]) == self.appended:
+            ids = ids[: -len(self.appended)]
         strange = next((token for token in ids if not 0 <= token < self.vocabulary), None)
         if strange is not None:
             raise KvguardError(
@@ -71,6 +77,28 @@ class Encoder:
                 f"{self.vocabulary - 1}: use the tokenizer that belongs to these weights"
             )
         return ids
+
+    @cached_property
+    def appended(self) -> tuple[int, ...]:
+        """Token ids that end a text, and that the tokenizer appends to any."""
+        ids, spans = self._tokens("a", special=self.tokenizer.chat_template is None)
+        ends = {*self.end_ids, self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
+        kept = len(ids)
+        while kept and ids[kept - 1] in ends and (not spans or spans[kept - 1][0] == spans[kept - 1][1]):
+            kept -= 1
+        return tuple(ids[kept:])
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """One line for what about the prompts' encoding a user should know before a run."""
+        if not self.appended:
+            return ()
+        said = "".join(map(str, self.tokenizer.convert_ids_to_tokens(list(self.appended))))
+        return (
+            f"model {self.name}: its tokenizer ends every text with {said!r}, after which a model has nothing"
+            " to say; kvguard leaves it out of prompts: for other programs, set add_eos_token to false in "
+            "its tokenizer_config.json, or drop it from the post_processor of its tokenizer.json",
+        )
 
     def _asked(self, chat: Chat, contents: Sequence[str]) -> str:
         """Return the chat as the template writes it, given texts; or lists of parts where it wants those."""
@@ -112,9 +140,19 @@ class Encoder:
     @cached_property
     def _controls(self) -> frozenset[int]:
         """Token ids that no text may give."""
-        added = self.tokenizer.added_tokens_decoder
-        flagged = {token for token, how in added.items() if how.special or token in self.end_ids}
-        return frozenset(flagged | set(self.tokenizer.all_special_ids)) - {None}
+        return control_ids(self.tokenizer, self.end_ids, self._frame())
+
+    def _frame(self) -> str:
+        """Return what the chat template may write: its source, and a chat, as it may put names together."""
+        template: Any = self.tokenizer.chat_template
+        if template is None:
+            return ""
+        source = "\n".join(map(str, template.values() if isinstance(template, dict) else [template]))
+        chat = [{"role": role} for role in ("user", "assistant", "user")]
+        try:
+            return source + self._rendered(chat, ["a"] * len(chat), str)
+        except KvguardError:  # told when it is asked for a prompt
+            return source
 
     def _broken(self, text: str, mark: str) -> str:
         """Return a text with a mark inside all that the tokenizer would read as a control token."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvguard.models.availability import check_available, loading, pick_device, resolve
+from kvguard.models.decoding import text_of
 from kvguard.models.encoding import Encoder
 from kvguard.models.end_tokens import end_tokens
 
@@ -37,8 +38,8 @@ class LoadedModel:
         return list(end_tokens(self.name, self.model, self.tokenizer).ids)
 
     def warn_of_doubts(self) -> None:
-        """Say, before a run, what about the end of its texts may be wrong."""
-        for doubt in end_tokens(self.name, self.model, self.tokenizer).doubts:
+        """Say, before a run, what about its prompts and the end of its texts may be wrong."""
+        for doubt in (*end_tokens(self.name, self.model, self.tokenizer).doubts, *self._encoder.doubts):
             _log.warning(doubt)
 
     @property
@@ -76,7 +77,7 @@ class LoadedModel:
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of generated tokens, without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return text_of(self.tokenizer, token_ids)
 
 
 def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ class Course:
 
     Attributes
     ----------
+    point
+        The operating point that its controller follows; None: the watch's own.
     sent
         Its first tokens, which its client has and no rewind may take back.
     alarms, withheld
@@ -38,6 +40,7 @@ class Course:
 
     action: Action
     ratio: float
+    point: ControllerParams | None = None
     sent: int = 0
     alarms: int = 0
     withheld: int = 0
@@ -78,17 +81,24 @@ class ServedRun(GuardedRun):
 
     A row does what its course says, but for a rewind that would reach tokens that were sent: it is restored.
 
+    Parameters
+    ----------
+    claim
+        Told a row that is to have its full cache back; says whether there is room. A row that it denies has
+        been cancelled.
+
     Attributes
     ----------
     held, full : ndarray
         Cache entries of each row of the last step, and those of a full cache. [n]
     """
 
-    def __init__(self, batch: Batch, watch: Watch, params: GuardParams) -> None:
+    def __init__(self, batch: Batch, watch: Watch, params: GuardParams, claim: Callable[[int], bool]) -> None:
+        self._claim = claim
         self._row_ratios: dict[int, float] = {}
         self._coming: dict[int, Course] = {}  # by row
-        self._courses: dict[int, Course] = {}  # by seat, as the next two
-        self._repeats, self._peak = np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32)
+        self._courses: dict[int, Course] = {}  # by seat, as the next
+        self._peak = np.zeros(0, dtype=np.float32)
         self.held, self.full = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         super().__init__(batch, watch, Action.NONE, params, self._row_ratios)
 
@@ -100,34 +110,46 @@ class ServedRun(GuardedRun):
 
     def open(self, seat: int, row: int, request: Request) -> None:
         """Begin a row."""
+        self._courses[seat] = self._coming.pop(row)
         super().open(seat, row, request)
-        course = self._courses[seat] = self._coming.pop(row)
         del self._row_ratios[row]
-        self._repeats, self._peak = grown(self._repeats, seat + 1), grown(self._peak, seat + 1)
-        self._repeats[seat], self._peak[seat] = course.action.repeats, 0
+        point = self._courses[seat].point
+        if point is not None:
+            self.watch.set_point(seat, point)
+        self._peak = grown(self._peak, seat + 1)
+        self._peak[seat] = 0
 
     def close(self, seat: int, done: Finished) -> None:
         """Keep what became of a row."""
         super().close(seat, done)
         self._courses[seat].peak = float(self._peak[seat])
 
+    def action_of(self, seat: int) -> Action:
+        """Return what the row in a seat does when it reaches SAFE."""
+        return self._courses[seat].action
+
     def answer(
-        self, seat: int, hazard: NDArray[np.float32], tokens: Sequence[int], n_rewinds: int
+        self,
+        action: Action,
+        seat: int,
+        hazard: NDArray[np.float32],
+        tokens: Sequence[int],
+        n_rewinds: int,
     ) -> tuple[Action, int]:
         """Return what a row does that reaches SAFE, and how many of its tokens it keeps."""
         course = self._courses[seat]
-        self.action = course.action
-        what, kept = super().answer(seat, hazard, tokens, n_rewinds)
+        what, kept = super().answer(action, seat, hazard, tokens, n_rewinds)
         if kept >= course.sent:
             return what, kept
         course.withheld += not self._seats["restored"][seat]
         return Action.RESTORE, len(hazard)
 
+    def _restore(self, slot: int, kept: int) -> bool:
+        return self._claim(int(self.batch.row[slot])) and super()._restore(slot, kept)
+
     def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
-        """Which rows act now: those that enter SAFE, and rewound ones whose hazard has risen again. [n]"""
-        left = self._seats["n_rewinds"][step.seat] < self.params.max_rewinds
-        entered = safe & ~before
-        alarmed: Bools = entered | (safe & self._repeats[step.seat] & self.watch.escalated(step.seat) & left)
+        """Which rows act now, and count it. [n]"""
+        alarmed = super()._alarmed(step, safe, before)
         for seat in step.seat[alarmed].tolist():
             self._courses[seat].alarms += 1
         return alarmed

@@ -25,10 +25,13 @@ class Limits:
         Bytes of a request, its ``n``, and its prompts times ``n``.
     per_key
         Requests under way that generate, of one key; None: no bound.
+    piece
+        Tokens of a prompt that are prefilled between two steps, where its press allows pieces.
     hold_back
-        Tokens of a stream that are kept from its client while a rewind may still take them back.
+        Tokens of a stream that are kept from its client while a rewind may still take them back; None: as
+        many as its guard needs to be sure of an alarm.
     choosing
-        Requests may name compressor, ratio, guard and action of their own.
+        Requests may name compressor, ratio, guard, action and operating point of their own.
     """
 
     kv_bytes: int | None = None
@@ -38,5 +41,6 @@ class Limits:
     body: int = 4 << 20
     n: int = 8
     per_key: int | None = None
-    hold_back: int = 0
+    piece: int = 512
+    hold_back: int | None = None
     choosing: bool = False

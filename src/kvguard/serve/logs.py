@@ -85,7 +85,11 @@ class TextLog:
         """Write a text's line."""
         ask, ids = ticket.ask, done.found.token_ids.tolist()
         fields = {"request_id": ticket.request_id, "index": ticket.number, "prompt_tokens": len(ask.ids)}
-        fields |= {"tokens": len(ids), "stop_reason": done.found.stop_reason, **telemetry(ask, done)}
+        fields |= {
+            "tokens": len(ids),
+            "stop_reason": done.found.stop_reason,
+            **telemetry(ask, done, ticket.preempted),
+        }
         if self._verbatim:
             fields["prompt"] = self._served.detokenize(ask.ids)
             fields["answer"] = self._served.decode(ids, ask.stops)

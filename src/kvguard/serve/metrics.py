@@ -49,6 +49,9 @@ class Metrics:
         self._alarms = self._make(Counter, "alarms", "Texts reached SAFE.")
         self._restores = self._make(Counter, "restores", "Full caches brought back without a rewind.")
         self._rewinds = self._make(Counter, "rewinds", "Texts rewound.")
+        self._preempted = self._make(
+            Counter, "num_preemptions", "Texts taken back to make room for a restore."
+        )
         self._saved = self._make(
             Histogram, "kv_saved", "Share of KV memory saved, a mean over a text.", _SHARES
         )
@@ -94,6 +97,10 @@ class Metrics:
             self._prompt.inc(len(ticket.ask.ids))
         ticket.last_token = now
         self._generated.inc()
+
+    def preempted(self) -> None:
+        """Count a text that was taken back."""
+        self._preempted.inc()
 
     def finished(self, ticket: Ticket, found: Guarded, course: Course) -> None:
         """Count a text that has ended, for whatever reason."""

@@ -12,34 +12,33 @@ from kvguard.serve.errors import Rejected
 
 Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Most = Annotated[int, Field(ge=0, le=20)]  # of the likeliest tokens
 Word = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # as JSON has the keys of an object
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 # What is not supported, and the values of it that ask for nothing: many clients send them all the same.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
     "logprobs": (False,),
     "metadata": ({},),
-    "min_p": (0,),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_k": (0, -1),
     "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
@@ -66,6 +65,7 @@ class Choosing(_Asked):
     ratio: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     guard: bool | None = None
     action: Literal["none", "restore", "rollback", "restart"] | None = None
+    point: Literal["conservative", "balanced", "aggressive"] | None = None
 
 
 class Generation(_Asked):
@@ -74,6 +74,12 @@ class Generation(_Asked):
     model: Word
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1024)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: Word | Annotated[list[Word], Field(max_length=4)] | None = None
     n: Count | None = None
@@ -100,11 +106,40 @@ class Generation(_Asked):
         """The most tokens to generate, where it says so."""
         return self.max_tokens
 
+    @property
+    def n_top(self) -> int | None:
+        """With how many of the likeliest tokens log-probabilities are told, if they are."""
+        return None
+
 
 class CompletionRequest(Generation):
     """The body of ``/v1/completions``."""
 
     prompt: str | list[Whole] | list[str] | list[list[Whole]]
+    max_tokens: Whole | None = None
+    logprobs: Most | None = None
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 goes with echo: true")
+        return self
+
+    @property
+    def silent(self) -> bool:
+        """Whether it asks about its prompt alone."""
+        return self.max_tokens == 0
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens to generate, where it says so; one is drawn also where none is told."""
+        return 1 if self.silent else self.max_tokens
+
+    @property
+    def n_top(self) -> int | None:
+        """With how many of the likeliest tokens log-probabilities are told, if they are."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -148,6 +183,19 @@ class ChatRequest(Generation):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Most | None = None
+
+    @model_validator(mode="after")
+    def _likeliest_of_something(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true")
+        return self
+
+    @property
+    def n_top(self) -> int | None:
+        """With how many of the likeliest tokens log-probabilities are told, if they are."""
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @model_validator(mode="after")
     def _one_budget(self) -> ChatRequest:

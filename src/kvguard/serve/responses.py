@@ -14,14 +14,16 @@ import numpy as np
 from kvguard.engine.presses import NONE
 from kvguard.guard.controller import State
 from kvguard.guard.text import Unfolding
+from kvguard.serve.logprobs import Said
 from kvguard.serve.served import Served
 from kvguard.serve.tickets import Ask, Done, Ticket, Tokens
+from kvguard.serve.words import ChatLogprobs, TextLogprobs
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 Json = dict[str, Any]
 
 
-def telemetry(ask: Ask, done: Done) -> Json:
+def telemetry(ask: Ask, done: Done, preempted: int) -> Json:
     """Return what compression and guard did to a text; what was not watched is null."""
     found, course = done.found, done.course
     known = found.hazard[~np.isnan(found.hazard)]
@@ -32,11 +34,13 @@ def telemetry(ask: Ask, done: Done) -> Json:
         "ratio": ask.condition.ratio if ask.condition.compressor != NONE else 0.0,
         "kv_tokens": {"prompt": len(ask.ids), "kept": round(done.kept, 2), "peak": round(course.peak, 2)},
         "action": ask.action.value if ask.guarded else None,
+        "point": ask.guarding.point,
         "states": counts if ask.guarded else None,
         "alarms": course.alarms if ask.guarded else None,
         "restores": what.count("restore"),
         "rewinds": what.count("rollback") + what.count("restart"),
         "rewinds_withheld": course.withheld,
+        "preempted": preempted,
         "hazard_max": float(known.max()) if ask.guarded and len(known) else None,
         "saved": round(found.kv_saved, 4),
     }
@@ -48,26 +52,35 @@ class Telling:
 
     served: Served
     ticket: Ticket
+    chat: bool
     n_tokens: int = 0
     reason: str | None = None
     kvguard: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._text = Unfolding(self.served.loaded.tokenizer, self.ticket.ask.stops)
+        ask, words = self.ticket.ask, self.served.words
+        self._text, self._echo = Unfolding(self.served.loaded.tokenizer, ask.stops), ask.echo
+        n_echoed = len(ask.ids) if ask.prompt_logprobs is not None else 0
+        self._fresh: list[Said] = []
+        self._logprobs = ChatLogprobs(words) if self.chat else TextLogprobs(words, ask.echo, n_echoed)
+
+    def logprobs(self) -> Json | None:
+        """Return the log-probabilities that have not been told yet, if there are any."""
+        fresh, self._fresh = self._fresh, []
+        return self._logprobs.told(fresh) if fresh else None
 
     def tell(self, update: Tokens | Done) -> Iterator[tuple[str, Json | None]]:
         """Yield what an update adds to the text; of traced tokens one by one, with what was seen of each."""
         done = isinstance(update, Done)
         ids = update.found.token_ids[self.n_tokens :].tolist() if isinstance(update, Done) else update.ids
-        pieces: list[tuple[list[int], Json | None]] = [(ids, None)]
-        if update.seen:
-            pieces = [([token], seen.told()) for token, seen in zip(ids, update.seen, strict=True)]
-        for place, (some, told) in enumerate(pieces, 1):
+        pieces = _one_by_one(ids, update) if update.seen else [(ids, update.said, None)]
+        for place, (some, said, seen) in enumerate(pieces, 1):
+            self._fresh += said
             added = self._add(some)
             if done and place == len(pieces):
                 added += self._text.rest()
-            if added or told is not None:
-                yield added, told
+            if added or seen is not None:
+                yield added, seen
         if isinstance(update, Done):
             self._end(update)
 
@@ -75,23 +88,37 @@ class Telling:
         """Return the whole text at once."""
         ids = done.found.token_ids.tolist()
         self.n_tokens = len(ids)
+        self._fresh += done.said
         self._end(done)
-        return self.served.decode(ids, self.ticket.ask.stops)
+        return self._echo + self.served.decode(ids, self.ticket.ask.stops)
 
     def _add(self, ids: Sequence[int]) -> str:
         self.n_tokens += len(ids)
-        return "".join(map(self._text.add, ids))
+        echo, self._echo = self._echo, ""
+        return echo + "".join(map(self._text.add, ids))
 
     def _end(self, done: Done) -> None:
         self.reason = _REASONS[done.found.stop_reason]
-        self.kvguard = telemetry(self.ticket.ask, done)
+        self.kvguard = telemetry(self.ticket.ask, done, self.ticket.preempted)
+
+
+def _one_by_one(
+    ids: Sequence[int], update: Tokens | Done
+) -> list[tuple[Sequence[int], Sequence[Said], Json]]:
+    """Return each token with its log-probabilities, the first with those of the prompt, and what was seen."""
+    n_prompt = len(update.said) - len(ids) if update.said else 0
+    begins = [0, *range(n_prompt + 1, n_prompt + len(ids) + 1)]
+    return [
+        ([token], update.said[begins[place] : begins[place + 1]], seen.told())
+        for place, (token, seen) in enumerate(zip(ids, update.seen, strict=True))
+    ]
 
 
 class Shape:
     """How one request is answered, whole or in chunks."""
 
     def __init__(self, served: Served, tickets: Sequence[Ticket], chat: bool, n: int) -> None:
-        self.texts = [Telling(served, ticket) for ticket in tickets]
+        self.texts = [Telling(served, ticket, chat) for ticket in tickets]
         self._chat = chat
         self._n_prompt = sum(len(ticket.ask.ids) for ticket in tickets[::n])
         self._head = {
@@ -112,7 +139,7 @@ class Shape:
         return answer | ({"kvguard": choices[0]["kvguard"]} if len(choices) == 1 else {})
 
     def _choice(self, index: int, text: Telling, body: Json) -> Json:
-        choice = {"index": index, **body, "logprobs": None, "finish_reason": text.reason}
+        choice = {"index": index, **body, "logprobs": text.logprobs(), "finish_reason": text.reason}
         return choice | ({"kvguard": text.kvguard} if text.reason is not None else {})
 
     def opening(self) -> list[Json]:

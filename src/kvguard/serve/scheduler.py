@@ -1,7 +1,9 @@
 """The one thread that owns the model: texts join and leave one batch between its steps.
 
-Between two steps at most one prompt is prefilled and compressed, alone, by a press of its own. What waits
-starts in order of arrival, as soon as there is a row and room for all the entries that it may come to hold.
+Between two steps at most one piece of one prompt is prefilled; each is compressed alone, by its own press.
+What waits starts in order of arrival, as soon as there is a row, and room for the entries that it may come
+to hold compressed. A restore that finds no room takes it from the youngest texts: they begin again later, and
+come to the same tokens.
 """
 
 from __future__ import annotations
@@ -9,16 +11,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from kvguard.engine.batch import Batch
 from kvguard.engine.memory import out_of_memory
-from kvguard.engine.prefill import prefill
+from kvguard.engine.prefill import Prefill, Prefilling
 from kvguard.engine.presses import attention_for
 from kvguard.engine.requests import Request
 from kvguard.errors import KvguardError
@@ -27,11 +29,14 @@ from kvguard.guard.settings import GuardParams
 from kvguard.serve.errors import Rejected
 from kvguard.serve.guarding import Course, ServedRun
 from kvguard.serve.limits import Limits
+from kvguard.serve.logprobs import PromptReader, Said, Saying, read
 from kvguard.serve.room import Room
-from kvguard.serve.tickets import Done, Ticket, Tokens, Update
-from kvguard.serve.trail import Seen, Trail
+from kvguard.serve.tickets import Done, Ticket, Tokens, Update, unsaid
+from kvguard.serve.trail import Trail
+from kvguard.serve.waiting import Waiting, stopped
 
 if TYPE_CHECKING:
+    from kvpress import BasePress
     from transformers import PreTrainedModel
 
     from kvguard.guard.watch import Watch
@@ -49,12 +54,23 @@ class _Row:
     ticket: Ticket
     course: Course
     kept: float
+    entries: float  # counted for it
+    saying: Saying
+    trail: Trail
+    preempted: bool = False
     tokens: list[int] = field(default_factory=list)  # of a stream: what it has, sent or not
-    trail: Trail | None = None  # of a stream that is traced
 
-    def seen(self, begin: int, end: int | None = None) -> Sequence[Seen]:
-        """Return what was seen of some tokens, if they are traced."""
-        return self.trail.seen[begin:end] if self.trail is not None else ()
+
+@dataclass
+class _Filling:
+    """A prompt that is being prefilled."""
+
+    ticket: Ticket
+    press: BasePress | None
+    prompt: torch.Tensor
+    work: Prefilling
+    reader: PromptReader | None
+    entries: float
 
 
 class Scheduler:
@@ -80,10 +96,8 @@ class Scheduler:
         self._model, self._watch, self._params, self._limits = model, watch, params, limits
         self._metrics, self._deliver = metrics, deliver
         self.room = Room(model, limits.kv_bytes, params.resume)
-        self._changed = threading.Condition()
-        self._waiting: deque[Ticket] = deque()  # guarded by _changed; all below is the thread's own
-        self._stopping = False
-        self._told: Told = []
+        self._waiting = Waiting(limits.queue)
+        self._told: Told = []  # this and all below is the thread's own
         self._steps: Iterator[GuardedStep] | None = None
         self._thread = threading.Thread(target=self._serve, name="kvguard-scheduler", daemon=True)
         self._begin()
@@ -91,9 +105,10 @@ class Scheduler:
     def _begin(self) -> None:
         """Start with an empty batch."""
         self._batch = Batch(self._model, self._limits.rows)
-        self._run = ServedRun(self._batch, self._watch(), self._params)
+        self._run = ServedRun(self._batch, self._watch(), self._params, self._claim)
         self._end_steps()
         self._rows: dict[int, _Row] = {}
+        self._filling: _Filling | None = None
         self.room.taken = 0.0
 
     def start(self) -> None:
@@ -102,9 +117,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """Finish what was submitted, and end."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        self._waiting.stop()
         self._thread.join()
 
     @property
@@ -122,58 +135,40 @@ class Scheduler:
         """
         for ticket in tickets:
             ask = ticket.ask
-            ticket.entries = self.room.entries(len(ask.ids), ask.max_new_tokens, ask.press(), ask.action)
-            if ticket.entries > self.room.limit:
+            ticket.need = self.room.need(len(ask.ids), ask.max_new_tokens, ask.press(), ask.action)
+            if ticket.need.restored > self.room.limit:
                 raise Rejected(
-                    f"this request may hold {ticket.entries:.0f} cache entries, and the server has room for "
-                    f"{self.room.limit:.0f}: shorten the prompt, or ask for fewer tokens",
+                    f"this request may hold {ticket.need.restored:.0f} cache entries, and the server has "
+                    f"room for {self.room.limit:.0f}: shorten the prompt, or ask for fewer tokens",
                     param="max_tokens",
                     code="context_length_exceeded",
                 )
-        with self._changed:
-            if self._stopping:
-                raise _stopped()
-            if len(self._waiting) + len(tickets) > self._limits.queue:
-                message = f"{len(self._waiting)} texts wait already: try again later, or with fewer prompts"
-                raise Rejected(message, status=429, code="queue_full", retry_after=1)
-            self._waiting.extend(tickets)
-            self._changed.notify()
+        self._waiting.add(tickets)
 
     def _serve(self) -> None:
         try:
-            while self._wait():
+            while self._waiting.wait(bool(self._rows or self._filling)):
                 try:
                     with torch.inference_mode():
                         self._turn()
                 except Exception as error:
                     self._collapse(error)
-                self._metrics.load(len(self._rows), self._n_waiting(), self.room, self._bytes())
+                self._metrics.load(len(self._rows), len(self._waiting), self.room, self._bytes())
                 self._hand_over()
         finally:  # with something left only where not even an empty batch could be begun again
-            with self._changed:
-                self._stopping = True
-                self._told += [(ticket, _stopped()) for ticket in self._waiting]
-                self._waiting.clear()
+            self._told += [(ticket, stopped()) for ticket in self._waiting.empty()]
             self._hand_over()
-
-    def _wait(self) -> bool:
-        """Wait for something to do; tell whether there is any, or the end has come."""
-        with self._changed:
-            while not (self._waiting or self._rows or self._stopping):
-                self._changed.wait()
-            return bool(self._waiting or self._rows)
-
-    def _n_waiting(self) -> int:
-        with self._changed:
-            return len(self._waiting)
 
     def _hand_over(self) -> None:
         told, self._told = self._told, []
         self._deliver(told)
 
     def _turn(self) -> None:
-        """Let one text in, if it may, and draw one token of every row."""
-        self._admit()
+        """Prefill a piece of what may come in, and draw one token of every row."""
+        self._drop()
+        self._filling = self._filling or self._next()
+        if self._filling is not None:
+            self._fill(self._filling)
         if not self._rows:
             return
         self._steps = self._steps or self._run.steps()
@@ -191,41 +186,70 @@ class Scheduler:
             self._steps.close()
         self._steps = None
 
-    def _admit(self) -> None:
-        """Prefill the next text that waits, if there is a row and room for it."""
+    def _drop(self) -> None:
+        """Let go of what waits, or is prefilled, for nobody or for too long."""
         now = time.monotonic()
-        with self._changed:
-            late = [ticket for ticket in self._waiting if ticket.deadline <= now]
-            gone = {*late, *(ticket for ticket in self._waiting if ticket.cancelled)}
-            if gone:
-                self._waiting = deque(ticket for ticket in self._waiting if ticket not in gone)
-            ticket = self._waiting[0] if self._waiting else None
-            if ticket is not None and self._has_room(ticket.entries):
-                self._waiting.popleft()
-            else:
-                ticket = None
+        late = self._waiting.sort_out(now)
+        filling = self._filling
+        if filling is not None and (filling.ticket.cancelled or filling.ticket.deadline <= now):
+            late += [filling.ticket] * (not filling.ticket.cancelled)
+            self._let_go(filling)
         self._told += [(each, _late(self._limits)) for each in late]
+
+    def _let_go(self, filling: _Filling) -> None:
+        self._filling = None
+        self._give_up(filling.entries)
+
+    def _give_up(self, entries: float) -> None:
+        """Count no longer what a text would have held."""
+        self.room.taken = self.room.taken - entries if self._rows or self._filling else 0.0
+
+    def _next(self) -> _Filling | None:
+        """Begin the prefill of the next text that waits, if there is a row and room for it."""
+        if len(self._rows) >= self._limits.rows:
+            return None
+        ticket = self._waiting.take(lambda ticket: _entries(ticket) <= self.room.left)
         if ticket is None:
-            return
-        try:
-            self._add(ticket)
-        except KvguardError as error:
-            self._told.append((ticket, Rejected(str(error), param="prompt")))
-        except Exception as error:
-            _log.exception("a prompt of %d tokens could not be prefilled", len(ticket.ask.ids))
-            self._told.append((ticket, _broken(error)))
-
-    def _has_room(self, entries: float) -> bool:
-        return len(self._rows) < self._limits.rows and self.room.taken + entries <= self.room.limit
-
-    def _add(self, ticket: Ticket) -> None:
-        """Prefill and compress a prompt, and let it join the batch at the next step."""
+            return None
         ask, press = ticket.ask, ticket.ask.press()
         prompt = torch.tensor(ask.ids, device=self._model.device)
-        done = prefill(self._model, prompt, {ask.condition: press}, attention_for(press))
+        try:
+            how = {ask.condition: press}
+            work = Prefilling(self._model, prompt, how, attention_for(press), self._limits.piece)
+        except Exception as error:
+            self._fail(ticket, error)
+            return None
+        n_top, entries = ask.prompt_logprobs, _entries(ticket)
+        reader = PromptReader(self._model, prompt, n_top) if n_top is not None else None
+        self.room.taken += entries
+        return _Filling(ticket, press, prompt, work, reader, entries)
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        """Tell that a prompt could not be prefilled."""
+        if isinstance(error, KvguardError):
+            self._told.append((ticket, Rejected(str(error), param="prompt")))
+        else:
+            _log.error("a prompt of %d tokens could not be prefilled", len(ticket.ask.ids), exc_info=error)
+            self._told.append((ticket, _broken(error)))
+
+    def _fill(self, filling: _Filling) -> None:
+        """Prefill one piece; after the last one the text joins the batch at the next step."""
+        try:
+            with filling.reader or nullcontext():
+                done = filling.work.step()
+            if done is not None:
+                self._filling = None
+                self._add(filling, done)
+        except Exception as error:
+            self._let_go(filling)
+            self._fail(filling.ticket, error)
+
+    def _add(self, filling: _Filling, done: Prefill) -> None:
+        """Let a text join the batch at the next step."""
+        ticket, ask = filling.ticket, filling.ticket.ask
         cache = done.kept[ask.condition]
         request = Request(
-            prompt,
+            filling.prompt,
             ask.max_new_tokens,
             ask.eos_ids,
             done.logits,
@@ -233,38 +257,89 @@ class Scheduler:
             stop=ask.stops.start() if ask.stops is not None else None,
             sampler=ask.sampler,
             key=0,  # chance is a matter of the sampler's seed alone
-            keep_cache=self._params.resume,
+            keep_cache=self._params.resume and ask.action.restores,
         )
-        course = Course(ask.action, ask.condition.ratio if press is not None else 0.0)
+        ratio = ask.condition.ratio if filling.press is not None else 0.0
+        course = Course(ask.action, ratio, ask.guarding.params)
         row = self._run.add(request, course)
-        trail = Trail(ask.guarded) if ask.traced else None
-        self._rows[row] = _Row(ticket, course, cache.n_kept, trail=trail)
-        self.room.taken += ticket.entries
+        saying = Saying(filling.reader.said if filling.reader else ())
+        trail = Trail(ask.guarded)
+        self._rows[row] = _Row(ticket, course, cache.n_kept, filling.entries, saying, trail)
+
+    def _claim(self, number: int) -> bool:
+        """Count what a row will hold once it is restored; where there is no room the youngest make it.
+
+        Rows that leave after this step have made theirs.
+        """
+        if number in self._leaving():
+            return False
+        row = self._rows[number]
+        more = row.ticket.need.restored - row.entries
+        while more > self.room.left + sum(self._rows[left].entries for left in self._leaving()):
+            going = self._rows.keys() - self._leaving()
+            youngest = max(going, key=lambda each: self._rows[each].ticket.place)
+            self._rows[youngest].preempted = True
+            self._batch.cancel(youngest)
+            if youngest == number:
+                return False
+        row.entries += more
+        self.room.taken += more
+        return True
+
+    def _leaving(self) -> set[int]:
+        return set(self._batch.row[self._batch.leaving].tolist())
 
     def _tell(self, step: GuardedStep) -> None:
         """Send the step's tokens of the streams, but for those that a rewind may take back."""
-        now = time.monotonic()
+        now, said = time.monotonic(), self._read(step)
         self._metrics.step(step.hazard, self._run, self.room.bytes_per_entry)
         for slot, number in enumerate(step.row.tolist()):
             row = self._rows[number]
             if step.valid[slot]:
                 self._metrics.token(row.ticket, now)
+            event = step.events.get(number)
+            if slot in said:
+                row.saying.add(said[slot])
+                if event is not None:
+                    row.saying.rewind(event.kept)
             if not row.ticket.ask.streamed or not step.valid[slot]:
                 continue
             row.tokens.append(int(step.token[slot]))
-            event = step.events.get(number)
             if event is not None:
                 del row.tokens[event.kept :]
-            if row.trail is not None:
+            if row.ticket.ask.traced:
                 hazard, held = float(step.hazard[slot]), float(self._run.held[slot])
                 row.trail.add(hazard, int(step.state[slot]), held, row.course.alarms, event)
             if not step.left[slot]:
-                held = self._limits.hold_back if row.course.action.rewinds else 0
-                safe = max(row.course.sent, len(row.tokens) - held)
-                if safe > row.course.sent:
-                    fresh = Tokens(row.tokens[row.course.sent : safe], row.seen(row.course.sent, safe))
-                    self._told.append((row.ticket, fresh))
-                row.course.sent = safe
+                safe = max(row.course.sent, len(row.tokens) - row.ticket.ask.guarding.held)
+                first, row.course.sent = max(row.course.sent, len(row.ticket.sent)), safe
+                if safe > first:
+                    self._send(row, first)
+
+    def _send(self, row: _Row, first: int) -> None:
+        if _came_to(row.ticket, row.tokens):
+            last = row.course.sent
+            said, seen = row.saying.told(first, last), row.trail.told(first, last)
+            self._told.append((row.ticket, Tokens(row.tokens[first:last], said, seen)))
+        elif not row.ticket.cancelled:
+            row.ticket.cancelled = True
+            self._told.append((row.ticket, _diverged()))
+
+    def _read(self, step: GuardedStep) -> dict[int, Said]:
+        """Return the log-probabilities of the step's tokens, by slot, where they are asked for."""
+        asked = {
+            slot: most
+            for slot, number in enumerate(step.row.tolist())
+            if step.valid[slot] and (most := self._rows[number].ticket.ask.logprobs) is not None
+        }
+        if not asked:
+            return {}
+        slots = list(asked)
+        tokens = torch.from_numpy(step.token[slots]).to(self._batch.logits.device)
+        found = read(self._batch.logits[slots], tokens, max(asked.values()))
+        return {
+            slot: replace(said, top=said.top[: asked[slot]]) for slot, said in zip(slots, found, strict=True)
+        }
 
     def _end_rows(self) -> None:
         """End the rows that nobody waits for, and those that are late."""
@@ -278,27 +353,51 @@ class Scheduler:
 
     def _finish(self, number: int, found: Guarded) -> None:
         row = self._rows.pop(number)
-        self.room.taken = self.room.taken - row.ticket.entries if self._rows else 0.0
-        self._metrics.finished(row.ticket, found, row.course)
+        ticket = row.ticket
+        self._give_up(row.entries)
+        if row.preempted and not ticket.cancelled:
+            self._take_back(row)
+            return
+        self._metrics.finished(ticket, found, row.course)
         if found.stop_reason == "invalid":
             message = f"the model's logits after {len(found.token_ids)} tokens are NaN"
-            self._told.append((row.ticket, Rejected(message, status=500, code="invalid_logits")))
+            self._told.append((ticket, Rejected(message, status=500, code="invalid_logits")))
+        elif not ticket.cancelled and not _came_to(ticket, found.token_ids.tolist()):
+            self._told.append((ticket, _diverged()))
         elif found.stop_reason != "cancelled":
-            done = Done(found, row.course, row.kept, row.seen(row.course.sent))
-            self._told.append((row.ticket, done))
+            found = unsaid(found) if ticket.ask.silent else found
+            first = max(row.course.sent, len(ticket.sent))
+            said, seen = row.saying.told(first), row.trail.told(first, len(found.token_ids))
+            self._told.append((ticket, Done(found, row.course, row.kept, said, seen)))
+
+    def _take_back(self, row: _Row) -> None:
+        """Let a text that was preempted wait again, before all that came after it."""
+        ticket = row.ticket
+        ticket.preempted += 1
+        ticket.sent = max(ticket.sent, tuple(row.tokens[: row.course.sent]), key=len)
+        self._metrics.preempted()
+        self._waiting.put_back(ticket)
 
     def _collapse(self, error: Exception) -> None:
         """Fail all rows, and go on with an empty batch."""
         _log.exception("a step of %d rows failed", len(self._rows))
         self._told += [(row.ticket, _broken(error)) for row in self._rows.values()]
+        if self._filling is not None:
+            self._told.append((self._filling.ticket, _broken(error)))
         self._begin()
 
     def _bytes(self) -> int:
         return self._batch.cache.nbytes if self._rows and hasattr(self._batch, "cache") else 0
 
 
-def _stopped() -> Rejected:
-    return Rejected("the server is stopping", status=503, retry_after=5)
+def _entries(ticket: Ticket) -> float:
+    """Return what is counted for a text at first; one that was preempted shall find room for its restore."""
+    return ticket.need.restored if ticket.preempted else ticket.need.compressed
+
+
+def _came_to(ticket: Ticket, tokens: Sequence[int]) -> bool:
+    """Tell whether a text that was preempted has come again to the tokens that were sent."""
+    return tuple(tokens[: len(ticket.sent)]) == ticket.sent
 
 
 def _late(limits: Limits) -> Rejected:
@@ -306,6 +405,14 @@ def _late(limits: Limits) -> Rejected:
         f"not done within {limits.timeout:g} seconds: ask for fewer tokens, or try again later",
         status=504,
         code="timeout",
+    )
+
+
+def _diverged() -> Rejected:
+    return Rejected(
+        "this text was preempted and came to other tokens than those sent: ask again",
+        status=503,
+        retry_after=1,
     )
 
 

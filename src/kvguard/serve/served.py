@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from kvguard.engine.presses import NONE, Condition, shortest_prompt
-from kvguard.engine.sampling import Nucleus, Sampler, greedy
 from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
 from kvguard.guard.arguments import Arguments, Options
+from kvguard.guard.controller import ControllerParams
 from kvguard.guard.features import thinking_mask
 from kvguard.guard.settings import Action, GuardParams
 from kvguard.guard.watch import HazardTrigger, Watch
+from kvguard.models.decoding import text_of
 from kvguard.models.encoding import Encoder
+from kvguard.serve.chance import samplers
 from kvguard.serve.errors import Rejected
 from kvguard.serve.guarding import unwatched
 from kvguard.serve.limits import Limits
 from kvguard.serve.protocol import Choosing, CompletionRequest, Generation, Message
-from kvguard.serve.tickets import Ask
+from kvguard.serve.tickets import Ask, Guarding
+from kvguard.serve.words import Words
 
 if TYPE_CHECKING:
     from kvpress import BasePress
@@ -50,6 +51,8 @@ class Served:
         None: nothing is watched.
     window
         Tokens of a prompt and its text at most.
+    point, points
+        The name of the guard's operating point, and those that a request may choose.
     compressors
         Names that ``build`` knows, to be offered to those who may choose.
     """
@@ -62,6 +65,8 @@ class Served:
     action: Action
     limits: Limits
     window: int
+    point: str = "balanced"
+    points: Mapping[str, ControllerParams] = field(default_factory=dict)
     compressors: tuple[str, ...] = ()
 
     @property
@@ -137,15 +142,12 @@ class Served:
 
     def decode(self, ids: Sequence[int], stops: StopStrings | None = None) -> str:
         """Return the text of generated tokens, up to a stop string; spaces are left as they are."""
-        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        text = str(self.loaded.tokenizer.decode(list(ids), **how))
+        text = text_of(self.loaded.tokenizer, ids, tidy=False)
         return stops.cut(text) if stops is not None else text
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of any tokens, special ones too."""
-        return str(
-            self.loaded.tokenizer.decode(self.encode(ids, "tokens"), clean_up_tokenization_spaces=False)
-        )
+        return text_of(self.loaded.tokenizer, self.encode(ids, "tokens"), special=True, tidy=False)
 
     def asks(self, request: Generation, prompts: Sequence[Sequence[int]]) -> list[Ask]:
         """Return what a request asks for: ``n`` texts of each prompt, those of a prompt side by side.
@@ -163,7 +165,8 @@ class Served:
         if not 0 < len(prompts) * n <= self.limits.queue:
             message = f"{len(prompts)} prompts, n {n}: ask for 1 to {self.limits.queue} texts at once"
             raise Rejected(message, param="prompt")
-        condition, action, guarded = self._chosen(request.kv)
+        chosen = self._chosen(request.kv)
+        condition, guarding = self._condition(chosen), self._guarding(chosen)
         shortest = self._shortest(condition)
         asks = []
         for ids in prompts:
@@ -177,16 +180,24 @@ class Served:
                     () if request.ignore_eos else tuple(self.loaded.eos_ids),
                     fits,
                     partial(self._press, fits),
-                    action,
-                    guarded,
-                    greedy,
+                    guarding,
                     self._stops(request.stops),
                     bool(request.stream),
-                    request.stream_options is not None and request.stream_options.kvguard,
+                    traced=request.stream_options is not None and request.stream_options.kvguard,
+                    logprobs=request.n_top,
                 )
             )
-        samplers = _samplers(request, len(asks) * n)
-        return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(samplers)]
+        if isinstance(request, CompletionRequest) and request.echo:
+            pairs = zip(asks, request.prompts, strict=True)
+            asks = [self._echoing(ask, request, prompt) for ask, prompt in pairs]
+        drawn = samplers(request, len(asks) * n, self._plain.vocabulary)
+        return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(drawn)]
+
+    def _echoing(self, ask: Ask, request: CompletionRequest, prompt: str | list[int]) -> Ask:
+        """Return an ask whose answer begins with its prompt."""
+        text = prompt if isinstance(prompt, str) else self.decode(prompt)
+        own = None if request.silent else ask.logprobs
+        return replace(ask, echo=text, prompt_logprobs=ask.logprobs, logprobs=own, silent=request.silent)
 
     def _budget(self, request: Generation, n_prompt: int) -> int:
         """Return the most tokens of a text."""
@@ -207,12 +218,15 @@ class Served:
         """How many tokens a chat may have that says nothing of it."""
         return self.guard.card.max_new_tokens if self.guard is not None else _DEFAULT_TOKENS
 
-    def _chosen(self, kv: Choosing | None) -> tuple[Condition, Action, bool]:
-        """Return condition, action, and whether what the guard sees is told."""
+    def _chosen(self, kv: Choosing | None) -> dict[str, Any]:
+        """Return what a request chooses of compression and guard, if it may."""
         chosen = {} if kv is None else kv.model_dump(exclude_none=True)
         if chosen and not self.limits.choosing:
             named = ", ".join(f"kv.{name}" for name in chosen)
             raise Rejected(f"{named}: this server was started without --allow-kv", param="kv")
+        return chosen
+
+    def _condition(self, chosen: Mapping[str, Any]) -> Condition:
         name = chosen.get("compressor", self.condition.compressor)
         own = name == self.condition.compressor
         ratio = float(chosen.get("ratio", self.condition.ratio if own else 0.0))
@@ -220,12 +234,24 @@ class Served:
             raise Rejected("kv.ratio: nothing is compressed: give kv.compressor too", param="kv")
         if not own and name != NONE and "ratio" not in chosen:
             raise Rejected("kv.compressor: give kv.ratio with it", param="kv")
-        watched = self.guard is not None and chosen.get("guard", True)
-        if not watched and (chosen.get("guard") or chosen.get("action", "none") != "none"):
-            why = "kv.guard is false" if self.guard is not None else "this server was started without --guard"
-            raise Rejected(f"kv: nothing can act, since {why}", param="kv")
-        action = Action(chosen.get("action", self.action)) if watched else Action.NONE
-        return Condition(name, ratio), action, watched
+        return Condition(name, ratio)
+
+    def _guarding(self, chosen: Mapping[str, Any]) -> Guarding:
+        guard = self.guard if chosen.get("guard", True) else None
+        if guard is None:
+            if chosen.get("guard") or chosen.get("action", "none") != "none" or "point" in chosen:
+                started = "this server was started without --guard"
+                why = started if self.guard is None else "kv.guard is false"
+                raise Rejected(f"kv: nothing can act, since {why}", param="kv")
+            return Guarding()
+        action, name = Action(chosen.get("action", self.action)), chosen.get("point", self.point)
+        point = self.points.get(name) if "point" in chosen else guard.point
+        if point is None:
+            known = ", ".join(self.points) or "none to choose"
+            raise Rejected(f"kv.point: this server's guard has no point {name!r}: {known}", param="kv")
+        asked = self.limits.hold_back
+        held = point.k_escalate if asked is None else asked
+        return Guarding(action, name, point, held if action.rewinds else 0)
 
     def _press(self, condition: Condition) -> BasePress | None:
         return None if condition.compressor == NONE else self.build(condition.compressor, condition.ratio)
@@ -242,24 +268,10 @@ class Served:
         return self._made_stops(strings) if strings else None
 
     @cached_property
+    def words(self) -> Words:
+        """What single tokens stand for."""
+        return Words(self.loaded.tokenizer)
+
+    @cached_property
     def _made_stops(self) -> Callable[[tuple[str, ...]], StopStrings]:
         return lru_cache(64)(partial(StopStrings, self.loaded.tokenizer))
-
-
-def _samplers(request: Generation, count: int) -> list[Sampler]:
-    """Return the samplers of a request's texts: chance is a matter of its seed and of their places in it.
-
-    The first text is that of its prompt alone with that seed in the library.
-    """
-    heat = 1.0 if request.temperature is None else request.temperature
-    if heat == 0:
-        return [greedy] * count
-    seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
-    share = 1.0 if request.top_p is None else request.top_p
-    seeds = [seed, *(_mixed(seed, place) for place in range(1, count))]
-    return [Nucleus(heat, share, each) for each in seeds]
-
-
-def _mixed(seed: int, place: int) -> int:
-    """Return a seed that no neighbouring seed or place shares, as those of Nucleus and its rows would."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=8).digest(), "big")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvguard.engine.presses import Condition
-from kvguard.engine.sampling import Sampler
+from kvguard.engine.sampling import Sampler, greedy
 from kvguard.guard.settings import Action
 from kvguard.serve.errors import Rejected
+from kvguard.serve.room import NOTHING, Need
 from kvguard.serve.trail import Seen
 
 if TYPE_CHECKING:
@@ -18,7 +19,27 @@ if TYPE_CHECKING:
 
     from kvguard.engine.stops import StopStrings
     from kvguard.guard.actions import Guarded
+    from kvguard.guard.controller import ControllerParams
     from kvguard.serve.guarding import Course
+    from kvguard.serve.logprobs import Said
+
+
+@dataclass(frozen=True)
+class Guarding:
+    """How a text is guarded.
+
+    Attributes
+    ----------
+    point, params
+        The operating point, by name; None: the text's answer does not tell what the guard saw.
+    held
+        Its newest tokens that a stream does not have yet, since a rewind may still take them back.
+    """
+
+    action: Action = Action.NONE
+    point: str | None = None
+    params: ControllerParams | None = None
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,12 +50,17 @@ class Ask:
     ----------
     press
         Makes its press, which is its own: presses keep state.
-    action, guarded
-        What it does in SAFE; and whether its answer tells what the guard saw.
     streamed
         Its tokens are told as they come, and once told they stay.
     traced
         With each of them what was seen of it.
+    logprobs, prompt_logprobs
+        With how many of the likeliest tokens its log-probabilities are told, and those of its prompt; None:
+        they are not.
+    echo
+        What its answer begins with: its prompt, or nothing.
+    silent
+        It has no tokens, and only its prompt is asked about: the one that is drawn is not told.
     """
 
     ids: tuple[int, ...]
@@ -42,19 +68,33 @@ class Ask:
     eos_ids: tuple[int, ...]
     condition: Condition
     press: Callable[[], BasePress | None]
-    action: Action
-    guarded: bool
-    sampler: Sampler
+    guarding: Guarding
     stops: StopStrings | None
     streamed: bool
+    sampler: Sampler = greedy
     traced: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: str = ""
+    silent: bool = False
+
+    @property
+    def action(self) -> Action:
+        """What it does in SAFE."""
+        return self.guarding.action
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its answer tells what the guard saw."""
+        return self.guarding.point is not None
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The next tokens of a streamed text, and what was seen of each if that is traced."""
+    """The next tokens of a streamed text, their log-probabilities and what was seen of them where asked."""
 
     ids: list[int]
+    said: Sequence[Said] = ()
     seen: Sequence[Seen] = ()
 
 
@@ -66,13 +106,14 @@ class Done:
     ----------
     kept
         Cache entries that its press left of its prompt, a mean over layers and heads.
-    seen
-        Of the tokens that have not been told yet, if they are traced.
+    said, seen
+        The log-probabilities that have not been told yet, and what was seen of those tokens.
     """
 
     found: Guarded
     course: Course
     kept: float
+    said: Sequence[Said] = ()
     seen: Sequence[Seen] = ()
 
 
@@ -91,8 +132,14 @@ class Ticket:
         Of the request that it belongs to.
     cancelled
         Nobody waits for it any more; may be set from any thread.
-    entries
-        Cache entries counted for it, see :class:`~kvguard.serve.room.Room`.
+    place
+        Its place in the order of arrival.
+    need
+        Cache entries that it may hold.
+    preempted
+        How often it was taken back, to begin again, since a restore of an older text needed its room.
+    sent
+        Tokens that its client has from before it was preempted: it comes to them again.
     """
 
     ask: Ask
@@ -102,5 +149,16 @@ class Ticket:
     deadline: float
     request_id: str = ""
     cancelled: bool = False
-    entries: float = 0.0
     last_token: float = 0.0
+    place: int = 0
+    need: Need = NOTHING
+    preempted: int = 0
+    sent: tuple[int, ...] = ()
+
+
+def unsaid(found: Guarded) -> Guarded:
+    """Return what became of a text without its tokens: that of one that was asked for none."""
+    told = {
+        name: getattr(found, name)[:0] for name in ("token_ids", "signals", "hazard", "states", "kv_tokens")
+    }
+    return replace(found, stop_reason="length", **told)

@@ -69,3 +69,7 @@ class Trail:
             gone = self.seen[event.kept :]
             del self.seen[event.kept :]
             self._pending = [each for token in gone for each in token.events]
+
+    def told(self, begin: int, end: int) -> list[Seen]:
+        """Return what was seen of the tokens from ``begin`` to ``end``; nothing if they are not traced."""
+        return self.seen[begin:end]

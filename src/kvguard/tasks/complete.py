@@ -12,7 +12,7 @@ from kvguard.tasks.problems import counts, problems, uncounted
 from kvguard.tasks.statements import Statement, first_open, statements
 
 _END = re.compile(r"""\n|[。！？।]|[.!?][*_"”')\]}$\\]{0,6}\s|(?P<mark>####+)""")
-_CLOSING = re.compile(r"(?:[*_)\]}$%\"”'\\.!]|\s(?=\s{0,3}\}))*")
+_CLOSING = re.compile(r"(?:[*_)\]}$%\"”'\\.!>|]|\s(?=\s{0,3}\}))*")
 
 
 def ends(text: str) -> Iterator[int]:

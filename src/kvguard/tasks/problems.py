@@ -26,6 +26,7 @@ _FURTHER = re.compile(
 _DIGIT, _SEEN, _WORD = re.compile("[0-9]"), re.compile(r"\S"), re.compile(r"\w")
 _ALONE = re.compile(r"\n[ \t*_]*\Z")  # before what begins a line
 _ENUMERATED = re.compile(r"(?P<number>[0-9]{1,2})[.)][*_]{0,2}[ ]+[*_]{0,2}(?P<word>[A-Za-z]|\Z)")
+_NUMBER = re.compile(r"\b(?:no|nr|num|number)\.?\s?\Z", re.IGNORECASE)  # before that of a heading
 
 
 def problems(text: str, found: list[Statement]) -> Iterator[tuple[int, int]]:
@@ -85,6 +86,8 @@ def uncounted(text: str, found: Iterable[Statement], ended: bool = True) -> Iter
 
 def counts(text: str, one: Statement, number: int, end: int) -> bool | None:
     """Return whether a statement counts heading or step ``number``: None if not, False if ``end`` cuts it."""
+    if one.kind == "mark" and one.value == number and _NUMBER.search(text, max(0, one.start - 8), one.start):
+        return True
     alone = one.kind == "mark" or _ALONE.search(text, max(0, one.start - 8), one.start)
     counted = _ENUMERATED.match(text, one.start, end) if alone and one.kind != "box" else None
     return None if counted is None or int(counted["number"]) != number else bool(counted["word"])

@@ -25,26 +25,32 @@ _CUE = re.compile(
     | (?P<heading>(?:^|(?<=^[#*])|(?<=[#*][ ])|(?<=\*\*)|(?<=[Ff]inal[ ]))[Aa]nswer[*_:]{0,4}[ ]{0,4}$)""",
     re.VERBOSE | re.MULTILINE,
 )
-# Before a number: emphasis, brackets, what LaTeX wraps it in, a variable and its "=", words that add nothing.
+# Before a number: emphasis, brackets, tags, what LaTeX wraps it in, a variable and its "=", its "No.", words
+# that add nothing. But not GSM8K's notes of a calculation, <<2*3=6>>.
 _DRESS = re.compile(
     r"""(?:[\s\u00a0*_`"“”':≈>→(\[{]
-    | (?<=\n)[-–•][ ] | \#(?=[0-9$])
+    | (?<=\n)[-–•][ ] | \#(?=[0-9$]) | (?<!\n)\#[ ](?=[0-9$]) | [-=]{1,3}>
+    | </?(?:h[1-6]|[A-Za-z|][^<>\n0-9]{0,40})> | <(?=[^<>\n]{0,40}[0-9][^<>\n]{0,40}>)
+    | <<(?=[^<>\n=]{0,40}[0-9][^<>\n=]{0,40}>>)
+    | \|{1,2}+[ ]?(?=[$€£¥]?[0-9][^|\n]{0,40}\|{1,2}+[ ]{0,4}+(?![0-9$€£¥]))
+    | (?<![A-Za-z])(?:no|nr|num|number|n[°º])\.?[ \u00a0]?
+      (?=[0-9][0-9,]{0,20}+(?:\.[0-9]{1,20}+)?[*_)\]]{0,6}+(?:[ ]{0,4}(?:\n|\Z)|[.!](?:\s|\Z)))
     | [^\w\s\x00-\x7f–€£¥₹₩₽¢√±≤≥∞]
     | \\[()\[\],;:!{ ]
-    | \\(?:text|mathrm|mathbf|textbf|mathit|boxed|fbox|displaystyle|left|approx|quad|qquad)(?![A-Za-z])
+    | \\(?:text|mathrm|mathbf|textbf|mathit|boxed|fbox|displaystyle|left|langle|approx|quad|qquad)(?![A-Za-z])
     | \$(?=[\s\\$*(]|[A-Za-z]\s?=)
     | (?<![A-Za-z])[A-Z]\)(?=[\s*}])
-    | (?<![A-Za-z])[A-Za-z](?:_\{?\w{1,8}\}?)?\s{0,4}=
+    | (?<![A-Za-z])[A-Za-z](?:_\{?\w{1,8}\}?)?\s{0,4}(?:=|≈|\\approx(?![A-Za-z]))
     | (?<![A-Za-z])(?:therefore|thus|then|so|hence|approximately|approx\.?|about|around|roughly|nearly|almost
         |exactly        |precisely|just|simply|only|indeed|still|now|clearly|equal[ ]to|a[ ]total[ ]of
         |at[ ]least|at[ ]most|the|an?
         )(?![A-Za-z]),?)*+""",
     re.VERBOSE | re.IGNORECASE,
 )
-_STOP = re.compile(r"[.!?;](?=[\s*_\"”')\]}$]|\Z)|\n|####")
+_STOP = re.compile(r"(?:\.(?!\s?of\b)|[!?;])(?=[\s*_\"”')\]}$]|\Z)|\n|####")
 _LINE = re.compile("\n|####")
 _LABELLED = re.compile(
-    r"(?:[:=]|\b(?:is|are|was|be|equals?|answer|between|from))[\s*_(\[$\\{]*$", re.IGNORECASE
+    r"(?:[:=]|\b(?:is|are|was|be|equals?|answer|between|from))[\s*_(\[$\\{<≈]*$", re.IGNORECASE
 )
 _NUMBERED = re.compile(
     r"\b(?:step|part|question|problem|case|section|method|option|phase|stage|example|exercise|approach|solution"
@@ -58,7 +64,7 @@ _ABOUT = re.compile(
 )
 _NO_NUMBER = re.compile(
     r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven"
-    r"|eigh|nine)ty(?:-\w+)?|half|hundred|unknown|undefined|impossible|infinit\w+|indeterminate|unclear|none|not|no)\b",
+    r"|eigh|nine)ty(?:-\w+)?|half|hundred|unknown|undefined|impossible|infinit\w+|indeterminate|unclear|none|not|no(?!\.?\s?(?:[0-9#]|of\b)))\b",
     re.IGNORECASE,
 )
 _UNIT = r"""(?:\s*(?:\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|textbf)\s*\{[^{}\n]{0,40}\}(?:\^\{?[0-9]\}?)?
@@ -77,15 +83,17 @@ _NEXT = re.compile(
 # What makes something else of a number: a time, a ratio, a date, algebra, an inequality, a root.
 _ELSE = re.compile(
     r"[ ]?:[ ]?[0-9]|(?:[.,/']|\{,\}|\\[,;:! ])[0-9]|[eE][-+]?[0-9]|\^(?!\{?\\circ)"
-    r"|\s?(?:[xyz](?![A-Za-z])|\\pi\b|π|\\sqrt|√|\\frac|[<>≤≥±]|\\[lg]eq?\b|\\pm\b)"
+    r"|\s?(?:[xyz](?![A-Za-z])|\\pi\b|π|\\sqrt|√|\\frac|<(?!/?[A-Za-z|][^<>\s]{0,40}>)|[>≤≥±]|\\[lg]eq?\b|\\pm\b)"
 )
+_OPENED = re.compile(r"<(?P<words>[^<>\n]{0,40})\Z")  # before a number: a bracket, or less than it
+_SHUT, _SHUT_AT_ONCE = re.compile(r"[^<>\n0-9]{0,40}>"), re.compile(r"[ ]?>{1,3}")
 _EMPHASIS = re.compile(r"\*{1,3}")
 _SHARE = re.compile("[%/]|percent")  # 30% of 40, but not 5 of 12
 _FORMULA = re.compile(r"\\(?!(?:text|math|left|,|;|\s|\$))|[<>≤≥^+/]")
 _DIGIT = re.compile(r"[0-9½¼¾]")
 _BRACE = re.compile(r"(?<!\\)[{}]")
-_SEPARATOR = re.compile(rf"{_UNIT}\s*(?P<by>,?\s*(?:and|or|to|through)\b|[,;&])?\s*{_BEGINS}", re.VERBOSE)
-_CLOSING = re.compile(rf"{_UNIT}[\s\u00a0*_.)\]}}$\\]*(?:\Z|(?=,|;|\b(?:and|or)\b))", re.VERBOSE)
+_SEPARATOR = re.compile(rf"{_UNIT}\s*(?P<by>,?\s*(?:and|or|to|through)\b|[,;&])?\s*<?{_BEGINS}", re.VERBOSE)
+_CLOSING = re.compile(rf"{_UNIT}[\s\u00a0*_.)\]}}$\\>]*(?:\Z|(?=,|;|\b(?:and|or)\b))", re.VERBOSE)
 
 
 class Statement(NamedTuple):
@@ -165,7 +173,7 @@ def _read(text: str, cue: re.Match[str], end: int, ended: bool) -> Statement | N
         number = _later(text, at, stop, inside, kind)
     if number is not None:
         return Statement(kind, *_worth(text, number, stop, inside))
-    if _NO_NUMBER.match(text, at, stop) and not _DIGIT.search(text, at, stop):
+    if _NO_NUMBER.match(text, at, limit) and not _DIGIT.search(text, at, stop):
         return Statement(kind, at, stop, None)
     return None if kind == "said" else Statement(kind, cue.start(), cue.end(), None, states=False)
 
@@ -245,14 +253,26 @@ def _worth(text: str, number: re.Match[str], stop: int, inside: bool) -> tuple[i
     results = [side[0] for side in (sides[-1], sides[0]) if len(side) == 1]
     after = text[last.end() : last.end() + 1]
     cut = after.isdigit() or (inside and after == "!")  # by the longest statement that is read; a factorial
-    if not results or cut or _ELSE.match(text, last.end(), stop) or _is_list(text, last, stop, inside):
+    end = _out_of_angles(text, number.start(), last.end(), stop)
+    if not results or cut or end is None or _ELSE.match(text, end, stop) or _is_list(text, end, stop, inside):
         return number.start(), last.end(), None
     return results[0].start(), results[0].end(), value_of(results[0])
 
 
-def _is_list(text: str, number: re.Match[str], stop: int, inside: bool) -> bool:
+def _out_of_angles(text: str, start: int, at: int, stop: int) -> int | None:
+    """Return where an angle bracket around a number closes, if at once; None where it means less than."""
+    opened = _OPENED.search(text, max(0, start - 41), start)
+    if opened is None:
+        return at
+    if not opened["words"].strip() and not _SHUT.match(text, at, stop):
+        return None  # less than
+    shut = _SHUT_AT_ONCE.match(text, at, stop)
+    return at if shut is None else shut.end()
+
+
+def _is_list(text: str, at: int, stop: int, inside: bool) -> bool:
     """Return whether other numbers follow, and nothing else: several answers, a range, hours and minutes."""
-    separator = _SEPARATOR.match(text, number.end(), stop)
+    separator = _SEPARATOR.match(text, at, stop)
     if separator is None or (separator["by"] is None and not separator[0].strip()):
         return False
     other = _match(text, separator.end(), stop, inside)

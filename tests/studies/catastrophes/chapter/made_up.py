@@ -229,9 +229,9 @@ def pareto() -> pd.DataFrame:
 PLANTED = "<script>window.planted = true</script>"
 
 
-def decode(sequences):
-    """Text of token ids; every seventh tries to be a script."""
-    return [PLANTED if ids[0] % 7 == 3 else f" {ids[0]}" for ids in sequences]
+def decode(token_ids):
+    """Text of each token id; every seventh tries to be a script."""
+    return [PLANTED if token_id % 7 == 3 else f" {token_id}" for token_id in token_ids]
 
 
 def explored(folder, title, seed):

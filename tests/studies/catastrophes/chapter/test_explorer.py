@@ -37,7 +37,7 @@ def test_unpacked_signals_are_those_of_the_tokens(shown):
     for name, step in (("entropy", 1 / 1000), ("top1_prob", 1 / 255), ("hazard", 1 / 255)):
         np.testing.assert_allclose(found[name], tokens[name], atol=step / 2 + 1e-6)
     pieces = np.array(packed["pieces"])[found["piece"]]
-    assert list(pieces) == decode([[token_id] for token_id in tokens["token_id"]])
+    assert list(pieces) == decode(list(tokens["token_id"]))
 
 
 def test_states_and_onsets_are_those_of_the_balanced_point(shown):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kvguard.models.decoding import texts_of
 from kvguard.models.load import load_tokenizer
 from kvguard.report import markup, page
 from kvguard.store.files import write_text
@@ -75,4 +77,5 @@ def build(params: Params) -> Built:
 def _explored(pipeline: Pipeline, model: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(model, pipeline.params.spec(model))
     shown, horizon = pipeline.params.report.traces_per_condition, pipeline.params.horizon
-    return {"title": pipeline.title(model), **explorer.explore(model, tokenizer.batch_decode, shown, horizon)}
+    decode = partial(texts_of, tokenizer)
+    return {"title": pipeline.title(model), **explorer.explore(model, decode, shown, horizon)}

@@ -28,7 +28,7 @@ from kvguard.studies.catastrophes.train.hazards import of_horizon, read_hazards
 from kvguard.studies.catastrophes.train.splits import part_of_traces, read_split
 
 POINT = "balanced"
-Decode = Callable[[list[list[int]]], list[str]]
+Decode = Callable[[list[int]], list[str]]
 
 
 def is_ready(model: str) -> bool:
@@ -43,7 +43,7 @@ def explore(model: str, decode: Decode, per_condition: int, horizon: int) -> dic
     Parameters
     ----------
     decode
-        Token ids of several sequences -> their texts.
+        Token ids -> the text of each.
     per_condition
         At most this many traces of test prompts for each condition, failures first.
     horizon
@@ -107,7 +107,7 @@ def packed(
     asked = prompts[prompts["prompt_id"].isin(chosen["prompt_id"])].reset_index(drop=True)
     return {
         "point": point.model_dump(),
-        "pieces": decode([[int(token_id)] for token_id in token_ids]),
+        "pieces": decode([int(token_id) for token_id in token_ids]),
         "prompts": _prompts(asked, traces),
         "traces": _records(chosen, asked, lengths, states),
         "n": len(tokens),

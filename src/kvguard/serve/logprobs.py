@@ -1,0 +1,133 @@
+"""Log-probabilities of tokens under the model's own distribution: before temperature, penalties and biases.
+
+Those of a text are read from the logits that each token was drawn from. Those of a prompt are read from the
+states that its prefill ends in, which has seen all of it, whatever its press then removes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from kvguard.engine.attention import attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LEAST = -9999.0  # what OpenAI writes for a probability of 0: JSON has no infinity
+_LOGITS = 1 << 24  # that are there at once
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A token, and how likely it was.
+
+    Attributes
+    ----------
+    logprob
+        In nats; None for a prompt's first token, which nothing stands before.
+    top
+        The most likely tokens in its place and their log-probabilities, best first.
+    """
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def read(logits: Tensor, tokens: Tensor, n_top: int) -> list[Said]:
+    """Read the log-probabilities of tokens [B] from the logits [B, V] of their places."""
+    known = logits.float().log_softmax(-1).nan_to_num(nan=_LEAST, neginf=_LEAST)
+    own = known.gather(1, tokens.long()[:, None])[:, 0].tolist()
+    best = known.topk(min(n_top, known.shape[1]), dim=-1)
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        Said(token, logprob, tuple(zip(ids, values, strict=True)))
+        for token, logprob, (ids, values) in zip(tokens.tolist(), own, tops, strict=True)
+    ]
+
+
+class PromptReader:
+    """A context for a prompt's pass, or for each piece of it, that reads the log-probabilities of its tokens.
+
+    Attributes
+    ----------
+    said : list of Said
+        Of the tokens that are known so far.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor, n_top: int) -> None:
+        self._model, self._ids, self._n_top = model, ids, n_top
+        self._states: list[Tensor] = []
+        self.said = [Said(int(ids[0]), None)]
+
+    def __enter__(self) -> PromptReader:
+        self._hook = self._model.base_model.register_forward_hook(self._see)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._hook.remove()
+        if kind is None:
+            with torch.inference_mode(), attention(self._model, "sdpa"):
+                for states in self._states:
+                    self._read(states)
+        self._states.clear()
+
+    def _see(self, _: Any, __: Any, output: Any) -> None:
+        self._states.append(output[0][0])
+
+    def _read(self, states: Tensor) -> None:
+        """Read what follows some of the prompt's tokens from their states [P, hidden], but for the last."""
+        piece = max(1, _LOGITS // self._model.config.get_text_config().vocab_size)
+        for some in states.split(piece):
+            following = self._ids[len(self.said) :][: len(some)]
+            if len(following):  # a press may run the prompt a second time
+                self.said += read(_head(self._model, some[: len(following)]), following, self._n_top)
+
+
+def _head(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Return the logits [P, V] that a model makes of the states [P, hidden] that its layers end in.
+
+    By a pass over one token whose states are replaced, since some models do more to them than multiply.
+    """
+
+    def replaced(*_: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=states[None])
+
+    hook = model.base_model.register_forward_hook(replaced)
+    try:
+        token = torch.zeros(1, 1, dtype=torch.long, device=states.device)
+        logits: Tensor = model(input_ids=token, use_cache=False).logits
+        return logits[0]
+    finally:
+        hook.remove()
+
+
+class Saying:
+    """The log-probabilities of one text as it stands; a rewind takes some back.
+
+    Parameters
+    ----------
+    prompt
+        Those of its prompt, if they are to be told.
+    """
+
+    def __init__(self, prompt: Sequence[Said]) -> None:
+        self._prompt, self._said = prompt, list[Said]()
+
+    def add(self, said: Said) -> None:
+        """Take the next token's."""
+        self._said.append(said)
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget all but those of the first ``n_tokens`` tokens."""
+        del self._said[n_tokens:]
+
+    def told(self, begin: int, end: int | None = None) -> list[Said]:
+        """Return those of the tokens from ``begin`` to ``end``; the first of them come with the prompt's."""
+        return [*(() if begin else self._prompt), *self._said[begin:end]]
