@@ -30,6 +30,7 @@ EVERYTHING = {
     "max_model_len": 512,
     "max_rows": 4,
     "max_queue": 7,
+    "prefill_tokens": 64,
     "request_timeout": 2,
     "max_requests_per_key": 3,
     "max_body": 4096,

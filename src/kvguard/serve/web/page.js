@@ -129,7 +129,8 @@
     if (!card.kvguard.allow_kv) return [["guarded", title(), body("guarded")]];
     const compressor = how.compressor.value;
     const kv = { compressor, ratio: compressor === "none" ? 0 : Number(how.ratio.value) };
-    const watch = (action) => (action === OFF ? { guard: false } : { action, point: how.point.value });
+    const point = how.point.value === card.kvguard.point ? {} : { point: how.point.value };
+    const watch = (action) => (action === OFF ? { guard: false } : { action, ...point });
     if (card.kvguard.guard) Object.assign(kv, watch(how.action.value));
     const asked = [["guarded", title(), body("guarded", kv)]];
     const plain = { compressor: "none", ...(card.kvguard.guard && watch("none")) };
