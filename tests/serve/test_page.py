@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import httpx
 import pytest
@@ -41,7 +42,7 @@ def reference():
 @pytest.fixture
 def watched(serving, reference):
     """A server as one is started: SnapKV, the reference guard, requests may choose."""
-    points = load_operating_points("models/reference")
+    points = load_operating_points(Path("models/reference"))
     names = ("snapkv", "knorm")
     return serving(guard=reference, points=points, compressors=names, limits={"hold_back": 8})
 
