@@ -44,7 +44,7 @@ def watched(serving, reference):
     """A server as one is started: SnapKV, the reference guard, requests may choose."""
     points = load_operating_points(Path("models/reference"))
     names = ("snapkv", "knorm")
-    return serving(guard=reference, points=points, compressors=names, limits={"hold_back": 8})
+    return serving(guard=reference, points=points, compressors=names, limits={"hold_back": 300})
 
 
 @pytest.fixture
@@ -274,6 +274,14 @@ def test_what_the_server_rejects_is_told_in_its_words(opened, watched):
     )
     assert all("400" in line for line in opened.said)
     opened.said.clear()
+
+
+def test_an_alarm_that_lasts_is_marked_where_it_begins(opened, watched):
+    tab = opened(watched)
+    alarms = [[{"what": "alarm", "t": t, "kept": t + 1}] if t in (1, 2, 3, 6) else [] for t in range(8)]
+    told(tab, [token(str(t), events=events, state="safe") for t, events in enumerate(alarms)])
+    sample(tab)
+    expect(tab.locator(".text").first).to_have_text("01alarm23456alarm7")
 
 
 @pytest.mark.parametrize("width", [360, 390, 820, 1300])

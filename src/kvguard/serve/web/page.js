@@ -222,7 +222,11 @@
       for (const event of seen.events || []) if (event.kept <= event.t) this.mark(event, t);
       this.spans.push(this.write(piece, seen));
       this.tokens.push({ ...seen, full: usage.prompt_tokens + t });
-      for (const event of seen.events || []) if (event.kept > event.t) this.mark(event, t);
+      const going = this.alarmed; // an alarm that lasts is marked where it begins
+      this.alarmed = (seen.events || []).some(({ what, kept, t }) => what === "alarm" && kept > t);
+      for (const event of seen.events || []) {
+        if (event.kept > event.t && !(going && event.what === "alarm")) this.mark(event, t);
+      }
       this.due ??= requestAnimationFrame(() => this.draw());
     }
 
