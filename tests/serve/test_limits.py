@@ -332,7 +332,7 @@ def test_the_memory_limit_holds_and_rows_are_counted_compressed(tight, action):
 @pytest.mark.parametrize("action", ["restore", "rollback"])
 def test_a_stream_that_was_preempted_is_the_one_that_was_not(tight, action):
     server = tight(action, hold_back=2)
-    client, texts, preempted = server.client(), {}, []
+    client, texts, events, preempted = server.client(), {}, {}, []
 
     def ask(number):
         chunks = client.completions.create(
@@ -342,9 +342,11 @@ def test_a_stream_that_was_preempted_is_the_one_that_was_not(tight, action):
             temperature=0,
             stream=True,
             extra_body={"ignore_eos": True},
+            stream_options={"kvguard": True},
         )
         told = [chunk.choices[0] for chunk in chunks]
         texts[number] = "".join(choice.text for choice in told)
+        events[number] = [choice.model_extra["kvguard"].get("events") for choice in told[:-1]]
         preempted.append(told[-1].model_extra["kvguard"]["preempted"])
 
     ask("alone")
@@ -355,6 +357,8 @@ def test_a_stream_that_was_preempted_is_the_one_that_was_not(tight, action):
         thread.join()
     assert len(texts) == 8
     assert len(set(texts.values())) == 1
+    assert len(events["alone"]) == 20
+    assert all(each == events["alone"] for each in events.values())  # each token told once, as it was alone
     assert sum(preempted) > 0
     assert "kvguard:num_preemptions_total" in httpx.get(f"{server.base}/metrics").text
 

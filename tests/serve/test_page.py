@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import httpx
 import pytest
 
 from kvguard import Guard
+from kvguard.guard.bundle import load_operating_points
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip(
@@ -40,7 +42,9 @@ def reference():
 @pytest.fixture
 def watched(serving, reference):
     """A server as one is started: SnapKV, the reference guard, requests may choose."""
-    return serving(guard=reference, compressors=("snapkv", "knorm"), limits={"hold_back": 8})
+    points = load_operating_points(Path("models/reference"))
+    names = ("snapkv", "knorm")
+    return serving(guard=reference, points=points, compressors=names, limits={"hold_back": 300})
 
 
 @pytest.fixture
@@ -118,8 +122,12 @@ def test_an_alarm_and_what_was_done_are_marked_where_they_were(opened, watched, 
     tab.locator("select[name=action]").select_option(action)
     tab.locator("input[name=ratio]").fill("0.875")
     expect(tab.locator("output[name=share]")).to_have_text("88 %")
+    tab.locator("select[name=point]").select_option("conservative")
     tab.locator("input[name=beside]").uncheck()
-    sample(tab)
+    with tab.expect_request("**/v1/chat/completions") as request:
+        sample(tab)
+    asked = {"compressor": "snapkv", "ratio": 0.875, "action": action, "point": "conservative"}
+    assert request.value.post_data_json["kv"] == asked
     expect(tab.locator(DONE)).to_have_count(1)
     marks = tab.locator(".text .mark").all_inner_texts()
     assert any("alarm" in mark for mark in marks)
@@ -266,6 +274,14 @@ def test_what_the_server_rejects_is_told_in_its_words(opened, watched):
     )
     assert all("400" in line for line in opened.said)
     opened.said.clear()
+
+
+def test_an_alarm_that_lasts_is_marked_where_it_begins(opened, watched):
+    tab = opened(watched)
+    alarms = [[{"what": "alarm", "t": t, "kept": t + 1}] if t in (1, 2, 3, 6) else [] for t in range(8)]
+    told(tab, [token(str(t), events=events, state="safe") for t, events in enumerate(alarms)])
+    sample(tab)
+    expect(tab.locator(".text").first).to_have_text("01alarm23456alarm7")
 
 
 @pytest.mark.parametrize("width", [360, 390, 820, 1300])

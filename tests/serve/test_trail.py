@@ -82,6 +82,34 @@ def test_the_text_of_tokens_that_are_traced_is_that_of_those_that_are_not(server
     assert sum(tokens) == whole.usage.completion_tokens
 
 
+def test_a_token_that_is_traced_has_its_own_log_probabilities(server, prompts):
+    client = server.client()
+    how = {
+        "model": "reference",
+        "prompt": prompts[0],
+        "max_tokens": 6,
+        "temperature": 0,
+        "logprobs": 1,
+        "echo": True,
+    }
+    whole = client.completions.create(**how).choices[0]
+    chunks = list(client.completions.create(stream=True, stream_options={"kvguard": True}, **how))
+    told = [chunk.choices[0] for chunk in chunks if "hazard" in chunk.model_extra["kvguard"]]
+    counts = [len(choice.logprobs.tokens) for choice in told]
+    n_prompt = len(whole.logprobs.tokens) - 6
+    assert counts == [n_prompt + 1, 1, 1, 1, 1, 1]
+    assert [token for choice in told for token in choice.logprobs.tokens] == whole.logprobs.tokens
+    assert "".join(choice.text for choice in told) == whole.text
+
+
+def test_a_prompt_that_is_only_asked_about_has_no_tokens_to_be_told_of(server, prompts):
+    how = {"model": "reference", "prompt": prompts[0], "max_tokens": 0, "logprobs": 1, "echo": True}
+    stream = server.client().completions.create(stream=True, stream_options={"kvguard": True}, **how)
+    chunks = list(stream)
+    assert not any("hazard" in chunk.model_extra.get("kvguard", {}) for chunk in chunks)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == prompts[0]
+
+
 def test_what_is_not_asked_for_is_not_told(server, prompts):
     messages = [{"role": "user", "content": prompts[0]}]
     body = {**GREEDY, "messages": messages, "stream": True, "stream_options": {"kvguard": False}}

@@ -23,13 +23,18 @@ def _offer(served: Served) -> Json:
     """Return how requests are served that choose nothing, and what others may choose."""
     choosing, guard, condition = served.limits.choosing, served.guard, served.condition
     own = [condition.compressor]
+    points = {served.point: guard.point} if guard is not None else {}
+    if choosing and guard is not None:
+        points |= served.points
     return {
         "compressor": condition.compressor,
         "ratio": condition.ratio,
         "guard": guard is not None,
         "action": served.action.value if guard is not None else None,
-        "thresholds": [guard.point.tau_low, guard.point.tau_high] if guard is not None else None,
-        "hold_back": served.limits.hold_back,
+        "point": served.point if guard is not None else None,
+        "points": {
+            name: {"tau_low": point.tau_low, "tau_high": point.tau_high} for name, point in points.items()
+        },
         "chat": served.loaded.has_chat,
         "max_tokens": served.usual_tokens,
         "bytes_per_token": entry_bytes(served.loaded.model),

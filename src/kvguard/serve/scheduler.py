@@ -355,8 +355,8 @@ class Scheduler:
         elif found.stop_reason != "cancelled":
             found = unsaid(found) if ticket.ask.silent else found
             begin = max(row.course.sent, len(ticket.sent))
-            done = Done(found, row.course, row.kept, row.draft.said(begin), row.draft.seen(begin))
-            self._told.append((ticket, done))
+            said, seen = row.draft.said(begin), row.draft.seen(begin, len(found.token_ids))
+            self._told.append((ticket, Done(found, row.course, row.kept, said, seen)))
 
     def _take_back(self, row: _Row) -> None:
         """Let a text that was preempted wait again, before all that came after it."""

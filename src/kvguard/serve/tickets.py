@@ -71,8 +71,8 @@ class Ask:
     guarding: Guarding
     stops: StopStrings | None
     streamed: bool
-    traced: bool = False
     sampler: Sampler = greedy
+    traced: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: str = ""

@@ -78,7 +78,7 @@
     byId("key").focus();
   }
 
-  function offer({ allow_kv, compressor, ratio, compressors, guard, action, actions, max_tokens }) {
+  function offer({ allow_kv, compressor, ratio, compressors, guard, action, actions, point, points, max_tokens }) {
     const fill = (select, values, names, chosen) => {
       select.replaceChildren(...values.map((value) => new Option(names[value] || value, value)));
       select.value = chosen;
@@ -88,6 +88,7 @@
     how.ratio.value = ratio;
     const guards = allow_kv && guard ? [...actions, OFF] : [guard ? action : OFF];
     fill(how.action, guards, guard ? ACTIONS : { off: "none: started without --guard" }, guard ? action : OFF);
+    fill(how.point, guard ? Object.keys(points) : [OFF], { off: "none" }, guard ? point : OFF);
     how.tokens.value = max_tokens;
     how.tokens.max = card.max_model_len;
     for (const name of ["compressor", "ratio", "action", "beside"]) how[name].disabled = !allow_kv;
@@ -100,6 +101,7 @@
 
   function tellSettings() {
     const compressed = how.compressor.value !== "none";
+    how.point.disabled = !card.kvguard.allow_kv || how.action.value === OFF;
     how.ratio.disabled = !card.kvguard.allow_kv || !compressed;
     how.share.value = compressed ? percent(how.ratio.value) : "-";
     how.heat.value = Number(how.temperature.value).toFixed(1);
@@ -127,9 +129,11 @@
     if (!card.kvguard.allow_kv) return [["guarded", title(), body("guarded")]];
     const compressor = how.compressor.value;
     const kv = { compressor, ratio: compressor === "none" ? 0 : Number(how.ratio.value) };
-    if (card.kvguard.guard) Object.assign(kv, how.action.value === OFF ? { guard: false } : { action: how.action.value });
+    const point = how.point.value === card.kvguard.point ? {} : { point: how.point.value };
+    const watch = (action) => (action === OFF ? { guard: false } : { action, ...point });
+    if (card.kvguard.guard) Object.assign(kv, watch(how.action.value));
     const asked = [["guarded", title(), body("guarded", kv)]];
-    const plain = { compressor: "none", ...(card.kvguard.guard && { action: "none" }) };
+    const plain = { compressor: "none", ...(card.kvguard.guard && watch("none")) };
     const watched = card.kvguard.guard ? "only watched" : "not watched";
     if (how.beside.checked) asked.push(["full", ["Uncompressed", watched], body("full", plain)]);
     return asked;
@@ -143,7 +147,7 @@
     turn.querySelector(".question").textContent = prompt;
     byId("talk").append(turn);
     const asked = requests(prompt).map(([side, name, body]) => {
-      const column = new Column(name, card.kvguard);
+      const column = new Column(name, card.kvguard.points[how.point.value], card.kvguard.bytes_per_token);
       turn.querySelector(".pair").append(column.root);
       return answer(side, column, body, prompt);
     });
@@ -183,13 +187,13 @@
   // ---- an answer as it is written
 
   class Column {
-    constructor([name, sort], { thresholds, bytes_per_token }) {
+    constructor([name, sort], point, bytes) {
       this.root = byId("column").content.cloneNode(true).firstElementChild;
       this.part = (selector) => this.root.querySelector(selector);
       this.tokens = []; // what was told of each, with full: the entries of a full cache
       this.spans = [];
       this.marks = []; // [token, kind]
-      this.bytes = bytes_per_token;
+      this.bytes = bytes;
       this.begun = performance.now();
       this.part("h3").textContent = name;
       this.part(".sort").textContent = sort;
@@ -197,7 +201,7 @@
       this.text = this.part(".text");
       this.text.classList.add("live");
       this.text.setAttribute("aria-label", `${name}: its tokens; walk them with the arrow keys`);
-      this.taus = thresholds || [];
+      this.taus = point ? [point.tau_low, point.tau_high] : [];
       this.text.addEventListener("pointerover", ({ target }) => this.point(this.spans.indexOf(target)));
       this.text.addEventListener("click", ({ target }) => this.point(this.spans.indexOf(target)));
       this.text.addEventListener("keydown", (press) => this.walk(press));
@@ -218,7 +222,11 @@
       for (const event of seen.events || []) if (event.kept <= event.t) this.mark(event, t);
       this.spans.push(this.write(piece, seen));
       this.tokens.push({ ...seen, full: usage.prompt_tokens + t });
-      for (const event of seen.events || []) if (event.kept > event.t) this.mark(event, t);
+      const going = this.alarmed; // an alarm that lasts is marked where it begins
+      this.alarmed = (seen.events || []).some(({ what, kept, t }) => what === "alarm" && kept > t);
+      for (const event of seen.events || []) {
+        if (event.kept > event.t && !(going && event.what === "alarm")) this.mark(event, t);
+      }
       this.due ??= requestAnimationFrame(() => this.draw());
     }
 
