@@ -237,10 +237,24 @@ class Scheduler:
                 done = filling.work.step()
             if done is not None:
                 self._filling = None
-                self._add(filling, done)
+                for each in (filling, *self._twins(filling)):
+                    self._add(each, done)
         except Exception as error:
             self._let_go(filling)
             self._fail(filling.ticket, error)
+
+    def _twins(self, filling: _Filling) -> list[_Filling]:
+        """Take the other texts of a prompt that wait next and find room: one prefill serves them all."""
+        ticket, twins = filling.ticket, list[_Filling]()
+        while len(self._rows) + 1 + len(twins) < self._limits.rows:
+            twin = self._waiting.take(
+                lambda other: other.ask.ids is ticket.ask.ids and _entries(other) <= self.room.left
+            )
+            if twin is None:
+                break
+            self.room.taken += _entries(twin)
+            twins.append(replace(filling, ticket=twin, entries=_entries(twin)))
+        return twins
 
     def _add(self, filling: _Filling, done: Prefill) -> None:
         """Let a text join the batch at the next step."""
