@@ -68,8 +68,16 @@ class Choosing(_Asked):
     point: Literal["conservative", "balanced", "aggressive"] | None = None
 
 
+def _neutral(schema: dict[str, Any]) -> None:
+    """Enter what is not supported, with the values that are taken all the same."""
+    for name, values in _NEUTRAL.items():
+        schema["properties"].setdefault(name, {"enum": [None, *values], "description": "Not supported."})
+
+
 class Generation(_Asked):
     """What both endpoints that generate take."""
+
+    model_config = ConfigDict(json_schema_extra=_neutral)
 
     model: Word
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
