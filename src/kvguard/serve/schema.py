@@ -55,7 +55,8 @@ def described(app: FastAPI, model: str, locked: bool) -> Json:
         A key is asked for.
     """
     version = importlib.metadata.version("kvguard")
-    schema = get_openapi(title="kvguard", version=version, routes=app.routes, description=_ABOUT)
+    routes = [route for route in app.routes if getattr(route, "path", "/") != "/"]  # which is a page
+    schema = get_openapi(title="kvguard", version=version, routes=routes, description=_ABOUT)
     components = schema.setdefault("components", {})
     taken = models_json_schema([(kind, "validation") for kind in _TAKEN], ref_template=_REF)[1]["$defs"]
     served = {"type": "string", "enum": [model]}
