@@ -245,7 +245,8 @@ def _tokens(app: FastAPI, service: Service) -> None:
         if request.messages is not None:
             ids = await service.encoding(served.encode_chat, request.messages)
         else:
-            ids = await service.encoding(served.encode, request.prompt or "")
+            special = request.add_special_tokens is not False
+            ids = await service.encoding(served.tokenize, request.prompt or "", special)
         return {"count": len(ids), "max_model_len": served.window, "tokens": ids}
 
     @app.post("/detokenize", **told(answers.Detokenized, DetokenizeRequest))
