@@ -199,12 +199,11 @@ class Served:
                 )
             )
         if isinstance(request, CompletionRequest) and request.echo:
-            pairs = zip(asks, request.prompts, strict=True)
-            asks = [self._echoing(ask, request, prompt) for ask, prompt in pairs]
+            asks = [self._echoing(ask, request, prompt) for ask, prompt in zip(asks, request.prompts)]
         drawn = samplers(request, len(asks) * n, self._plain.vocabulary)
         return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(drawn)]
 
-    def _echoing(self, ask: Ask, request: CompletionRequest, prompt: str | list[int]) -> Ask:
+    def _echoing(self, ask: Ask, request: CompletionRequest, prompt: str | Sequence[int]) -> Ask:
         """Return an ask whose answer begins with its prompt."""
         text = prompt if isinstance(prompt, str) else self.decode(prompt)
         own = None if request.silent else ask.logprobs
