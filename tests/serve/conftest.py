@@ -21,6 +21,7 @@ from kvguard.models.load import LoadedModel
 from kvguard.models.reference import REFERENCE_PATHS
 from kvguard.serve.app import create_app
 from kvguard.serve.limits import Limits
+from kvguard.serve.punctual import Punctual
 from kvguard.serve.served import Served
 from kvguard.tasks import sample_prompts
 
@@ -107,7 +108,8 @@ class Running:
 @contextlib.contextmanager
 def running(served, keys=(), log_text=False):
     app = create_app(served, keys, log_text)
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on")
+    how = {"http": Punctual, "ws": "none"}
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on", **how)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

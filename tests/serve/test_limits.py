@@ -285,6 +285,23 @@ def test_a_request_that_takes_too_long_is_504(serving):
     assert hasty.scheduler.room.taken == 0
 
 
+def test_a_request_that_waits_too_long_is_504_too(serving):
+    hasty, answers = serving(limits={"timeout": 0.5, "rows": 1}), []
+    body = {**TEXT, "max_tokens": 900, "ignore_eos": True}
+
+    def ask():
+        answers.append(httpx.post(f"{hasty.base}/v1/completions", json=body, timeout=60))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {is_error(answer, 504)["code"] for answer in answers} == {"timeout"}
+    assert hasty.idle()
+    assert httpx.post(f"{hasty.base}/v1/completions", json=TEXT, timeout=60).status_code == 200
+
+
 @pytest.fixture
 def tight(serving, guards):
     """A server with room for six compressed texts, or for three restored ones; and what it came to hold."""

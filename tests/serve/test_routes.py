@@ -42,6 +42,18 @@ def test_tokens_and_text_are_inverse(server, text):
     assert back == {"prompt": text}
 
 
+def test_a_control_token_is_told_by_its_name_and_stays_text_in_a_text(server, loaded):
+    def tokens(**asked):
+        return httpx.post(f"{server.base}/tokenize", json=asked).json()["tokens"]
+
+    eos = loaded.tokenizer.eos_token
+    assert tokens(prompt=eos, add_special_tokens=False) == [loaded.tokenizer.eos_token_id]
+    assert loaded.tokenizer.eos_token_id not in tokens(prompt=f"{eos} is text here")
+    plain = tokens(prompt="Two and two", add_special_tokens=False)
+    assert plain == loaded.tokenizer("Two and two", add_special_tokens=False)["input_ids"]
+    assert tokens(prompt="Two and two") == loaded.tokenizer("Two and two")["input_ids"]
+
+
 def test_a_tokenized_chat_is_the_prompt_that_is_generated_from(server):
     tokens = httpx.post(f"{server.base}/tokenize", json={"messages": CHAT["messages"]}).json()
     usage = server.client().chat.completions.create(**CHAT).usage

@@ -49,8 +49,13 @@ class Encoder:
     end_ids: tuple[int, ...]
     vocabulary: int
 
-    def encode(self, prompt: str | Mapping[str, Any]) -> list[int]:
+    def encode(self, prompt: str | Mapping[str, Any], special: bool = True) -> list[int]:
         """Return the token ids of a prompt, see :meth:`kvguard.models.load.LoadedModel.encode`.
+
+        Parameters
+        ----------
+        special
+            With what the tokenizer puts around a text that goes through no chat template: BOS, say.
 
         Raises
         ------
@@ -61,7 +66,7 @@ class Encoder:
         if self.tokenizer.chat_template is None:
             text = prompt if isinstance(prompt, str) else prompt["text"]
             mark = _mark([_checked(text)])
-            ids = self._ids(self._broken(text, mark), mark, special=True)
+            ids = self._ids(self._broken(text, mark), mark, special)
         else:
             chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt["messages"]
             contents = [_checked(message.get("content")) for message in chat]

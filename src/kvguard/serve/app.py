@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from kvguard.serve import answers
 from kvguard.serve.card import card
 from kvguard.serve.errors import Rejected
 from kvguard.serve.gate import Gate
@@ -30,6 +31,7 @@ from kvguard.serve.protocol import (
 )
 from kvguard.serve.responses import Json, Shape, event
 from kvguard.serve.scheduler import Scheduler, Told
+from kvguard.serve.schema import schema_of, told
 from kvguard.serve.served import Served
 from kvguard.serve.tickets import Done, Ticket, Update
 
@@ -207,6 +209,7 @@ def create_app(served: Served, keys: Sequence[str] = (), log_text: bool = False)
     async def at_front() -> Response:
         return front
 
+    schema_of(app, served.name, bool(keys))
     return app
 
 
@@ -214,7 +217,7 @@ def _generation(app: FastAPI, service: Service) -> None:
     """Add the routes that generate."""
     served = service.served
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", **told(answers.Completion, CompletionRequest, streams=True))
     async def completions(http: Request) -> Response:
         request = read(CompletionRequest, await http.body())
         served.check_model(request.model)
@@ -223,7 +226,7 @@ def _generation(app: FastAPI, service: Service) -> None:
         prompts = [await service.encoding(served.encode, prompt) for prompt in request.prompts]
         return await service.generate(http, request, prompts, chat=False)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", **told(answers.ChatCompletion, ChatRequest, streams=True))
     async def chat(http: Request) -> Response:
         request = read(ChatRequest, await http.body())
         served.check_model(request.model)
@@ -235,23 +238,24 @@ def _tokens(app: FastAPI, service: Service) -> None:
     """Add the routes about the tokenizer."""
     served = service.served
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", **told(answers.Tokenized, TokenizeRequest))
     async def tokenize(http: Request) -> Json:
         request = read(TokenizeRequest, await http.body())
         served.check_model(request.model or served.name)
         if request.messages is not None:
             ids = await service.encoding(served.encode_chat, request.messages)
         else:
-            ids = await service.encoding(served.encode, request.prompt or "")
+            special = request.add_special_tokens is not False
+            ids = await service.encoding(served.tokenize, request.prompt or "", special)
         return {"count": len(ids), "max_model_len": served.window, "tokens": ids}
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", **told(answers.Detokenized, DetokenizeRequest))
     async def detokenize(http: Request) -> Json:
         request = read(DetokenizeRequest, await http.body())
         served.check_model(request.model or served.name)
         return {"prompt": await service.encoding(served.detokenize, request.tokens)}
 
-    @app.get("/tokenizer_info")
+    @app.get("/tokenizer_info", **told(answers.TokenizerInfo))
     async def tokenizer_info() -> Json:
         tokenizer = served.loaded.tokenizer
         special = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -264,26 +268,26 @@ def _operations(app: FastAPI, service: Service) -> None:
     """Add the routes about the server itself."""
     served = service.served
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **told(answers.ModelList))
     async def models() -> Json:
         return {"object": "list", "data": [card(served, service.started)]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", **told(answers.ModelCard))
     async def model(name: str) -> Json:
         served.check_model(name)
         return card(served, service.started)
 
-    @app.get("/health")
+    @app.get("/health", **told(answers.Health))
     async def health() -> Json:
         if not service.scheduler.alive:
             raise Rejected("the scheduler does not run", status=503)
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/version")
+    @app.get("/version", **told(answers.Version))
     async def version() -> Json:
         return {"version": importlib.metadata.version("kvguard")}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvguard.engine.memory import out_of_memory
+
 
 class Rejected(Exception):
     """A request is not served; what its client is told.
@@ -42,3 +44,22 @@ class Rejected(Exception):
         said = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         clean = {k: v and v.encode("utf-8", "replace").decode("utf-8") for k, v in said.items()}
         return {"error": clean}
+
+
+def late(seconds: float) -> Rejected:
+    """Return what those are told whose time is over."""
+    message = f"not done within {seconds:g} seconds: ask for fewer tokens, or try again later"
+    return Rejected(message, status=504, code="timeout")
+
+
+def diverged() -> Rejected:
+    """Return what those are told whose text, once begun again, is not what they have of it."""
+    message = "this text was preempted and came to other tokens than those sent: ask again"
+    return Rejected(message, status=503, retry_after=1)
+
+
+def broken(error: Exception) -> Rejected:
+    """Return what those are told in whose midst something failed."""
+    if isinstance(error, RuntimeError) and out_of_memory(error):
+        return Rejected("the server's memory ran out", status=503, code="out_of_memory", retry_after=5)
+    return Rejected("the server failed; its log says why", status=500, code="internal_error")

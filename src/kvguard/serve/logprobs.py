@@ -113,7 +113,7 @@ def _head(model: PreTrainedModel, states: Tensor) -> Tensor:
     """
 
     def replaced(*_: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=states[None])
+        return BaseModelOutputWithPast(last_hidden_state=states[None])  # type: ignore[arg-type]
 
     hook = model.base_model.register_forward_hook(replaced)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -68,13 +68,21 @@ class Choosing(_Asked):
     point: Literal["conservative", "balanced", "aggressive"] | None = None
 
 
+def _neutral(schema: dict[str, Any]) -> None:
+    """Enter what is not supported, with the values that are taken all the same."""
+    for name, values in _NEUTRAL.items():
+        schema["properties"].setdefault(name, {"enum": [None, *values], "description": "Not supported."})
+
+
 class Generation(_Asked):
     """What both endpoints that generate take."""
+
+    model_config = ConfigDict(json_schema_extra=_neutral)
 
     model: Word
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Share | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -142,7 +150,7 @@ class CompletionRequest(Generation):
         return self.logprobs
 
     @property
-    def prompts(self) -> list[str] | list[list[int]]:
+    def prompts(self) -> Sequence[str | list[int]]:
         """One or more prompts."""
         if isinstance(self.prompt, str):
             return [self.prompt]
@@ -215,11 +223,14 @@ class TokenizeRequest(_Asked):
     model: Word | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give prompt or messages")
+        if self.messages is not None and self.add_special_tokens is not None:
+            raise ValueError("add_special_tokens goes with prompt: the chat template says what messages get")
         return self
 
 

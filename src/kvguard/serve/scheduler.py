@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvguard.engine.batch import Batch
-from kvguard.engine.memory import out_of_memory
 from kvguard.engine.prefill import Prefill, Prefilling
 from kvguard.engine.presses import attention_for
 from kvguard.engine.requests import Request
@@ -27,7 +26,7 @@ from kvguard.errors import KvguardError
 from kvguard.guard.actions import Guarded, GuardedStep
 from kvguard.guard.settings import GuardParams
 from kvguard.serve.drafts import Draft
-from kvguard.serve.errors import Rejected
+from kvguard.serve.errors import Rejected, broken, diverged, late
 from kvguard.serve.guarding import Course, ServedRun
 from kvguard.serve.limits import Limits
 from kvguard.serve.logprobs import PromptReader, Said, read_some
@@ -187,12 +186,12 @@ class Scheduler:
     def _drop(self) -> None:
         """Let go of what waits, or is prefilled, for nobody or for too long."""
         now = time.monotonic()
-        late = self._waiting.sort_out(now)
+        overdue = self._waiting.sort_out(now)
         filling = self._filling
         if filling is not None and (filling.ticket.cancelled or filling.ticket.deadline <= now):
-            late += [filling.ticket] * (not filling.ticket.cancelled)
+            overdue += [filling.ticket] * (not filling.ticket.cancelled)
             self._let_go(filling)
-        self._told += [(each, _late(self._limits)) for each in late]
+        self._told += [(each, late(self._limits.timeout)) for each in overdue]
 
     def _let_go(self, filling: _Filling) -> None:
         self._filling = None
@@ -228,7 +227,7 @@ class Scheduler:
             self._told.append((ticket, Rejected(str(error), param="prompt")))
         else:
             _log.error("a prompt of %d tokens could not be prefilled", len(ticket.ask.ids), exc_info=error)
-            self._told.append((ticket, _broken(error)))
+            self._told.append((ticket, broken(error)))
 
     def _fill(self, filling: _Filling) -> None:
         """Prefill one piece; after the last one the text joins the batch at the next step."""
@@ -237,10 +236,24 @@ class Scheduler:
                 done = filling.work.step()
             if done is not None:
                 self._filling = None
-                self._add(filling, done)
+                for each in (filling, *self._twins(filling)):
+                    self._add(each, done)
         except Exception as error:
             self._let_go(filling)
             self._fail(filling.ticket, error)
+
+    def _twins(self, filling: _Filling) -> list[_Filling]:
+        """Take the other texts of a prompt that wait next and find room: one prefill serves them all."""
+        ticket, twins = filling.ticket, list[_Filling]()
+        while len(self._rows) + 1 + len(twins) < self._limits.rows:
+            twin = self._waiting.take(
+                lambda other: other.ask.ids is ticket.ask.ids and _entries(other) <= self.room.left
+            )
+            if twin is None:
+                break
+            self.room.taken += _entries(twin)
+            twins.append(replace(filling, ticket=twin, entries=_entries(twin)))
+        return twins
 
     def _add(self, filling: _Filling, done: Prefill) -> None:
         """Let a text join the batch at the next step."""
@@ -327,14 +340,14 @@ class Scheduler:
             self._told.append((ticket, fresh))
         else:
             ticket.cancelled = True
-            self._told.append((ticket, _diverged()))
+            self._told.append((ticket, diverged()))
 
     def _end_rows(self) -> None:
         """End the rows that nobody waits for, and those that are late."""
         now = time.monotonic()
         for number, row in self._rows.items():
             if row.ticket.deadline <= now and not row.ticket.cancelled:
-                self._told.append((row.ticket, _late(self._limits)))
+                self._told.append((row.ticket, late(self._limits.timeout)))
                 row.ticket.cancelled = True
             if row.ticket.cancelled:
                 self._batch.cancel(number)
@@ -351,7 +364,7 @@ class Scheduler:
             message = f"the model's logits after {len(found.token_ids)} tokens are NaN"
             self._told.append((ticket, Rejected(message, status=500, code="invalid_logits")))
         elif not ticket.cancelled and not ticket.came_to(found.token_ids.tolist()):
-            self._told.append((ticket, _diverged()))
+            self._told.append((ticket, diverged()))
         elif found.stop_reason != "cancelled":
             found = unsaid(found) if ticket.ask.silent else found
             begin = max(row.course.sent, len(ticket.sent))
@@ -369,32 +382,10 @@ class Scheduler:
     def _collapse(self, error: Exception) -> None:
         """Fail all rows, and go on with an empty batch."""
         _log.exception("a step of %d rows failed", len(self._rows))
-        self._told += [(row.ticket, _broken(error)) for row in self._rows.values()]
+        self._told += [(row.ticket, broken(error)) for row in self._rows.values()]
         if self._filling is not None:
-            self._told.append((self._filling.ticket, _broken(error)))
+            self._told.append((self._filling.ticket, broken(error)))
         self._begin()
 
     def _bytes(self) -> int:
         return self._batch.cache.nbytes if self._rows and hasattr(self._batch, "cache") else 0
-
-
-def _late(limits: Limits) -> Rejected:
-    return Rejected(
-        f"not done within {limits.timeout:g} seconds: ask for fewer tokens, or try again later",
-        status=504,
-        code="timeout",
-    )
-
-
-def _diverged() -> Rejected:
-    return Rejected(
-        "this text was preempted and came to other tokens than those sent: ask again",
-        status=503,
-        retry_after=1,
-    )
-
-
-def _broken(error: Exception) -> Rejected:
-    if isinstance(error, RuntimeError) and out_of_memory(error):
-        return Rejected("the server's memory ran out", status=503, code="out_of_memory", retry_after=5)
-    return Rejected("the server failed; its log says why", status=500, code="internal_error")

@@ -111,7 +111,7 @@ class Served:
     def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> list[int]:
         """Return the token ids of a prompt as it is; control tokens that stand in a text are text."""
         if isinstance(prompt, str):
-            return self._encoded(self._plain, {"text": prompt})
+            return self._encoded(lambda: self._plain.encode(prompt))
         size = self._plain.vocabulary
         stray = next((token for token in prompt if token >= size), None)
         if stray is not None:
@@ -123,13 +123,24 @@ class Served:
         if not self.loaded.has_chat:
             raise Rejected(f"{self.name} has no chat template: use /v1/completions", param="messages")
         chat = {"messages": [message.plain for message in messages]}
-        return self._encoded(self.loaded, chat, "messages")
+        return self._encoded(lambda: self.loaded.encode(chat), "messages")
 
-    def _encoded(
-        self, encoder: Encoder | LoadedModel, prompt: dict[str, Any], param: str = "prompt"
-    ) -> list[int]:
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the token ids of a text; one that is a control token and nothing else is that token.
+
+        Parameters
+        ----------
+        special
+            With what the tokenizer puts around it.
+        """
+        for token, added in self.loaded.tokenizer.added_tokens_decoder.items():
+            if added.special and text == str(added):
+                return [token]
+        return self._encoded(lambda: self._plain.encode(text, special))
+
+    def _encoded(self, encode: Callable[[], list[int]], param: str = "prompt") -> list[int]:
         try:
-            return encoder.encode(prompt)
+            return encode()
         except KvguardError as error:
             raise Rejected(str(error), param=param) from None
 
@@ -188,12 +199,11 @@ class Served:
                 )
             )
         if isinstance(request, CompletionRequest) and request.echo:
-            pairs = zip(asks, request.prompts, strict=True)
-            asks = [self._echoing(ask, request, prompt) for ask, prompt in pairs]
+            asks = [self._echoing(ask, request, prompt) for ask, prompt in zip(asks, request.prompts)]
         drawn = samplers(request, len(asks) * n, self._plain.vocabulary)
         return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(drawn)]
 
-    def _echoing(self, ask: Ask, request: CompletionRequest, prompt: str | list[int]) -> Ask:
+    def _echoing(self, ask: Ask, request: CompletionRequest, prompt: str | Sequence[int]) -> Ask:
         """Return an ask whose answer begins with its prompt."""
         text = prompt if isinstance(prompt, str) else self.decode(prompt)
         own = None if request.silent else ask.logprobs

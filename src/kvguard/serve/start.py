@@ -16,6 +16,7 @@ import uvicorn
 from kvguard.errors import KvguardError
 from kvguard.serve import logs
 from kvguard.serve.app import create_app
+from kvguard.serve.punctual import Punctual
 
 if TYPE_CHECKING:
     from kvguard.serve.served import Served
@@ -112,6 +113,8 @@ def run(served: Served, host: str, port: int, keys: Sequence[str], log_text: boo
         log_config=None,
         access_log=False,
         lifespan="on",
+        http=Punctual,
+        ws="none",
         server_header=False,
         timeout_keep_alive=30,
     )
