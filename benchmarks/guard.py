@@ -34,6 +34,7 @@ from kvguard.guard.watch import HazardTrigger, Watch
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.params import load_params
+from kvguard.studies.catastrophes.protocols import HEADLINE
 
 CONDITION = Condition("snapkv", 0.5)
 POINT = ControllerParams(tau_low=0.1, tau_high=0.3, k_escalate=3, j_deescalate=8)
@@ -100,7 +101,7 @@ def main(model: str, batch: int, tokens: int, threads: int, device: str, hazard:
     spec = params.spec(model)
     loaded = load_model(model, spec, device)
     try:
-        hazard_model = HazardModel.load(hazard or layout.trained(model, "v2"))
+        hazard_model = HazardModel.load(hazard or layout.trained(model, HEADLINE))
     except KvguardError as error:
         raise click.ClickException(str(error)) from None
     prompts = params.task(model).prompts(batch, params.seed + 1)

@@ -10,15 +10,28 @@ from kvguard import cli as commands
 from kvguard.store.tables import read_table
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+# Each is longer than SnapKV's window, also where no chat template adds to it.
 PROMPTS = [
-    {"prompt": "What is the capital of France?", "answer": "Paris"},
-    {"prompt": "Name three fruits."},
     {
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}],
+        "prompt": "Many people visit Paris, Lyon and Nice every year. What is the capital of France?",
+        "answer": "Paris",
+    },
+    {"prompt": "A friend of mine goes to the market and wants to buy fruit there. Name three fruits."},
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief, and answer with one number and nothing else at all."},
+            {"role": "user", "content": "I had 2 pens and got 2 more. How many is 2 + 2?"},
+        ],
         "answer": 4,
     },
-    {"prompt": "Which planet is called the red planet?", "answers": ["Mars", "the planet Mars"]},
-    {"prompt": "Write a sentence about the sea.", "answer": None},
+    {
+        "prompt": "There are eight planets that go around the sun. Which of them is called the red planet?",
+        "answers": ["Mars", "the planet Mars"],
+    },
+    {
+        "prompt": "It was a warm and windy day in summer at the beach. Write a sentence about the sea.",
+        "answer": None,
+    },
 ]
 pytestmark = pytest.mark.real_model
 

@@ -42,6 +42,17 @@ class _Ending:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
+    def __call__(self, *args: Any, **how: Any) -> Any:
+        return self._tokenizer(*args, **how)
+
+
+def test_an_end_token_that_the_tokenizer_appends_is_told(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = loaded(tiny, 1, 1)
+    appending = LoadedModel("m", model.model, kinds.make("bytes", bos=False, eos=True), "")
+    assert appending.encode({"text": "a"}) == model.encode({"text": "a"})
+    appending.warn_of_doubts()
+    assert [message for message in caplog.messages if "ends every text with '<eos>'" in message]
+
 
 @pytest.mark.parametrize(
     ("named", "own", "ids", "doubts"),

@@ -34,9 +34,12 @@ def text_of(
     KvguardError
         The tokenizer fails.
     """
-    how = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": tidy}
     with foreign(_fails(tokenizer), _FIX):
-        return str(tokenizer.decode(list(token_ids), **how))
+        return str(
+            tokenizer.decode(
+                list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=tidy
+            )
+        )
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
