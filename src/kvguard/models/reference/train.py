@@ -1,7 +1,8 @@
 """Train a reference model: resumable, on a CPU or a GPU.
 
 The learning rate warms up, stays, and falls linearly to zero over the last part of the token budget;
-so a run can be resumed with another budget as long as the fall has not begun.
+so a run can be resumed with another budget as long as the fall has not begun. A run may start from the weights
+of a finished one and go on with other texts.
 """
 
 import dataclasses
@@ -12,16 +13,19 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from kvguard.errors import KvguardError
 from kvguard.models.reference.architectures import WINDOW, build_model, use_training_attention
-from kvguard.models.reference.corpus import Corpus, read_gsm8k_text, tokenizer_texts
-from kvguard.models.reference.evaluate import greedy_scores
+from kvguard.models.reference.corpus import Batch, Corpus, read_gsm8k_text, tokenizer_texts
+from kvguard.models.reference.evaluate import greedy_scores, long_scores
+from kvguard.models.reference.long import LongTexts
 from kvguard.models.reference.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
 
 OnMetrics = Callable[[dict[str, float], int], None]
+TEXTS = ("problems", "long")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +36,21 @@ class TrainSettings:
     ----------
     architecture
         ``qwen2`` or ``llama``.
-    gsm8k
-        Path of GSM8K's train.jsonl, read as running text.
     run_folder
         Where the checkpoint lives; an existing one is resumed.
+    gsm8k
+        Path of GSM8K's train.jsonl, read as running text among ``problems``, and for a new tokenizer.
+    texts
+        ``problems``, rows of short ones; or ``long``, rows that grow to the window.
+    start
+        Folder of the weights and the tokenizer to start from; without it both are made anew.
     """
 
     architecture: str
-    gsm8k: Path
     run_folder: Path
+    gsm8k: Path | None = None
+    texts: str = "problems"
+    start: Path | None = None
     seed: int = 0
     total_tokens: int = 20_000_000
     rows: int = 8
@@ -75,8 +85,10 @@ def learning_rate_share(step: int, settings: TrainSettings) -> float:
 
 
 def build_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the reference models; a function of the seed and GSM8K's text alone."""
-    return train_tokenizer(tokenizer_texts(read_gsm8k_text(settings.gsm8k), settings.seed), WINDOW)
+    """Return the tokenizer to start from; a new one is a function of the seed and GSM8K's text alone."""
+    if settings.start is not None:
+        return AutoTokenizer.from_pretrained(settings.start)
+    return train_tokenizer(tokenizer_texts(_gsm8k(settings), settings.seed), WINDOW)
 
 
 def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTrainedModel:
@@ -92,9 +104,9 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer(settings)
-    corpus = Corpus(tokenizer, read_gsm8k_text(settings.gsm8k), settings.seed)
+    batch_of = _batches(settings, tokenizer)
     with device:
-        model = build_model(settings.architecture, tokenizer)
+        model = _first_model(settings, tokenizer)
         judge = build_model(settings.architecture, tokenizer).eval()
     use_training_attention(model)
     optimizers = _optimizers(model, settings)
@@ -108,7 +120,7 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * share
-        batch = corpus.batch(step, settings.rows, settings.row_length)
+        batch = batch_of(step)
         ids = torch.from_numpy(batch.ids).to(device)
         weights = torch.from_numpy(batch.weights).to(device)
         loss = loss_of(model, ids, weights)
@@ -126,7 +138,8 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
             _report(metrics, done, on_metrics)
         if done % settings.evaluate_every == 0 or done == settings.steps:
             judge.load_state_dict(model.state_dict())
-            _report(greedy_scores(judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics)
+            scores = long_scores if settings.texts == "long" else greedy_scores
+            _report(scores(judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics)
         if time.monotonic() - saved > 60 * settings.checkpoint_minutes or done == settings.steps:
             _save(settings, model, optimizers, done)
             saved = time.monotonic()
@@ -143,6 +156,29 @@ def export(settings: TrainSettings, folder: Path) -> int:
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return int(state["step"])
+
+
+def _gsm8k(settings: TrainSettings) -> list[tuple[str, str]]:
+    if settings.gsm8k is None:
+        raise KvguardError("GSM8K's train.jsonl is needed here: name it with --gsm8k")
+    return read_gsm8k_text(settings.gsm8k)
+
+
+def _batches(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> Callable[[int], Batch]:
+    """Return what makes the batch of a step."""
+    if settings.texts == "long":
+        texts = LongTexts(tokenizer, settings.seed, settings.steps)
+        return lambda step: texts.batch(step, settings.tokens_per_step, settings.row_length)
+    corpus = Corpus(tokenizer, _gsm8k(settings), settings.seed)
+    return lambda step: corpus.batch(step, settings.rows, settings.row_length)
+
+
+def _first_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Return the model before its first step, in float32."""
+    model = build_model(settings.architecture, tokenizer)
+    if settings.start is not None:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(settings.start).state_dict())
+    return model
 
 
 def _loss(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

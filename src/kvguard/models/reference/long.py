@@ -1,0 +1,64 @@
+"""Training rows of long texts: a text, then several questions about it, as turns of one chat.
+
+Rows grow over the training, from :data:`SHORTEST` tokens to the whole window. Batch ``i`` depends on the seed and
+``i`` alone, as in :mod:`kvguard.models.reference.corpus`.
+"""
+
+from random import Random
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from kvguard.models.reference.corpus import Batch, encoder
+from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
+from kvguard.tasks import longarith
+
+SHORTEST = 256
+_TOKENS_PER_SENTENCE = 9.3  # 9.0 on average: a text of 2,048 tokens never lacks its first answer
+_TURN_TOKENS = 70  # one question with its answer
+_FULL_AT = 0.5  # share of the training after which rows are as long as they come
+
+
+class LongTexts:
+    """Makes the batches that continue a training on long texts."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
+        self._encode = encoder(tokenizer)
+        self._pad = tokenizer.pad_token_id
+        self._seed = seed
+        self._steps = steps
+
+    def batch(self, index: int, n_tokens: int, longest: int) -> Batch:
+        """Return batch ``index``: rows of one length, ``n_tokens`` in all."""
+        rng = Random(f"long/{self._seed}/{index}")
+        length = self._length(rng, index, longest)
+        rows = [self._row(rng, length) for _ in range(max(1, n_tokens // length))]
+        ids, weights = zip(*rows, strict=True)
+        return Batch(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32))
+
+    def _length(self, rng: Random, index: int, longest: int) -> int:
+        """Return a row length: half of the batches have the longest of their time, the others any below it."""
+        grown = min(1.0, index / (_FULL_AT * self._steps))
+        bound = round(SHORTEST * (longest / SHORTEST) ** grown)
+        return bound if rng.random() < 0.5 else rng.randint(SHORTEST, bound)
+
+    def _row(self, rng: Random, length: int) -> tuple[list[int], list[float]]:
+        """Return one chat cut to ``length``: its text takes all but one turn, or leaves room for many."""
+        room = length - _TURN_TOKENS * rng.choice((1, 2, 4, 8))
+        sentences = max(longarith.MIN_SENTENCES, int(max(room, length / 3) / _TOKENS_PER_SENTENCE))
+        made = longarith.document(rng, sentences)
+        pieces = [(f"{BOS}{USER}{made.text}\n\n", 0.0)]
+        for pair in made.askable("train", rng, far=1.0):
+            pieces += [
+                (f"{longarith.question(*pair)}{ASSISTANT}", 0.0),
+                (f"{made.solution(*pair)}{EOS}", 1.0),
+                (USER, 0.0),
+            ]
+        ids: list[int] = []
+        weights: list[float] = []
+        encoded = self._encode([text for text, _ in pieces], add_special_tokens=False)
+        for (_, weight), encoding in zip(pieces, encoded, strict=True):
+            ids += encoding.ids
+            weights += [weight] * len(encoding.ids)
+        missing = max(0, length - len(ids))
+        return (ids + [self._pad] * missing)[:length], (weights + [0.0] * missing)[:length]
