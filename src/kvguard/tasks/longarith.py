@@ -11,15 +11,16 @@ a compressed cache has lost shows as a wrong number. Pure Python: harnesses that
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from random import Random
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from kvguard.config import Count, Natural
+from pydantic import Field
+
+from kvguard.config import Count
 from kvguard.tasks.arithmetic import Split
-from kvguard.tasks.base import Sample
+from kvguard.tasks.base import Message, Sample
 from kvguard.tasks.numeric import WordProblems
 from kvguard.tasks.words import CONTAINERS, NAMES, OBJECTS, PLACES
 
@@ -122,24 +123,31 @@ def sample(rng: Random, n_sentences: int, split: Split = "evaluation") -> Sample
 
 
 class LongArith(WordProblems):
-    """Texts of ``sentences`` sentences, some 9 tokens each; without demonstrations, which would be as long."""
+    """Texts of ``sentences`` sentences, some 9 tokens each, asked as they are: without demonstrations."""
 
     name: ClassVar[str] = "longarith"
     instruction: ClassVar[str] = ""
 
-    n_shots: Natural = 0
+    n_shots: Annotated[int, Field(strict=True, ge=0, le=0)] = 0  # one would be as long as what is asked
     max_new_tokens: Count = 64
-    sentences: Count = 60
+    sentences: Annotated[int, Field(strict=True, ge=MIN_SENTENCES)] = 60
 
     def samples(self, n: int, seed: int) -> list[Sample]:
         """Return the first ``n`` texts of the evaluation split."""
         rng = Random(f"longarith/evaluation/{seed}")
-        return list(islice((sample(rng, self.sentences) for _ in iter(int, 1)), n))
+        return [sample(rng, self.sentences) for _ in range(n)]
 
-    def demonstrations(self, question: str) -> list[Sample]:
-        """Return the shortest texts, of the demonstration split."""
-        rng = Random(f"longarith/demonstrations/{question}")
-        return [sample(rng, MIN_SENTENCES, "demonstration") for _ in range(self.n_shots)]
+    def demonstrations(self, question: str) -> Sequence[Sample]:
+        """Return none."""
+        return ()
+
+    def messages(self, sample: Sample) -> list[Message]:
+        """Return the text with its question."""
+        return [{"role": "user", "content": sample.question}]
+
+    def text(self, sample: Sample) -> str:
+        """Return the text with its question, and a cue to answer."""
+        return f"{sample.question}\n"
 
 
 def _distractor(rng: Random) -> str:

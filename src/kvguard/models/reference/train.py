@@ -25,7 +25,6 @@ from kvguard.models.reference.tokenizer import train_tokenizer
 logger = logging.getLogger(__name__)
 
 OnMetrics = Callable[[dict[str, float], int], None]
-TEXTS = ("problems", "long")
 
 
 @dataclasses.dataclass(frozen=True)
