@@ -27,7 +27,7 @@ from kvguard.tasks.words import CONTAINERS, NAMES, OBJECTS, PLACES
 LEAD = "Read this."
 CUE = "Write what each of them has, then Answer: and the sum."
 MIN_SENTENCES = 8
-_FACT_SHARE = 0.25
+FACT_SHARE = 0.25
 _FAR = 2 / 3  # both facts stand in this share of the text, counted from its start
 _NUMBERS = (2, 80)
 
@@ -71,9 +71,9 @@ class Document:
         return f"So {first} has {a} and {second} has {b}: {a} + {b} = {a + b}.\nAnswer: {a + b}"
 
 
-def question(first: str, second: str) -> str:
-    """Return what is asked of two persons."""
-    return f"How many things do {first} and {second} have together? {CUE}"
+def question(first: str, second: str, cue: bool = True) -> str:
+    """Return what is asked of two persons, with or without how to answer."""
+    return f"How many things do {first} and {second} have together?{f' {CUE}' if cue else ''}"
 
 
 def split_of(first: str, a: int, second: str, b: int) -> Split:
@@ -85,9 +85,9 @@ def split_of(first: str, a: int, second: str, b: int) -> Split:
     return "demonstration" if bucket == 1 else "train"
 
 
-def document(rng: Random, n_sentences: int) -> Document:
-    """Return a text of ``n_sentences``; a quarter are facts as long as there are names for them."""
-    n_facts = max(4, min(len(NAMES), round(_FACT_SHARE * n_sentences)))
+def document(rng: Random, n_sentences: int, fact_share: float = FACT_SHARE) -> Document:
+    """Return a text of ``n_sentences``; a share of them are facts, as long as there are names for them."""
+    n_facts = max(4, min(len(NAMES), round(fact_share * n_sentences)))
     people = rng.sample(NAMES, n_facts)
     at = sorted(rng.sample(range(n_sentences), n_facts))
     holdings = {person: rng.randint(*_NUMBERS) for person in people}

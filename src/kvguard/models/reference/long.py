@@ -1,4 +1,7 @@
-"""Training rows of long texts: a text, then several questions about it, as turns of one chat.
+"""Training rows of long texts: a text, then questions about it, as turns of one chat.
+
+Half of the rows ask for all facts, in another order than they stand in: two tokens in five have to be found in the
+text, where an answer about two persons has four such tokens in seventy. That is what teaches a small model to look.
 
 Rows grow over the training, from :data:`SHORTEST` tokens to the whole window. Batch ``i`` depends on the seed and
 ``i`` alone, as in :mod:`kvguard.models.reference.corpus`.
@@ -16,6 +19,7 @@ from kvguard.tasks import longarith
 SHORTEST = 256
 _TOKENS_PER_SENTENCE = 9.3  # 9.0 on average: a text of 2,048 tokens never lacks its first answer
 _TURN_TOKENS = 70  # one question with its answer
+_RECITALS = 0.5  # share of rows
 _FULL_AT = 0.5  # share of the training after which rows are as long as they come
 
 
@@ -43,17 +47,15 @@ class LongTexts:
         return bound if rng.random() < 0.5 else rng.randint(SHORTEST, bound)
 
     def _row(self, rng: Random, length: int) -> tuple[list[int], list[float]]:
-        """Return one chat cut to ``length``: its text takes all but one turn, or leaves room for many."""
-        room = length - _TURN_TOKENS * rng.choice((1, 2, 4, 8))
-        sentences = max(longarith.MIN_SENTENCES, int(max(room, length / 3) / _TOKENS_PER_SENTENCE))
-        made = longarith.document(rng, sentences)
+        """Return one chat cut to ``length``: half are about pairs as they are asked, half name every fact."""
+        recital = rng.random() < _RECITALS
+        room = rng.choice((length / 3, length / 2, length)) - _TURN_TOKENS
+        sentences = max(longarith.MIN_SENTENCES, int(room / _TOKENS_PER_SENTENCE))
+        made = longarith.document(rng, sentences, rng.choice((longarith.FACT_SHARE, 0.5, 1.0)))
         pieces = [(f"{BOS}{USER}{made.text}\n\n", 0.0)]
-        for pair in made.askable("train", rng, far=1.0):
-            pieces += [
-                (f"{longarith.question(*pair)}{ASSISTANT}", 0.0),
-                (f"{made.solution(*pair)}{EOS}", 1.0),
-                (USER, 0.0),
-            ]
+        while sum(len(text) for text, _ in pieces) < 4 * length:
+            pieces += self._recital(rng, made) if recital else self._pair(rng, made, cue=len(pieces) == 1)
+            pieces.append((USER, 0.0))
         ids: list[int] = []
         weights: list[float] = []
         encoded = self._encode([text for text, _ in pieces], add_special_tokens=False)
@@ -62,3 +64,18 @@ class LongTexts:
             weights += [weight] * len(encoding.ids)
         missing = max(0, length - len(ids))
         return (ids + [self._pad] * missing)[:length], (weights + [0.0] * missing)[:length]
+
+    def _pair(self, rng: Random, made: longarith.Document, cue: bool) -> list[tuple[str, float]]:
+        """Return one question about two persons with its answer."""
+        pair = next(made.askable("train", rng, far=1.0), None)
+        if pair is None:
+            return self._recital(rng, made)
+        return [(f"{longarith.question(*pair, cue=cue)}{ASSISTANT}", 0.0), (made.solution(*pair), 1.0), (EOS, 1.0)]
+
+    def _recital(self, rng: Random, made: longarith.Document) -> list[tuple[str, float]]:
+        """Return every fact in another order; what has to be found is learned from, and nothing else."""
+        people = rng.sample(list(made.holdings), len(made.holdings))
+        pieces = [(f"What does each of them have?{ASSISTANT}So", 0.0)]
+        for person in people:
+            pieces += [(f" {person} has", 0.0), (f" {made.holdings[person]}", 1.0), (" and", 0.0)]
+        return pieces

@@ -111,7 +111,8 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
     optimizers = _optimizers(model, settings)
     first = _resume(settings, model, optimizers)
 
-    loss_of = torch.compile(_loss, dynamic=False) if settings.compile else _loss
+    if settings.compile:
+        model.base_model.compile(dynamic=False)
     saved = started = time.monotonic()
     recent = 0.0
     for step in range(first, settings.steps):
@@ -122,7 +123,7 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
         batch = batch_of(step)
         ids = torch.from_numpy(batch.ids).to(device)
         weights = torch.from_numpy(batch.weights).to(device)
-        loss = loss_of(model, ids, weights)
+        loss = _loss(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, _ in optimizers:
@@ -131,7 +132,7 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
         current = float(loss.detach())
         recent = current if step == first else 0.95 * recent + 0.05 * current
         done = step + 1
-        if done % 50 == 0:
+        if done % 20 == 0:
             rate = (done - first) * settings.tokens_per_step / (time.monotonic() - started)
             metrics = {"loss": recent, "tokens_per_second": rate, "tokens": done * settings.tokens_per_step}
             _report(metrics, done, on_metrics)
@@ -181,11 +182,18 @@ def _first_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def _loss(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
-        logits = model(input_ids=ids, use_cache=False).logits
-    targets, weights = ids[:, 1:].flatten(), weights[:, 1:].flatten()
-    losses = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets, reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(ids.device)):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, W]
+        counted = weights[:, 1:] > 0  # logits are made for these alone
+        logits = model.get_output_embeddings()(hidden[:, :-1][counted])
+    losses = functional.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
+    counts = weights[:, 1:][counted]
+    return (losses * counts).sum() / counts.sum()
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 itself; a CPU that emulates it is half as fast as in float32."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
 def _optimizers(model: PreTrainedModel, settings: TrainSettings) -> list[tuple[torch.optim.Optimizer, float]]:
