@@ -64,7 +64,7 @@ def train(
     import logging
 
     from kvguard import tracking
-    from kvguard.models.reference.train import TrainSettings, export
+    from kvguard.models.reference.train import LONG, TrainSettings, export
     from kvguard.models.reference.train import train as train_model
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -77,8 +77,7 @@ def train(
         start=start,
         seed=seed,
         compile=compiled,
-        row_length=2048 if texts == "long" else 512,
-        rows=2 if texts == "long" else 8,
+        **(LONG if texts == "long" else {}),
     )
     if total_tokens is not None:
         settings = dataclasses.replace(settings, total_tokens=total_tokens)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -25,6 +26,19 @@ from kvguard.models.reference.tokenizer import train_tokenizer
 logger = logging.getLogger(__name__)
 
 OnMetrics = Callable[[dict[str, float], int], None]
+
+
+# What else is set for texts of a kind; what is learned anew from short rows needs no long warm-up.
+LONG: dict[str, Any] = {
+    "rows": 2,
+    "row_length": WINDOW,
+    "total_tokens": 2_000_000,
+    "matrix_lr": 3e-3,
+    "vector_lr": 1.5e-3,
+    "warmup_steps": 20,
+    "evaluate_every": 120,
+    "evaluate_prompts": 16,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +146,7 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
         current = float(loss.detach())
         recent = current if step == first else 0.95 * recent + 0.05 * current
         done = step + 1
-        if done % 20 == 0:
+        if done % 50 == 0:
             rate = (done - first) * settings.tokens_per_step / (time.monotonic() - started)
             metrics = {"loss": recent, "tokens_per_second": rate, "tokens": done * settings.tokens_per_step}
             _report(metrics, done, on_metrics)
