@@ -1,8 +1,15 @@
-"""How likely the detector is to find a zone that is there, by the number of examples in a bin."""
+"""How likely the detector is to find a zone that is there, by the number of examples in a bin.
+
+The curve depends on no data, so the package has it ready: ``python -m kv_transition.analysis.power`` makes it anew.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +20,8 @@ BINS, ZONE = 5, (2, 3)  # of the simulated curves: two quiet bins, two of the zo
 QUIET = 0.05
 RISES = (0.2, 0.3, 0.45)
 SIZES = (5, 10, 20, 40, 80)
+_FILE = "power.csv"
+_SIMULATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,18 @@ def simulate(
     return bins
 
 
-def power_curve(settings: Analysis, n_simulations: int = 200, n_permutations: int = 199) -> list[Power]:
+def power_curve() -> list[Power]:
+    """Return the curve that the package has, at the level of the default settings."""
+    with (files("kv_transition.analysis") / _FILE).open(encoding="utf-8") as file:
+        return [
+            Power(int(row["n_per_bin"]), *(float(row[name]) for name in ("rise", "found", "false")))
+            for row in csv.DictReader(file)
+        ]
+
+
+def simulated_curve(
+    settings: Analysis, sizes: Iterable[int] = SIZES, n_simulations: int = _SIMULATIONS, n_permutations: int = 199
+) -> list[Power]:
     """Return the power for zones of three sizes, and the share of false zones on flat curves.
 
     A zone of rise ``r`` has ``r`` more errors and ``r`` more failures than the quiet bins before it. The bins of the
@@ -44,7 +64,7 @@ def power_curve(settings: Analysis, n_simulations: int = 200, n_permutations: in
     """
     rng = np.random.default_rng(settings.seed)
     curve = []
-    for size in SIZES:
+    for size in sizes:
         false = _share(rng, size, 0.0, settings, n_simulations, n_permutations)
         for rise in RISES:
             found = _share(rng, size, rise, settings, n_simulations, n_permutations)
@@ -61,3 +81,15 @@ def _share(
         for _ in range(n)
     ]
     return float(np.mean([p <= settings.alpha for p in p_values]))
+
+
+def main() -> None:
+    """Write the curve of the package."""
+    with (Path(__file__).parent / _FILE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Power)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**asdict(one), "found": round(one.found, 3), "false": round(one.false, 3)} for one in simulated_curve(Analysis()))
+
+
+if __name__ == "__main__":
+    main()

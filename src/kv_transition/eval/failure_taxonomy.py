@@ -14,7 +14,7 @@ from kv_transition.db.dao import Answered
 from kvguard.config import Count, Section
 
 KINDS = ("HTTP_ERROR", "TIMEOUT", "EMPTY_OUTPUT", "REFUSAL", "LOOPING", "TRUNCATED", "FORMAT_ERROR")
-_SENTENCE = r"(?:^|[.!?:;\n]\s*)"
+_SENTENCE = r"(?:^|[.!?:;\n]\s*)(?:(?:but|however|sadly|unfortunately|well),?\s+)?"
 
 
 class RefusalRules(Section):

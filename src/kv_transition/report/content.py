@@ -11,7 +11,7 @@ import pandas as pd
 from kv_transition.analysis import queries
 from kv_transition.analysis.aggregate import DIFFERENCE, EFFECTIVE, FAILURES, MEAN, STD
 from kv_transition.analysis.power import power_curve
-from kv_transition.settings import FULL, Analysis
+from kv_transition.settings import FULL
 from kvguard.errors import KvguardError
 
 _SHOWN = (MEAN, STD, FAILURES, DIFFERENCE)
@@ -56,7 +56,7 @@ def read(connection: sqlite3.Connection) -> dict[str, Any]:
         "failures": queries.failure_counts(connection),
         "excerpts": queries.excerpts(connection),
         "miscounted": _miscounted(connection),
-        "power": power_curve(Analysis.model_validate(config["analysis"]), n_simulations=100),
+        "power": power_curve(),
     }
 
 
