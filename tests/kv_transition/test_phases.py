@@ -42,9 +42,7 @@ def test_refine_keeps_the_old_examples_and_says_that_its_choice_was_adaptive(exp
     before = set(experiment.query("SELECT example_id, text FROM responses JOIN requests ON requests.id = request_id "
                                   "JOIN manifest_entries ON manifest_entries.id = entry_id "
                                   "JOIN examples ON examples.id = example_ref"))  # fmt: skip
-    said = experiment.invoke("refine")
-    if said.exit_code:  # 3 examples a bin show no zone
-        assert "no zone was found" in said.output
+    assert "no zone was found" in experiment.rejected("refine")  # three examples a bin show none
     experiment.done("refine", "--bins", "2", "-n", "4")
     after = set(experiment.query("SELECT example_id, text FROM responses JOIN requests ON requests.id = request_id "
                                  "JOIN manifest_entries ON manifest_entries.id = entry_id "
@@ -63,14 +61,17 @@ def test_refine_keeps_the_old_examples_and_says_that_its_choice_was_adaptive(exp
 def test_the_database_holds_no_key(experiment, monkeypatch):
     monkeypatch.setenv("SECRET_OF_MINE", "sk-very-secret-indeed")
     experiment.change(engine={"api_key_env": "SECRET_OF_MINE"})
-    experiment.done("all")
+    experiment.done("prepare")
+    experiment.done("run")
     for path in experiment.database.parent.rglob("*"):
         if path.is_file():
             assert b"very-secret" not in path.read_bytes()
 
 
-def test_the_database_holds_settings_revision_and_telemetry(experiment):
-    experiment.done("all")
+def test_the_database_holds_settings_revision_and_telemetry(experiment, fake):
+    experiment.done("prepare")
+    fake.control(moods=["drip", "ok"])
+    experiment.done("run")
     [(config, digest)] = experiment.query("SELECT config, config_digest FROM experiments")
     assert json.loads(config)["decoding"]["temperature"] == 0
     assert len(digest) == 8
@@ -79,7 +80,8 @@ def test_the_database_holds_settings_revision_and_telemetry(experiment):
         assert 0 < ttft <= latency
         assert abs(prefill + decode - latency) < 1e-9
         assert kept <= prompt
-        assert memory == 1048576
+        assert memory in (None, 1048576)  # most are over before the endpoint was asked
+    assert any(row[-1] for row in rows)
 
 
 def test_bins_are_interleaved_over_time(experiment):
@@ -95,13 +97,14 @@ def test_bins_are_interleaved_over_time(experiment):
 
 def test_repeats_are_drawn_with_seeds_of_their_own_and_their_spread_is_reported(experiment):
     experiment.change(decoding={"temperature": 0.7, "repeats": 2})
-    experiment.done("all")
+    for phase in ("prepare", "run", "score", "analyze"):
+        experiment.done(phase)
     assert experiment.query("SELECT count(*), count(DISTINCT seed) FROM requests WHERE run_id = 1") == [(18, 18)]
     assert experiment.query("SELECT count(*) FROM bin_stats WHERE metric = 'std_within'")[0][0] == 6
 
 
-def test_datasette_and_others_may_read_while_it_is_open(experiment):
-    experiment.done("all")
+def test_datasette_and_others_may_read_it(experiment):
+    experiment.done("prepare")
     reader = sqlite3.connect(f"file:{experiment.database}?mode=ro", uri=True)
     assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)

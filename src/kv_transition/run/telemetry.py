@@ -49,10 +49,10 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._end.is_set():
-            held = self._read()
+            at, held = time.monotonic(), self._read()
             if held is None:
                 return
-            self._found.append((time.monotonic(), held))
+            self._found.append((at, held))
             self._wake.wait(_EVERY_S)
             self._wake.clear()
 
