@@ -83,22 +83,21 @@ class OpenAICompatible:
     def ask(self, ask: Ask, on_first: Callable[[], None] = lambda: None) -> Reply:
         """Answer one request once, see :class:`kv_transition.engines.base.Engine`."""
         while True:
-            known = len(self._unknown)
+            body = self._body(ask)
             try:
-                return self._ask(ask, on_first)
+                return self._ask(body, on_first)
             except Rejected as trouble:
-                named = {name for name in _OPTIONAL if name in str(trouble)}
-                if trouble.status not in (400, 422) or not named - self._unknown:
+                named = {name for name in _OPTIONAL if name in str(trouble) and name in body}
+                if trouble.status not in (400, 422) or not named:
                     raise
                 self._unknown |= named
-                assert len(self._unknown) > known
 
-    def _ask(self, ask: Ask, on_first: Callable[[], None]) -> Reply:
+    def _ask(self, body: dict[str, Any], on_first: Callable[[], None]) -> Reply:
         heard, start = _Heard(), time.monotonic()
         deadline = start + self._settings.request.timeout_s
         try:
             with self._client.stream(
-                "POST", self._url, json=self._body(ask), timeout=httpx.Timeout(self._settings.request.timeout_s)
+                "POST", self._url, json=body, timeout=httpx.Timeout(self._settings.request.timeout_s)
             ) as answer:
                 if not answer.is_success:
                     answer.read()
