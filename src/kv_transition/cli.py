@@ -86,8 +86,12 @@ def everything(config: Path, force: str | None) -> None:
 
 @main.command()
 @_config
-@click.option("-n", "n", type=click.IntRange(min=1), help="Examples to add to a bin; dataset.n_per_bin by default.")
-@click.option("--bins", help="Bins to refine, counted from 1 and parted by commas; those of the zones by default.")
+@click.option(
+    "-n", "n", type=click.IntRange(min=1), help="Examples to add to a bin; dataset.n_per_bin by default."
+)
+@click.option(
+    "--bins", help="Bins to refine, counted from 1 and parted by commas; those of the zones by default."
+)
 @one_line_errors
 def refine(config: Path, n: int | None, bins: str | None) -> None:
     """Add examples near the transition alone, ask and score them, and report both stages."""

@@ -47,7 +47,9 @@ def opened(config: Path, fresh: bool = False, force: str | None = None) -> Itera
     settings = configuration.load(config)
     paths = places.of(settings)
     if not fresh and not paths.database.is_file():
-        raise KvguardError(f"{paths.database}: no such database: run `kv-transition prepare -c {config}` first")
+        raise KvguardError(
+            f"{paths.database}: no such database: run `kv-transition prepare -c {config}` first"
+        )
     paths.folder.mkdir(parents=True, exist_ok=True)
     with held(paths) as connection:
         if force is not None:
@@ -136,12 +138,15 @@ def refine(group: Group, n: int | None, bins: str | None) -> str:
             "SELECT budget, start_bin, end_bin, p_value FROM transition_summary WHERE found AND scope = 'all'"
         ).fetchall()
         if not found:
-            raise KvguardError("refine: no zone was found: name bins with --bins, or raise dataset.n_per_bin in a new group")
+            raise KvguardError(
+                "refine: no zone was found: name bins with --bins, or raise dataset.n_per_bin in a new group"
+            )
         near = {index for zone in found for index in range(zone["start_bin"] - 1, zone["end_bin"] + 2)}
         chosen, why = sorted(near & set(range(n_bins))), {"zones": [dict(zone) for zone in found]}
     n = n or group.settings.dataset.n_per_bin
     add(group.connection, group.settings, group.paths, chosen, n, why)
-    return f"refine: {n} examples more in bin {', '.join(str(index + 1) for index in chosen)}, chosen by what was seen"
+    where = ", ".join(str(index + 1) for index in chosen)
+    return f"refine: {n} examples more in bin {where}, chosen by what was seen"
 
 
 def _named(bins: str, n_bins: int) -> list[int]:
@@ -150,7 +155,9 @@ def _named(bins: str, n_bins: int) -> list[int]:
     except ValueError:
         chosen = []
     if not chosen or chosen[0] < 0 or chosen[-1] >= n_bins:
-        raise KvguardError(f"--bins: {bins!r} names no bins: write numbers from 1 to {n_bins}, parted by commas")
+        raise KvguardError(
+            f"--bins: {bins!r} names no bins: write numbers from 1 to {n_bins}, parted by commas"
+        )
     return chosen
 
 

@@ -83,7 +83,7 @@ class Engine(Section):
     """Which endpoint serves which budget."""
 
     base_url: Text | None = None
-    endpoints: dict[Budget, Text] = {}
+    endpoints: dict[Budget, Text] = Field(default_factory=dict)
     spawn: Literal["kvguard"] | None = None
     spawn_model: Text | None = None
     spawn_options: tuple[str, ...] = ()
@@ -186,7 +186,8 @@ class Settings(Section):
             raise ValueError(f"engine.endpoints: no url for budget {sorted(missing)}")
         if engine.base_url and not engine.choose_kv and len(budgets) > 1:
             raise ValueError(
-                "engine.base_url: one server has one budget; name one in kv.budgets, or give engine.endpoints, "
+                "engine.base_url: one server has one budget; name one in kv.budgets, or give "
+                "engine.endpoints, "
                 "or set engine.choose_kv for a `kvguard serve --allow-kv`"
             )
         return self

@@ -20,7 +20,9 @@ class Fake:
     """A fake server in a process of its own."""
 
     def __init__(self, port: int = 0) -> None:
-        self.process = subprocess.Popen([sys.executable, str(FAKE), str(port)], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, str(FAKE), str(port)], stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
         self.root = f"http://127.0.0.1:{self.port}"

@@ -1,6 +1,7 @@
-"""A small server that speaks OpenAI's API and answers longarith by reading, worse the longer and the smaller its budget.
+"""A small server of OpenAI's API that answers longarith: worse the longer, and the smaller its budget.
 
-Its behaviour is told by POST /control: a list of moods, one for each generating request, the last one for all further
+Its behaviour is told by POST /control: a list of moods, one for each generating request, the last one for
+all further
 ones. Addresses are /BUDGET/v1/...; it answers the same question at the same budget in the same way.
 """
 
@@ -95,7 +96,9 @@ class Handler(BaseHTTPRequestHandler):
         if mood == "html":
             return self._whole(200, b"<html>hello</html>", "text/html")
         if mood == "strict" and "stream_options" in body:
-            return self._whole(400, b'{"error": {"message": "stream_options: unknown field"}}', "application/json")
+            return self._whole(
+                400, b'{"error": {"message": "stream_options: unknown field"}}', "application/json"
+            )
         if mood == "drop":
             self.close_connection = True
             return None

@@ -1,4 +1,4 @@
-"""The detector on simulated curves: how often it sees a zone where there is none, and finds one that is there."""
+"""The detector on simulated curves: how often it sees zones where none are, and finds those that are."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from kv_transition.analysis.aggregate import Budget
 from kv_transition.analysis.bootstrap import Sums
 from kv_transition.analysis.power import power_curve, simulated_curve
-from kv_transition.analysis.transition import collapse_at, contrasts, detect, holm, permutation_test, z_over_bins
+from kv_transition.analysis.transition import (
+    collapse_at,
+    contrasts,
+    detect,
+    holm,
+    permutation_test,
+    z_over_bins,
+)
 from kv_transition.settings import Analysis
 
 SETTINGS = Analysis(n_permutations=199)
@@ -42,7 +49,10 @@ def test_at_most_one_in_twenty_sees_a_zone_where_there_is_none(name, continuous)
     right, failed = NOTHING[name]
     first = NOTHING["flat and good"]
     seen = [
-        any(zone.found for zone in detect(curves(rng, 20, [first[0], right], [first[1], failed], continuous), SETTINGS))
+        any(
+            zone.found
+            for zone in detect(curves(rng, 20, [first[0], right], [first[1], failed], continuous), SETTINGS)
+        )
         for _ in range(n_simulated)
     ]
     # With a true rate of 5 % more than this many come by chance in 1 of 200 such tests.
@@ -118,5 +128,13 @@ def test_the_rationale_has_every_number_used():
     [zone] = detect(curves(rng, 20, [[0.95, 0.95, 0.6, 0.6, 0.05]], [[0.0, 0.0, 0.4, 0.4, 0.9]]), SETTINGS)
     for name in ("n", "score", "std", "failure_rate", "drop", "z_std", "z_failure_rate", "z_drop"):
         assert len(zone.rationale[name]) == 5
-    for name in ("reference", "collapse_below", "collapse_bin", "candidates", "contrast_z", "statistic", "p_value"):
+    for name in (
+        "reference",
+        "collapse_below",
+        "collapse_bin",
+        "candidates",
+        "contrast_z",
+        "statistic",
+        "p_value",
+    ):
         assert name in zone.rationale

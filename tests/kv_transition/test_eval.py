@@ -77,7 +77,8 @@ def test_a_loop_is_one(text):
     [
         "Row, row, row your boat gently down the stream. Answer: boat",
         "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20",
-        "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n------------------------------------------------------------",
+        "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 "
+        "|\n------------------------------------------------------------",
         "Ana has 4 pens. Ben has 9 keys. Cora has 4 pens. Dan has 2 hats. Eva has 7 cups. Answer: 26",
     ],
 )

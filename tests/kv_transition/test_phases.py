@@ -1,6 +1,11 @@
 import json
 import sqlite3
 
+ASKED = """
+SELECT example_id, text FROM responses JOIN requests ON requests.id = request_id
+JOIN manifest_entries ON manifest_entries.id = entry_id JOIN examples ON examples.id = example_ref
+"""
+
 
 def test_all_goes_from_settings_to_a_report_and_skips_what_is_there(experiment, fake):
     experiment.done("all")
@@ -8,9 +13,15 @@ def test_all_goes_from_settings_to_a_report_and_skips_what_is_there(experiment, 
     assert experiment.query("SELECT count(*), count(DISTINCT request_id) FROM responses") == [(n, n)]
     assert experiment.query("SELECT count(*) FROM scores") == [(n,)]
     folder = experiment.database.parent
-    for name in ("report.md", "report.html", "summary.json", "figures/acc_vs_len.png", "tables/bin_stats.csv"):
+    for name in (
+        "report.md",
+        "report.html",
+        "summary.json",
+        "figures/acc_vs_len.png",
+        "tables/bin_stats.csv",
+    ):
         assert (folder / name).stat().st_size > 100
-    assert "src=\"figures" not in (folder / "report.html").read_text()
+    assert 'src="figures' not in (folder / "report.html").read_text()
     again = experiment.done("all")
     assert "run: 0 requests answered" in again
     assert sum(fake.state()["completed"].values()) == n
@@ -39,18 +50,17 @@ def test_each_phase_runs_by_itself_and_says_what_must_come_first(experiment):
 
 def test_refine_keeps_the_old_examples_and_says_that_its_choice_was_adaptive(experiment):
     experiment.done("all")
-    before = set(experiment.query("SELECT example_id, text FROM responses JOIN requests ON requests.id = request_id "
-                                  "JOIN manifest_entries ON manifest_entries.id = entry_id "
-                                  "JOIN examples ON examples.id = example_ref"))  # fmt: skip
+    before = set(experiment.query(ASKED))
     assert "no zone was found" in experiment.rejected("refine")  # three examples a bin show none
     experiment.done("refine", "--bins", "2", "-n", "4")
-    after = set(experiment.query("SELECT example_id, text FROM responses JOIN requests ON requests.id = request_id "
-                                 "JOIN manifest_entries ON manifest_entries.id = entry_id "
-                                 "JOIN examples ON examples.id = example_ref"))  # fmt: skip
+    after = set(experiment.query(ASKED))
     assert before < after
     assert experiment.query("SELECT bin_index, count(*) FROM manifest_entries JOIN bins ON bins.id = bin_id "
                             "WHERE stage = 2 GROUP BY 1") == [(1, 4)]  # fmt: skip
-    assert {scope for (scope,) in experiment.query("SELECT DISTINCT scope FROM bin_stats")} == {"first", "all"}
+    assert {scope for (scope,) in experiment.query("SELECT DISTINCT scope FROM bin_stats")} == {
+        "first",
+        "all",
+    }
     text = (experiment.database.parent / "report.md").read_text()
     assert "adaptive" in text
     assert "First stage" in text
@@ -75,7 +85,9 @@ def test_the_database_holds_settings_revision_and_telemetry(experiment, fake):
     [(config, digest)] = experiment.query("SELECT config, config_digest FROM experiments")
     assert json.loads(config)["decoding"]["temperature"] == 0
     assert len(digest) == 8
-    rows = experiment.query("SELECT latency_s, ttft_s, prefill_s, decode_s, kv_prompt, kv_kept, memory_bytes FROM telemetry")
+    rows = experiment.query(
+        "SELECT latency_s, ttft_s, prefill_s, decode_s, kv_prompt, kv_kept, memory_bytes FROM telemetry"
+    )
     for latency, ttft, prefill, decode, prompt, kept, memory in rows:
         assert 0 < ttft <= latency
         assert abs(prefill + decode - latency) < 1e-9
@@ -89,7 +101,8 @@ def test_bins_are_interleaved_over_time(experiment):
     experiment.done("prepare")
     experiment.done("run")
     order = experiment.query("SELECT bin_index FROM responses JOIN requests ON requests.id = request_id "
-                             "JOIN manifest_entries ON manifest_entries.id = entry_id JOIN bins ON bins.id = bin_id "
+                             "JOIN manifest_entries ON manifest_entries.id = entry_id JOIN bins ON bins.id "
+                             "= bin_id "
                              "ORDER BY responses.id")  # fmt: skip
     for start in range(0, len(order), 3):
         assert sorted(index for (index,) in order[start : start + 3]) == [0, 1, 2]
@@ -99,7 +112,9 @@ def test_repeats_are_drawn_with_seeds_of_their_own_and_their_spread_is_reported(
     experiment.change(decoding={"temperature": 0.7, "repeats": 2})
     for phase in ("prepare", "run", "score", "analyze"):
         experiment.done(phase)
-    assert experiment.query("SELECT count(*), count(DISTINCT seed) FROM requests WHERE run_id = 1") == [(18, 18)]
+    assert experiment.query("SELECT count(*), count(DISTINCT seed) FROM requests WHERE run_id = 1") == [
+        (18, 18)
+    ]
     assert experiment.query("SELECT count(*) FROM bin_stats WHERE metric = 'std_within'")[0][0] == 6
 
 

@@ -18,7 +18,10 @@ ANSWERED_ONCE = "SELECT count(*), count(DISTINCT request_id) FROM responses"
 SECONDS = r"\| \d+\.\d\d / \d+\.\d\d "
 TIMES = re.compile(rf"{SECONDS}{SECONDS}\| (not told|\d+\.\d\d) |20\d\d-\d\d-\d\dT[\d:.]+Z")
 
-STATS = "SELECT budget, bin_index, metric, value, low, high FROM bin_stats WHERE metric NOT LIKE '%\\_p%' ESCAPE '\\' ORDER BY id"
+STATS = (
+    "SELECT budget, bin_index, metric, value, low, high FROM bin_stats "
+    "WHERE metric NOT LIKE '%\\_p__' ESCAPE '\\' ORDER BY id"
+)
 
 
 def harness(experiment, command="run"):
@@ -96,24 +99,30 @@ def test_what_passes_is_asked_again_and_counted(experiment, fake, mood):
     experiment.change(engine={"concurrency": 1})
     experiment.done("run")
     assert experiment.query(ANSWERED_ONCE) == [(18, 18)]
-    assert experiment.query("SELECT max(attempts), sum(attempts), sum(error IS NOT NULL) FROM responses") == [(3, 20, 0)]
+    assert experiment.query("SELECT max(attempts), sum(attempts), sum(error IS NOT NULL) FROM responses") == [
+        (3, 20, 0)
+    ]
 
 
 def test_what_does_not_pass_is_recorded_as_a_failure_and_the_run_goes_on(experiment, fake):
     experiment.done("prepare")
     experiment.change(engine={"concurrency": 1})
-    fake.control(moods=["503", "503", "503", "garbage", "garbage", "garbage", "cut", "cut", "cut", "400", "ok"])
+    fake.control(
+        moods=["503", "503", "503", "garbage", "garbage", "garbage", "cut", "cut", "cut", "400", "ok"]
+    )
     experiment.done("run")
     experiment.done("score")
-    errors = experiment.query("SELECT http_status, attempts, error FROM responses WHERE error IS NOT NULL ORDER BY id")
+    errors = experiment.query(
+        "SELECT http_status, attempts, error FROM responses WHERE error IS NOT NULL ORDER BY id"
+    )
     assert [(status, attempts) for status, attempts, _ in errors] == [(503, 3), (200, 3), (200, 3), (400, 1)]
     assert experiment.query("SELECT kind, count(*) FROM failures WHERE is_primary AND kind LIKE 'HTTP%'") == [
         ("HTTP_ERROR", 4)
     ]
     assert experiment.query(ANSWERED_ONCE) == [(18, 18)]
-    assert experiment.query("SELECT sum(em) FROM scores JOIN responses ON id = response_id WHERE error IS NOT NULL") == [
-        (0.0,)
-    ]
+    assert experiment.query(
+        "SELECT sum(em) FROM scores JOIN responses ON id = response_id WHERE error IS NOT NULL"
+    ) == [(0.0,)]
 
 
 def test_a_slow_answer_is_a_timeout_and_not_asked_again(experiment, fake):
@@ -122,7 +131,9 @@ def test_a_slow_answer_is_a_timeout_and_not_asked_again(experiment, fake):
     fake.control(moods=["drip", "ok"])
     experiment.done("run")
     experiment.done("score")
-    [(text, attempts, timed_out)] = experiment.query("SELECT text, attempts, timed_out FROM responses WHERE error NOT NULL")
+    [(text, attempts, timed_out)] = experiment.query(
+        "SELECT text, attempts, timed_out FROM responses WHERE error NOT NULL"
+    )
     assert (attempts, timed_out) == (1, 1)
     assert text.startswith("So")
     assert experiment.query("SELECT kind FROM failures WHERE kind = 'TIMEOUT'") == [("TIMEOUT",)]

@@ -28,7 +28,10 @@ URL = "engine: {base_url: http://x/v1}\nkv: {budgets: [1.0]}\n"
         (f"{URL}datasets: {{}}", "unknown key 'datasets'; did you mean 'dataset'?"),
         (f"{URL}dataset: {{name: longarit}}", "dataset.name: 'longarit' does not fit"),
         (f"{URL}dataset: {{n_per_bin: 0}}", "dataset.n_per_bin: 0 does not fit"),
-        (f"{URL}dataset: {{min_tokens: 500, max_tokens: 400}}", "min_tokens 500 must be below max_tokens 400"),
+        (
+            f"{URL}dataset: {{min_tokens: 500, max_tokens: 400}}",
+            "min_tokens 500 must be below max_tokens 400",
+        ),
         (f"{URL}dataset: {{name: haystack}}", "haystack needs path"),
         (f"{URL}binning: {{n_bins: 2, by: [1, 2]}}", "2 bins need 3"),
         (f"{URL}binning: {{n_bins: 2, by: [1, 3, 2]}}", "edges must rise"),
@@ -41,7 +44,7 @@ URL = "engine: {base_url: http://x/v1}\nkv: {budgets: [1.0]}\n"
         ("{}", "missing key 'engine'"),
         ("engine: {spawn: kvguard}", "spawn needs spawn_model"),
         ("engine: {endpoints: {1.0: http://x/v1}}", "no url for budget [0.2, 0.5]"),
-        (f"engine: {{base_url: x}}\nkv: {{budgets: [1.0, 1.5]}}", "kv.budgets"),
+        ("engine: {base_url: x}\nkv: {budgets: [1.0, 1.5]}", "kv.budgets"),
         ("engine: {base_url: x}\nkv: {budgets: [0.5, 0.5]}", "must differ"),
     ],
 )
@@ -50,10 +53,14 @@ def test_a_mistake_is_one_line_that_names_its_key(tmp_path, text, said):
 
 
 def test_settings_stand_over_defaults_at_every_depth(tmp_path):
-    (tmp_path / "default.yaml").write_text("engine: {request: {timeout_s: 7}, retries: {attempts: 2}}\ndataset: {seed: 5}\n")
+    (tmp_path / "default.yaml").write_text(
+        "engine: {request: {timeout_s: 7}, retries: {attempts: 2}}\ndataset: {seed: 5}\n"
+    )
     (tmp_path / "experiments").mkdir()
     path = tmp_path / "experiments" / "x.yaml"
-    path.write_text(f"{URL}dataset: {{n_per_bin: 9}}\n".replace("{base_url", "{retries: {wait_s: 1}, base_url"))
+    path.write_text(
+        f"{URL}dataset: {{n_per_bin: 9}}\n".replace("{base_url", "{retries: {wait_s: 1}, base_url")
+    )
     settings = load(path)
     assert settings.engine.request.timeout_s == 7
     assert (settings.engine.retries.attempts, settings.engine.retries.wait_s) == (2, 1)
@@ -115,8 +122,12 @@ def test_what_is_no_database_is_rejected(experiment):
 
 def schema(connection):
     """The columns of every table and the indexes, whatever way they came there."""
-    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")]
-    columns = {name: sorted(row[1:5] for row in connection.execute(f"PRAGMA table_info({name})")) for name in tables}
+    tables = [
+        row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")
+    ]
+    columns = {
+        name: sorted(row[1:5] for row in connection.execute(f"PRAGMA table_info({name})")) for name in tables
+    }
     indexes = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
     return columns, indexes
 

@@ -55,9 +55,7 @@ def aggregate(table: Table, bins: Bins, settings: Analysis) -> tuple[list[Stat],
         resamples = Resamples(len(known), settings.n_resamples, settings.seed + index)
         for budget in budgets:
             mine = here.budget == budget
-            sums[budget].append(
-                Sums.of(example[mine], here.score[mine], here.failed[mine], len(known))
-            )
+            sums[budget].append(Sums.of(example[mine], here.score[mine], here.failed[mine], len(known)))
             means[budget].append(resamples.mean(sums[budget][-1]))
             full = sums[FULL][-1] if FULL in sums else None
             stats += [
@@ -71,7 +69,9 @@ def aggregate(table: Table, bins: Bins, settings: Analysis) -> tuple[list[Stat],
     return stats, [Budget(budget, present, sums[budget]) for budget in budgets]
 
 
-def _of_bin(resamples: Resamples, sums: Sums, full: Sums | None, rows: Table) -> Iterator[tuple[str, Interval]]:
+def _of_bin(
+    resamples: Resamples, sums: Sums, full: Sums | None, rows: Table
+) -> Iterator[tuple[str, Interval]]:
     n = float((sums.n > 0).sum())
     yield "n", Interval(n, n, n)
     yield MEAN, proportion(resamples.mean(sums), n)
@@ -90,7 +90,9 @@ def _of_bin(resamples: Resamples, sums: Sums, full: Sums | None, rows: Table) ->
 def _quantile(values: Floats, percent: int) -> Interval:
     """Return a quantile of what was measured; it has no interval: seconds are of this machine on this day."""
     known = values[np.isfinite(values)]
-    return Interval(float(np.quantile(known, percent / 100)), *[float("nan")] * 2) if len(known) else UNDEFINED
+    return (
+        Interval(float(np.quantile(known, percent / 100)), *[float("nan")] * 2) if len(known) else UNDEFINED
+    )
 
 
 def _mean(values: Floats) -> Interval:

@@ -18,8 +18,8 @@ from kvguard.errors import KvguardError
 def analyze(connection: sqlite3.Connection, settings: Settings, group: str) -> list[Zone]:
     """Fill bin_stats and transition_summary anew; return the zones of all examples.
 
-    Where examples were added by `refine`, the first stage is analyzed by itself too: its bins were not chosen by
-    what was seen.
+    Where examples were added by `refine`, the first stage is analyzed by itself too: its bins were not
+    chosen by what was seen.
 
     Raises
     ------
@@ -54,12 +54,20 @@ def _enter(
             "INSERT INTO bin_stats (experiment_id, scope, budget, bin_index, metric, value, low, high) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                (group, scope, one.budget, one.bin, one.metric, *map(_null, (one.found.value, one.found.low, one.found.high)))
+                (
+                    group,
+                    scope,
+                    one.budget,
+                    one.bin,
+                    one.metric,
+                    *map(_null, (one.found.value, one.found.low, one.found.high)),
+                )
                 for one in stats
             ),
         )
         connection.executemany(
-            "INSERT INTO transition_summary (experiment_id, scope, budget, found, start_bin, end_bin, start_tokens, "
+            "INSERT INTO transition_summary (experiment_id, scope, budget, found, start_bin, end_bin, "
+            "start_tokens, "
             "end_tokens, p_value, rationale) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (

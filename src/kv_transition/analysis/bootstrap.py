@@ -1,7 +1,7 @@
 """Intervals by a bootstrap over examples, bin by bin: one set of weights serves all budgets and metrics.
 
-So what is compared at two budgets is compared on the same resamples of the same examples. The resamples themselves
-are kvguard's (:mod:`kvguard.stats.bootstrap`).
+So what is compared at two budgets is compared on the same resamples of the same examples. The resamples
+themselves are kvguard's (:mod:`kvguard.stats.bootstrap`).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Resamples:
         return np.sqrt(np.maximum(variance, 0.0))
 
     def within_std(self, sums: Sums) -> Floats:
-        """Return the standard deviation over the repeats of one example, its root mean square over examples."""
+        """Return the standard deviation over an example's repeats, its root mean square over examples."""
         repeated = np.maximum(sums.n - 1, 0.0)
         spread = np.where(sums.n > 1, sums.squared - sums.score**2 / np.maximum(sums.n, 1.0), 0.0)
         return np.sqrt(np.maximum(share(self.weights, spread, repeated), 0.0))
 
     def difference(self, sums: Sums, other: Sums) -> Floats:
-        """Return how much higher the mean score of ``sums`` is than that of ``other``, on examples of both."""
+        """Return the mean score of ``sums`` minus that of ``other``, on examples of both."""
         both = (sums.n > 0) & (other.n > 0)
         mine = np.divide(sums.score, sums.n, out=np.zeros_like(sums.n), where=both)
         theirs = np.divide(other.score, other.n, out=np.zeros_like(other.n), where=both)
@@ -69,8 +69,8 @@ class Resamples:
 def proportion(values: Floats, n: float) -> Interval:
     """Return the interval of a share; one of all or of none is bounded exactly.
 
-    A resample of equal values is that value, so a bootstrap alone would call five of five certain. There the bound
-    is Clopper and Pearson's: what the share may be if none (or all) of ``n`` are seen.
+    A resample of equal values is that value, so a bootstrap alone would call five of five certain. There
+    the bound is Clopper and Pearson's: what the share may be if none (or all) of ``n`` are seen.
     """
     found = interval(values)
     if n and found.value in (0.0, 1.0):

@@ -18,12 +18,19 @@ FIGURES: dict[str, tuple[tuple[str, ...], str, float, bool]] = {
     "acc_vs_len": (("score",), "mean {headline}", 1.0, True),
     "std_vs_len": (("std",), "standard deviation of {headline}", 1.0, False),
     "failrate_vs_len": (("failure_rate",), "failure rate", 1.0, True),
-    "latency_vs_len": (("latency_s_p50", "latency_s_p95"), "latency in s: median, and p95 dotted", 1.0, False),
+    "latency_vs_len": (
+        ("latency_s_p50", "latency_s_p95"),
+        "latency in s: median, and p95 dotted",
+        1.0,
+        False,
+    ),
     "memory_vs_len": (("memory_bytes_p95",), "cache held, p95, in MiB", 2**20, False),
 }
 
 
-def draw(stats: pd.DataFrame, zones: pd.DataFrame, bins: pd.DataFrame, headline: str, title: str, folder: Path) -> list[Path]:
+def draw(
+    stats: pd.DataFrame, zones: pd.DataFrame, bins: pd.DataFrame, headline: str, title: str, folder: Path
+) -> list[Path]:
     """Draw every figure for which there are numbers; return the files.
 
     Parameters

@@ -1,6 +1,7 @@
 """How likely the detector is to find a zone that is there, by the number of examples in a bin.
 
-The curve depends on no data, so the package has it ready: ``python -m kv_transition.analysis.power`` makes it anew.
+The curve depends on no data, so the package has it ready: ``python -m kv_transition.analysis.power`` makes
+it anew.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class Power:
 def simulate(
     rng: np.random.Generator, n_per_bin: int, wrong: tuple[float, ...], failed: tuple[float, ...]
 ) -> list[np.ndarray]:
-    """Return answers with these rates of errors and failures in each bin, as the detector takes them. [4, P]"""
+    """Return answers with these rates of errors and failures, as the detector takes a bin. [4, P]"""
     bins = []
     for error, failure in zip(wrong, failed, strict=True):
         score = (rng.random(n_per_bin) >= error).astype(np.float64)
-        bins.append(np.stack([np.ones(n_per_bin), score, score, (rng.random(n_per_bin) < failure).astype(np.float64)]))
+        bins.append(
+            np.stack([np.ones(n_per_bin), score, score, (rng.random(n_per_bin) < failure).astype(np.float64)])
+        )
     return bins
 
 
@@ -55,11 +58,15 @@ def power_curve() -> list[Power]:
 
 
 def simulated_curve(
-    settings: Analysis, sizes: Iterable[int] = SIZES, n_simulations: int = _SIMULATIONS, n_permutations: int = 199
+    settings: Analysis,
+    sizes: Iterable[int] = SIZES,
+    n_simulations: int = _SIMULATIONS,
+    n_permutations: int = 199,
 ) -> list[Power]:
     """Return the power for zones of three sizes, and the share of false zones on flat curves.
 
-    A zone of rise ``r`` has ``r`` more errors and ``r`` more failures than the quiet bins before it. The bins of the
+    A zone of rise ``r`` has ``r`` more errors and ``r`` more failures than the quiet bins before it. The
+    bins of the
     collapse have no part in the test. One budget: with several, Holm's correction finds somewhat fewer.
     """
     rng = np.random.default_rng(settings.seed)
@@ -88,7 +95,10 @@ def main() -> None:
     with (Path(__file__).parent / _FILE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Power)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**asdict(one), "found": round(one.found, 3), "false": round(one.false, 3)} for one in simulated_curve(Analysis()))
+        writer.writerows(
+            {**asdict(one), "found": round(one.found, 3), "false": round(one.false, 3)}
+            for one in simulated_curve(Analysis())
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class Table:
     budget, bin
         The budget as it is written in the settings; the bin's index.
     example
-        Rises from 0 over the examples of all bins; a response to the same example at another budget has the same.
+        Rises from 0 over the examples of all bins; a response to the same example at another budget has the
+        same.
     score, failed
         The headline metric; whether any failure was found.
     timed
@@ -125,11 +126,13 @@ def failure_counts(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def excerpts(connection: sqlite3.Connection, per_kind: int = 2) -> list[dict[str, Any]]:
-    """Return some failed answers of each kind and budget: the first ones, and wrong answers that did not fail."""
+    """Return the first failed answers of each kind and budget, and wrong answers that did not fail."""
     rows = connection.execute(
-        "SELECT * FROM (SELECT coalesce(kind, 'WRONG_ANSWER') AS kind, runs.budget, bin_index, n_tokens, question, "
+        "SELECT * FROM (SELECT coalesce(kind, 'WRONG_ANSWER') AS kind, runs.budget, bin_index, n_tokens, "
+        "question, "
         "answers, text, error, parsed, evidence, "
-        "row_number() OVER (PARTITION BY coalesce(kind, 'WRONG_ANSWER'), runs.budget ORDER BY bin_index, responses.request_id) AS number "
+        "row_number() OVER (PARTITION BY coalesce(kind, 'WRONG_ANSWER'), runs.budget ORDER BY bin_index, "
+        "responses.request_id) AS number "
         "FROM responses JOIN scores ON scores.response_id = responses.id "
         "LEFT JOIN failures ON failures.response_id = responses.id AND is_primary "
         "JOIN requests ON requests.id = request_id JOIN runs ON runs.id = run_id "
@@ -147,6 +150,7 @@ def request_counts(connection: sqlite3.Connection) -> list[dict[str, Any]]:
         "SELECT runs.budget, count(*) AS planned, count(responses.id) AS answered, "
         "coalesce(sum(attempts > 1), 0) AS retried, coalesce(sum(attempts), 0) AS attempts, "
         "coalesce(sum(error IS NOT NULL), 0) AS errors FROM requests JOIN runs ON runs.id = run_id "
-        "LEFT JOIN responses ON responses.request_id = requests.id GROUP BY runs.budget ORDER BY runs.budget DESC"
+        "LEFT JOIN responses ON responses.request_id = requests.id GROUP BY runs.budget ORDER BY "
+        "runs.budget DESC"
     )
     return [dict(row) for row in rows]

@@ -1,15 +1,21 @@
 """Is there a zone where variance or failures rise before the mean collapses, and can that be chance?
 
-The question is asked of the bins before the collapse alone: of the shortest bin and those after it, up to the first
-from which on the mean score stays below a share of the reference, the score of the shortest bin at the full budget.
-A zone begins at some bin and lasts to the last one before the collapse. For every place where it may begin, two
-contrasts hold the bins from there on against those before it: that of the standard deviation, and that of the failure
-rate. Both are put in units of their own spread under permutations, in which the examples of these bins change places;
-the largest of all is the statistic (Westfall and Young's max-T), and its place in the permutations the p-value. Since
-places and signals are searched within each permutation as well, the search needs no further correction; that several
-budgets are asked is corrected by Holm's method.
+The question is asked of the bins before the collapse alone: of the shortest bin and those after it, up to
+the first
+from which on the mean score stays below a share of the reference, the score of the shortest bin at the full
+budget.
+A zone begins at some bin and lasts to the last one before the collapse. For every place where it may begin,
+two contrasts hold the bins from there on against those before it: that of the standard deviation, and that of
+the failure
+rate. Both are put in units of their own spread under permutations, in which the examples of these bins
+change places;
+the largest of all is the statistic (Westfall and Young's max-T), and its place in the permutations the
+p-value. Since
+places and signals are searched within each permutation as well, the search needs no further correction;
+that several budgets are asked is corrected by Holm's method.
 
-Permuting only the bins before the collapse makes an abrupt collapse, without a zone before it, no false alarm.
+Permuting only the bins before the collapse makes an abrupt collapse, without a zone before it, no false
+alarm.
 """
 
 from __future__ import annotations
@@ -138,13 +144,13 @@ def _described(budget: Budget, totals: Floats, reference: float) -> dict[str, An
 
 
 def z_over_bins(values: Floats) -> Floats:
-    """Return how far each bin lies from the mean of all, in their standard deviation; 0 where all are equal."""
+    """Return how many standard deviations each bin lies from the mean of all; 0 where all are equal."""
     spread = values.std()
     return (values - values.mean()) / spread if spread > 1e-12 else np.zeros_like(values)
 
 
 def collapse_at(scores: Floats, reference: float, kept: float) -> int:
-    """Return the first bin from which on every score is below ``kept`` of the reference; their number if none is."""
+    """Return the first bin from which on scores are below ``kept`` of the reference, else their number."""
     low = scores < kept * reference
     return int(len(low) - np.argmin(low[::-1])) if not low.all() else 0
 
@@ -194,7 +200,9 @@ def _permutations(examples: Floats, sizes: NDArray[Any], n: int, rng: np.random.
         yield _by_bin(examples[:, rng.permuted(order, axis=1)], sizes)
 
 
-def _dealt(alike: Floats, counts: NDArray[Any], sizes: NDArray[Any], n: int, rng: np.random.Generator) -> Floats:
+def _dealt(
+    alike: Floats, counts: NDArray[Any], sizes: NDArray[Any], n: int, rng: np.random.Generator
+) -> Floats:
     """Deal examples of a few kinds to bins by chance. [4, n, K]"""
     left = np.tile(counts, (n, 1))  # [n, kinds]
     sums = np.empty((len(alike), n, len(sizes)))

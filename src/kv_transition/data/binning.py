@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,9 +27,10 @@ def edges_of(settings: Binning, lengths: Sequence[int]) -> list[int]:
         raise KvguardError("dataset: holds no example: name another")
     cuts = np.quantile(np.asarray(lengths), np.linspace(0, 1, settings.n_bins + 1)[1:-1])
     edges = [min(lengths), *(int(np.ceil(cut)) for cut in cuts), max(lengths) + 1]
-    if any(high <= low for low, high in zip(edges, edges[1:], strict=False)):
+    if any(high <= low for low, high in pairwise(edges)):
         raise KvguardError(
-            f"binning.n_bins: {len(lengths)} examples have too few different lengths for {settings.n_bins} bins: "
+            f"binning.n_bins: {len(lengths)} examples have too few different lengths for {settings.n_bins} "
+            f"bins: "
             "lower it, or give edges in binning.by"
         )
     return edges
@@ -44,7 +46,9 @@ def by_bin(examples: Iterable[Example], edges: Sequence[int]) -> list[list[Examp
     return bins
 
 
-def choose(candidates: Sequence[Sequence[Example]], edges: Sequence[int], n: int, seed: int) -> list[list[Example]]:
+def choose(
+    candidates: Sequence[Sequence[Example]], edges: Sequence[int], n: int, seed: int
+) -> list[list[Example]]:
     """Return ``n`` examples of each bin: drawn by chance that depends on the seed and the examples alone.
 
     Raises
@@ -59,7 +63,8 @@ def choose(candidates: Sequence[Sequence[Example]], edges: Sequence[int], n: int
     ]
     if few:
         raise KvguardError(
-            f"dataset.n_per_bin: {n} are asked for, there are only {'; '.join(few)}: lower it or binning.n_bins, "
+            f"dataset.n_per_bin: {n} are asked for, there are only {'; '.join(few)}: lower it or "
+            f"binning.n_bins, "
             "widen the edges in binning.by, or bring more examples"
         )
     return [ranked(found, seed)[:n] for found in candidates]
@@ -67,6 +72,4 @@ def choose(candidates: Sequence[Sequence[Example]], edges: Sequence[int], n: int
 
 def ranked(examples: Iterable[Example], seed: int) -> list[Example]:
     """Return examples in the order in which they are drawn."""
-    return sorted(
-        examples, key=lambda one: hashlib.sha256(f"{seed}/{one.example_id}".encode()).hexdigest()
-    )
+    return sorted(examples, key=lambda one: hashlib.sha256(f"{seed}/{one.example_id}".encode()).hexdigest())

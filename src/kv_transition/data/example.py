@@ -35,12 +35,16 @@ class Example:
     n_tokens: int = 0
 
     @classmethod
-    def of(
-        cls, question: str, context: str, answers: tuple[str, ...], meta: Mapping[str, Any]
-    ) -> Example:
+    def of(cls, question: str, context: str, answers: tuple[str, ...], meta: Mapping[str, Any]) -> Example:
         """Return an example under the digest of what it asks."""
         asked = json.dumps([question, context, answers], ensure_ascii=False)
-        return cls(hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()[:16], question, context, answers, meta)
+        return cls(
+            hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()[:16],
+            question,
+            context,
+            answers,
+            meta,
+        )
 
 
 def render(template: str, question: str, context: str) -> str:

@@ -32,7 +32,7 @@ class Source(Protocol):
     template: ClassVar[str]
 
     def pool(self, n: int) -> list[Example]:
-        """Return ``n`` candidates, or as many as there are: the first of any larger ``n``, not yet counted."""
+        """Return ``n`` candidates, uncounted, or all there are: the first of any larger ``n``."""
 
 
 def open_source(settings: Dataset, counter: Counter) -> Source:
@@ -59,7 +59,8 @@ class LongArith:
     def __init__(self, settings: Dataset, counter: Counter) -> None:
         self._settings = settings
         short, long = (
-            longarith.sample(Random(settings.seed), n).question for n in (longarith.MIN_SENTENCES, self._SAMPLE)
+            longarith.sample(Random(settings.seed), n).question
+            for n in (longarith.MIN_SENTENCES, self._SAMPLE)
         )
         least, most = counter.count([short, long])
         self._per_sentence = (most - least) / (self._SAMPLE - longarith.MIN_SENTENCES)
@@ -81,8 +82,8 @@ class LongArith:
 class Haystack:
     """Real questions, each with its gold passage among passages of other questions.
 
-    ``gold_position`` places it: 0 at the beginning, 1 at the end; null: evenly anywhere. No distractor holds an
-    answer.
+    ``gold_position`` places it: 0 at the beginning, 1 at the end; null: evenly anywhere. No distractor
+    holds an answer.
     """
 
     headline = "substring_em"
@@ -102,7 +103,7 @@ class Haystack:
         self._tokens = [n - frame + 1 for n in alone]
 
     def pool(self, n: int) -> list[Example]:
-        """Return ``n`` questions with their haystacks; questions return with other haystacks when all were asked."""
+        """Return ``n`` questions with haystacks; after all of them they return, with other haystacks."""
         return [self._example(index) for index in range(n)]
 
     def _example(self, index: int) -> Example:
@@ -114,7 +115,9 @@ class Haystack:
         for at in rng.sample(range(len(self._passages)), len(self._passages)):
             if room < self._tokens[at] / 2:
                 break
-            if self._passages[at] != gold.context and not any(answer in self._lower[at] for answer in answers):
+            if self._passages[at] != gold.context and not any(
+                answer in self._lower[at] for answer in answers
+            ):
                 others.append(self._passages[at])
                 room -= self._tokens[at]
         wanted = self._settings.gold_position
@@ -146,4 +149,3 @@ class Stored:
 def rendering(template: str, api: str) -> tuple[str, bool]:
     """Return the template of a prompt, and whether it ends with the cue after which the answer stands."""
     return (template, False) if api == "chat" else (f"{template}\n\nAnswer:", True)
-

@@ -74,7 +74,12 @@ def refine(
         source = open_source(settings.dataset, counter)
         template, _ = rendering(source.template, settings.engine.api)
         added = _more(source, template, counter, edges, bins, n, known, settings.dataset.seed)
-    stage = {"stage": manifest["stages"][-1]["stage"] + 1, "adaptive": True, "bins": list(bins), "n_per_bin": n}
+    stage = {
+        "stage": manifest["stages"][-1]["stage"] + 1,
+        "adaptive": True,
+        "bins": list(bins),
+        "n_per_bin": n,
+    }
     manifest = {**manifest, "stages": [*manifest["stages"], {**stage, "why": dict(why)}]}
     for index, examples in added.items():
         manifest["chosen"][index] = [*manifest["chosen"][index], *map(_listed, examples)]
@@ -98,12 +103,18 @@ def _more(
     most, before = _MOST_SPARE * size, -1
     while True:
         pool = source.pool(size)
-        found = by_bin(counted([one for one in pool if one.example_id not in known], template, counter), edges)
+        found = by_bin(
+            counted([one for one in pool if one.example_id not in known], template, counter), edges
+        )
         if all(len(found[index]) >= n for index in bins):
             return {index: ranked(found[index], seed)[:n] for index in bins}
         if len(pool) <= before or size > most:
-            few = ", ".join(f"{len(found[index])} in bin {index + 1}" for index in bins if len(found[index]) < n)
-            raise KvguardError(f"refine: {n} more are asked for a bin, there are only {few}: ask for fewer with -n")
+            few = ", ".join(
+                f"{len(found[index])} in bin {index + 1}" for index in bins if len(found[index]) < n
+            )
+            raise KvguardError(
+                f"refine: {n} more are asked for a bin, there are only {few}: ask for fewer with -n"
+            )
         before, size = len(pool), 2 * size
 
 

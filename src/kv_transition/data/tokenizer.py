@@ -31,7 +31,9 @@ class LocalCounter:
         path = Path(folder.removeprefix("path:"))
         file = path if path.suffix == ".json" else path / "tokenizer.json"
         if not file.is_file():
-            raise KvguardError(f"model.tokenizer: no tokenizer.json at {path}: name its folder, or say `served`")
+            raise KvguardError(
+                f"model.tokenizer: no tokenizer.json at {path}: name its folder, or say `served`"
+            )
         from tokenizers import Tokenizer
 
         with foreign(f"model.tokenizer: {file}", "name another"):
@@ -66,7 +68,10 @@ class ServedCounter:
             {"messages": [{"role": "user", "content": text}]} if self._api == "chat" else {"prompt": text}
         )
         said = "no answer"
-        for body in ({"model": self._model, **asked}, {"content": text, "add_special": True}):  # llama.cpp's last
+        for body in (
+            {"model": self._model, **asked},
+            {"content": text, "add_special": True},
+        ):  # llama.cpp's last
             try:
                 answer = self._client.post(self._url, json=body)
             except httpx.HTTPError as error:
@@ -79,7 +84,8 @@ class ServedCounter:
                 if isinstance(found.get("tokens"), list) and (found["tokens"] or not text):
                     return len(found["tokens"])
         raise KvguardError(
-            f"{self._url}: counts no tokens ({said}): give model.tokenizer the folder of the model's tokenizer.json"
+            f"{self._url}: counts no tokens ({said}): give model.tokenizer the folder of the model's "
+            f"tokenizer.json"
         )
 
 

@@ -57,12 +57,14 @@ def connect(path: Path, make: bool = False) -> sqlite3.Connection:
     if found > migrations.NEWEST:
         connection.close()
         raise KvguardError(
-            f"{path}: its schema is of version {found}, this package knows {migrations.NEWEST}: update the package"
+            f"{path}: its schema is of version {found}, this package knows {migrations.NEWEST}: update the "
+            f"package"
         )
     if not make and found < migrations.NEWEST:
         connection.close()
         raise KvguardError(
-            f"{path}: its schema is of version {found}: `kv-transition analyze` brings it to {migrations.NEWEST}"
+            f"{path}: its schema is of version {found}: `kv-transition analyze` brings it to "
+            f"{migrations.NEWEST}"
         )
     connection.row_factory = sqlite3.Row
     return connection

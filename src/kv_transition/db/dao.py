@@ -39,7 +39,8 @@ def enter_experiment(
     with connection:
         if row is None:
             connection.execute(
-                "INSERT INTO experiments (config, config_digest, git_revision, git_dirty, package_version, id, "
+                "INSERT INTO experiments (config, config_digest, git_revision, git_dirty, package_version, "
+                "id, "
                 "created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*values, origin["version"], group, now()),
             )
@@ -49,7 +50,9 @@ def enter_experiment(
 
 def _check_fits(row: sqlite3.Row, group: str, snapshot: Mapping[str, Any]) -> None:
     if row["id"] != group:
-        raise KvguardError(f"db.path: the database is of group {row['id']!r}, not of {group!r}: name another file")
+        raise KvguardError(
+            f"db.path: the database is of group {row['id']!r}, not of {group!r}: name another file"
+        )
     before, after = flat(json.loads(row["config"])), flat(snapshot)
     differ = [
         f"{key} ({before.get(key)!r} there, {after.get(key)!r} here)"
@@ -58,7 +61,8 @@ def _check_fits(row: sqlite3.Row, group: str, snapshot: Mapping[str, Any]) -> No
     ]
     if differ:
         raise KvguardError(
-            f"settings do not fit the database of group {group!r}: {', '.join(differ)}: put them back, or name "
+            f"settings do not fit the database of group {group!r}: {', '.join(differ)}: put them back, or "
+            f"name "
             "another output.exp_group_id"
         )
 
@@ -115,7 +119,13 @@ def enter_dataset(
         for index, examples in enumerate(chosen):
             bin_id = connection.execute(
                 "INSERT INTO bins (dataset_id, bin_index, low, high, n_pool) VALUES (?, ?, ?, ?, ?)",
-                (manifest["dataset_id"], index, edges[index], edges[index + 1], manifest["bins"]["n_pool"][index]),
+                (
+                    manifest["dataset_id"],
+                    index,
+                    edges[index],
+                    edges[index + 1],
+                    manifest["bins"]["n_pool"][index],
+                ),
             ).lastrowid
             assert bin_id is not None
             _enter_entries(connection, manifest["dataset_id"], bin_id, examples, first=0, stage=1)
@@ -128,11 +138,13 @@ def add_examples(
     dataset_id, stage = manifest["dataset_id"], manifest["stages"][-1]["stage"]
     with connection:
         connection.execute(
-            "UPDATE datasets SET manifest = ? WHERE id = ?", (json.dumps(manifest, sort_keys=True), dataset_id)
+            "UPDATE datasets SET manifest = ? WHERE id = ?",
+            (json.dumps(manifest, sort_keys=True), dataset_id),
         )
         for index, examples in added.items():
             bin_id, first = connection.execute(
-                "SELECT bins.id, count(manifest_entries.id) FROM bins LEFT JOIN manifest_entries ON bin_id = bins.id "
+                "SELECT bins.id, count(manifest_entries.id) FROM bins LEFT JOIN manifest_entries ON bin_id "
+                "= bins.id "
                 "WHERE bins.dataset_id = ? AND bin_index = ?",
                 (dataset_id, index),
             ).fetchone()
@@ -163,7 +175,8 @@ def _enter_entries(
             row,
         ).lastrowid
         connection.execute(
-            "INSERT INTO manifest_entries (dataset_id, example_ref, bin_id, position, stage) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO manifest_entries (dataset_id, example_ref, bin_id, position, stage) VALUES (?, ?, "
+            "?, ?, ?)",
             (dataset_id, reference, bin_id, position, stage),
         )
 
@@ -177,7 +190,8 @@ def open_run(connection: sqlite3.Connection, group: str, budget: float, policy: 
     """Return the run of a budget, made where there is none, with a request for every entry and repeat."""
     with connection:
         connection.execute(
-            "INSERT INTO runs (experiment_id, budget, policy, status, started_at) VALUES (?, ?, ?, 'open', ?) "
+            "INSERT INTO runs (experiment_id, budget, policy, status, started_at) VALUES (?, ?, ?, 'open', "
+            "?) "
             "ON CONFLICT DO NOTHING",
             (group, budget, policy, now()),
         )
@@ -191,7 +205,8 @@ def plan_requests(connection: sqlite3.Connection, run_id: int, repeats: int, see
         for repeat in range(repeats):
             connection.execute(
                 "INSERT INTO requests (run_id, entry_id, repeat, seed) "
-                "SELECT ?, id, ?, ? + ? * 1000003 + id FROM manifest_entries WHERE true ON CONFLICT DO NOTHING",
+                "SELECT ?, id, ?, ? + ? * 1000003 + id FROM manifest_entries WHERE true ON CONFLICT DO "
+                "NOTHING",
                 (run_id, repeat, seed, repeat),
             )
 
@@ -244,7 +259,8 @@ def enter_response(connection: sqlite3.Connection, request_id: int, found: Answe
     """Store a response with its telemetry: committed when this returns."""
     with connection:
         response = connection.execute(
-            "INSERT INTO responses (request_id, text, finish_reason, http_status, error, timed_out, prompt_tokens, "
+            "INSERT INTO responses (request_id, text, finish_reason, http_status, error, timed_out, "
+            "prompt_tokens, "
             "completion_tokens, attempts, retries, started_at, answered_at) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (

@@ -141,7 +141,8 @@ CREATE TABLE transition_summary (
 );
 """
 
-# Refinement: examples that were added later are told from the first ones, and numbers of both stand side by side.
+# Refinement: examples that were added later are told from the first ones, and numbers of both stand side by
+# side.
 _STAGES = """
 ALTER TABLE manifest_entries ADD COLUMN stage INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE bin_stats ADD COLUMN scope TEXT NOT NULL DEFAULT 'all';
@@ -172,7 +173,8 @@ def migrate(connection: sqlite3.Connection, upto: int = NEWEST) -> None:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, applied_at TEXT "
+                "NOT NULL)"
             )
             for statement in MIGRATIONS[number - 1].split(";\n"):
                 if statement.strip():

@@ -59,16 +59,23 @@ def describe(client: httpx.Client, base_url: str, wanted: str | None) -> dict[st
         answer = client.get(url)
     except httpx.HTTPError as error:
         raise KvguardError(
-            f"engine: nothing answers at {url} ({type(error).__name__}): start the server, or mend the address"
+            f"engine: nothing answers at {url} ({type(error).__name__}): start the server, or mend the "
+            f"address"
         ) from None
     if answer.status_code in (401, 403):
-        raise KvguardError(f"engine: {url} asks for a key: name the variable that holds it in engine.api_key_env")
+        raise KvguardError(
+            f"engine: {url} asks for a key: name the variable that holds it in engine.api_key_env"
+        )
     try:
         listed = [str(one["id"]) for one in answer.json()["data"]]
     except (ValueError, KeyError, TypeError):
-        raise KvguardError(f"engine: {url} lists no models (status {answer.status_code}): is it OpenAI's API?") from None
+        raise KvguardError(
+            f"engine: {url} lists no models (status {answer.status_code}): is it OpenAI's API?"
+        ) from None
     if not listed or (wanted is not None and wanted not in listed):
-        raise KvguardError(f"model.name: {url} serves {', '.join(listed) or 'none'}, not {wanted!r}: name one of these")
+        raise KvguardError(
+            f"model.name: {url} serves {', '.join(listed) or 'none'}, not {wanted!r}: name one of these"
+        )
     return {"base_url": base_url, "model": wanted or listed[0], "server": answer.headers.get("server")}
 
 
@@ -82,7 +89,9 @@ def _spawned(settings: Settings, budget: float, logs: Path) -> Iterator[str]:
     """Run one `kvguard serve` and yield its address."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"serve-{budget:g}.log"
-    compression = ["--compressor", settings.kv.policy, "--ratio", str(_ratio(budget))] if budget < FULL else []
+    compression = (
+        ["--compressor", settings.kv.policy, "--ratio", str(_ratio(budget))] if budget < FULL else []
+    )
     program = "from kvguard.cli import main; main(prog_name='kvguard')"
     command = [sys.executable, "-c", program, "serve", "--model", str(settings.engine.spawn_model)]
     command += ["--port", "0", *compression, *settings.engine.spawn_options]
@@ -108,7 +117,9 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
             return f"http://127.0.0.1:{json.loads(found[0])['port']}/v1"
         if process.poll() is not None:
             last = next(reversed([line for line in said.splitlines() if line.strip()]), "it said nothing")
-            raise KvguardError(f"engine.spawn: kvguard serve ended ({last.removeprefix('Error: ')}): see {log}")
+            raise KvguardError(
+                f"engine.spawn: kvguard serve ended ({last.removeprefix('Error: ')}): see {log}"
+            )
         time.sleep(0.1)
     raise KvguardError(f"engine.spawn: kvguard serve does not listen after {_START_S:g} s: see {log}")
 

@@ -110,7 +110,9 @@ class OpenAICompatible:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Unreachable(f"no connection ({_said(error)})") from None
         except httpx.TimeoutException:
-            raise TimedOut(f"no whole answer in {self._settings.request.timeout_s:g} s", text=heard.text) from None
+            raise TimedOut(
+                f"no whole answer in {self._settings.request.timeout_s:g} s", text=heard.text
+            ) from None
         except httpx.HTTPError as error:
             raise Passing(f"the stream broke ({_said(error)})", text=heard.text) from None
         if not heard.ended and heard.finish_reason is None:

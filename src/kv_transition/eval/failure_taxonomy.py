@@ -58,7 +58,9 @@ class Failures:
         self._rules = rules
         self._refusals = [re.compile(_SENTENCE + f"({one})", re.I) for one in rules.refusal.patterns]
         loop = rules.looping
-        self._characters = re.compile(rf"(\S{{1,{loop.max_period_characters}}}?)\1{{{loop.min_repeats - 1},}}")
+        self._characters = re.compile(
+            rf"(\S{{1,{loop.max_period_characters}}}?)\1{{{loop.min_repeats - 1},}}"
+        )
 
     @classmethod
     def load(cls) -> Failures:
@@ -76,7 +78,9 @@ class Failures:
             "REFUSAL": self._refusal(answered.text, parsed),
             "LOOPING": self._loop(answered.text),
             "TRUNCATED": "the budget of tokens" if answered.finish_reason == "length" else None,
-            "FORMAT_ERROR": None if cued or parsed is not None else f"no Answer: in {answered.text.strip()[:80]!r}",
+            "FORMAT_ERROR": None
+            if cued or parsed is not None
+            else f"no Answer: in {answered.text.strip()[:80]!r}",
         }
         return [Failure(kind, said) for kind in self._rules.order if (said := found.get(kind))]
 
@@ -94,7 +98,11 @@ class Failures:
             for word, before in zip(words[period:], words, strict=False):
                 run = run + 1 if word == before else period
                 if run >= least:
-                    at = next(i for i in range(len(words)) if words[i : i + run - period] == words[i + period : i + run])
+                    at = next(
+                        i
+                        for i in range(len(words))
+                        if words[i : i + run - period] == words[i + period : i + run]
+                    )
                     return " ".join(words[at : at + period])
         for found in self._characters.finditer(text):
             if len(found[0]) >= rules.min_characters and any(character.isalnum() for character in found[1]):

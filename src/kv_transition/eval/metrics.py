@@ -15,7 +15,9 @@ from pathlib import Path
 from kv_transition.db.dao import Answered
 from kvguard.errors import KvguardError
 
-_MARK = re.compile(r"^[\s>*_#-]*(?:the\s+|final\s+)?answer\b[*_]*\s*(?::|is\b:?)[*_]*[ \t]*(?P<said>.*)", re.I | re.M)
+_MARK = re.compile(
+    r"^[\s>*_#-]*(?:the\s+|final\s+)?answer\b[*_]*\s*(?::|is\b:?)[*_]*[ \t]*(?P<said>.*)", re.I | re.M
+)
 _INLINE = re.compile(r"\banswer[*_]*\s*:[*_]*[ \t]*(?P<said>.*)", re.I)
 _ADORNED = re.compile(r"^[*_`\"']+|[*_`\"']+$")
 METRICS = ("em", "f1", "substring_em")
@@ -46,10 +48,12 @@ def squad() -> Squad:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except OSError:
-        raise KvguardError(f"{file}: SQuAD's metrics are not there: pip install 'transformers>=5.2,<5.3'") from None
+        raise KvguardError(
+            f"{file}: SQuAD's metrics are not there: pip install 'transformers>=5.2,<5.3'"
+        ) from None
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
     space: dict[str, Callable[..., float]] = {}
-    exec(compile(tree, str(file), "exec"), {"re": re, "string": string, "collections": collections}, space)  # noqa: S102
+    exec(compile(tree, str(file), "exec"), {"re": re, "string": string, "collections": collections}, space)
     if set(space) != names:
         raise KvguardError(f"{file}: has other functions than SQuAD's: pip install 'transformers>=5.2,<5.3'")
     space["compute_f1"].__globals__.update(space)
@@ -59,8 +63,8 @@ def squad() -> Squad:
 def parse(text: str, cued: bool = False) -> str | None:
     """Return the answer that a text gives, None if it gives none in the form that was asked for.
 
-    It stands after the first ``Answer:`` at the beginning of a line, else after the first anywhere; on the next line
-    where nothing follows. Where the prompt ended with that cue, it is the text's first line.
+    It stands after the first ``Answer:`` at the beginning of a line, else after the first anywhere; on the
+    next line where nothing follows. Where the prompt ended with that cue, it is the text's first line.
     """
     if cued:
         return _plain(text.strip().partition("\n")[0])

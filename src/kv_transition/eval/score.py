@@ -24,7 +24,9 @@ def score(connection: sqlite3.Connection, settings: Settings) -> int:
     """
     dataset = dao.dataset(connection)
     rows = dao.unscored(connection)
-    if dataset is None or (not rows and connection.execute("SELECT count(*) FROM responses").fetchone()[0] == 0):
+    if dataset is None or (
+        not rows and connection.execute("SELECT count(*) FROM responses").fetchone()[0] == 0
+    ):
         raise KvguardError("there is no response to score: run `kv-transition run` first")
     _, cued = rendering(dataset.manifest["template"], settings.engine.api)
     taxonomy = Failures.load()

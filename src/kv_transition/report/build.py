@@ -20,11 +20,12 @@ from kv_transition.paths import Paths
 from kv_transition.report import content as contents
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; margin: 1rem 0; }
 th, td { border-bottom: 1px solid #ccc; padding: 0.25rem 0.6rem; }
 img { max-width: 100%; }
-blockquote { border-left: 3px solid #bbb; margin: 0.5rem 0 1.5rem; padding-left: 1rem; color: #444; white-space: pre-wrap; }
+blockquote { border-left: 3px solid #bbb; margin: 0.5rem 0 1.5rem; padding-left: 1rem; color: #444; }
 """
 
 
@@ -36,7 +37,9 @@ def report(connection: sqlite3.Connection, paths: Paths) -> Path:
     stats = content["stats"]
     title = f"{content['config']['kv']['policy']}, {content['manifest']['name']}: {group}"
     shown = content["zones"][content["zones"]["scope"] == scope]
-    figures = draw(stats[stats["scope"] == scope], shown, content["bins"], content["headline"], title, paths.figures)
+    figures = draw(
+        stats[stats["scope"] == scope], shown, content["bins"], content["headline"], title, paths.figures
+    )
     _write_tables(content, paths.tables)
     summary = json.dumps(contents.summary(content), indent=1, allow_nan=False)
     paths.summary.write_text(summary + "\n", encoding="utf-8")
@@ -47,8 +50,11 @@ def report(connection: sqlite3.Connection, paths: Paths) -> Path:
 
 
 def _markdown(content: dict[str, Any], figures: list[Path]) -> str:
-    environment = Environment(  # Markdown, of which excerpts are escaped by their filters  # noqa: S701
-        loader=PackageLoader("kv_transition.report"), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+    environment = Environment(  # Markdown, of which excerpts are escaped by their filters
+        loader=PackageLoader("kv_transition.report"),
+        undefined=StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"excerpt": _excerpt, "quoted": _quoted}
     servers = [run["server"] for run in content["runs"]]
@@ -71,7 +77,8 @@ def _markdown(content: dict[str, Any], figures: list[Path]) -> str:
 
 def _setup(content: dict[str, Any]) -> str:
     return (
-        "One model, one task, one policy: how accuracy, its spread and failures move with the length of the prompt, "
+        "One model, one task, one policy: how accuracy, its spread and failures move with the length of "
+        "the prompt, "
         "and whether they announce a collapse. Everything here is made from the database beside it."
     )
 
@@ -85,8 +92,10 @@ def _scope(content: dict[str, Any], scope: str, is_refined: bool) -> dict[str, A
             for stage in content["manifest"]["stages"][1:]
         )
         note = (
-            f"Examples were added where the first stage saw a zone ({stages}). That choice was adaptive: it was made "
-            "by looking at the first answers, so intervals and p-values here are no longer those of a plan made "
+            f"Examples were added where the first stage saw a zone ({stages}). That choice was adaptive: "
+            f"it was made "
+            "by looking at the first answers, so intervals and p-values here are no longer those of a plan "
+            "made "
             "beforehand. Those of the first stage stand above."
         )
     stats = content["stats"]
@@ -104,15 +113,21 @@ def _scope(content: dict[str, Any], scope: str, is_refined: bool) -> dict[str, A
 def _zone(zone: Any) -> str:
     why = zone.rationale
     collapse = why.get("collapse_bin")
-    then = f"from bin {collapse + 1} on the score has collapsed" if collapse is not None else "no bin has collapsed"
+    then = (
+        f"from bin {collapse + 1} on the score has collapsed"
+        if collapse is not None
+        else "no bin has collapsed"
+    )
     if "why_not" in why:
         return f"Budget {zone.budget:g}: no zone can be told: {why['why_not']}; {then}."
     place = f"{zone.start_tokens:,.0f} to {zone.end_tokens:,.0f} tokens"
     signal = {"std": "the standard deviation", "failure_rate": "the failure rate"}[why["signal"]]
     start = int(zone.start_bin) + 1
     numbers = (
-        f"largest contrast: {signal} from bin {start} on against before, {why['statistic']:.1f} of its spread under "
-        f"{why['permutations']} permutations, p {why['p_permutation']:.3g}, {zone.p_value:.3g} over all budgets"
+        f"largest contrast: {signal} from bin {start} on against before, {why['statistic']:.1f} of its "
+        f"spread under "
+        f"{why['permutations']} permutations, p {why['p_permutation']:.3g}, {zone.p_value:.3g} over all "
+        f"budgets"
     )
     if zone.found:
         return f"Budget {zone.budget:g}: **a zone at {place}**; {then} ({numbers})."
@@ -123,19 +138,24 @@ def _limits(content: dict[str, Any]) -> list[str]:
     config = content["config"]
     n = config["dataset"]["n_per_bin"]
     said = [
-        f"With {n} examples in a bin, a rise is seen as often as the table below says, and one that was not seen may be there.",
+        f"With {n} examples in a bin, a rise is seen as often as the table below says, and one that was "
+        f"not seen may be there.",
         "One model, one task, one policy, on one machine: nothing here is about others.",
-        "Seconds and memory are of this endpoint on that day, with whatever else it did; they have no intervals.",
+        "Seconds and memory are of this endpoint on that day, with whatever else it did; they have no "
+        "intervals.",
     ]
     if content["headline"] != "f1":
         said.append(
-            f"Where {content['headline']} is 0 or 1 the standard deviation follows from the mean: it rises as the mean "
+            f"Where {content['headline']} is 0 or 1 the standard deviation follows from the mean: it rises "
+            f"as the mean "
             "falls towards one half, and says nothing beyond that."
         )
     if config["decoding"]["repeats"] == 1:
         said.append("One answer per example: how much answers to the same prompt vary was not measured.")
     if config["engine"]["concurrency"] > 1:
-        said.append("Requests overlapped: seconds hold waiting, and memory is that of all requests under way.")
+        said.append(
+            "Requests overlapped: seconds hold waiting, and memory is that of all requests under way."
+        )
     return said
 
 

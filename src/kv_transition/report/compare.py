@@ -21,7 +21,8 @@ from kvguard.stats.bootstrap import interval
 def compare(first: Path, second: Path) -> str:
     """Return a table of the scores of two groups, by budget and bin, with the interval of the difference.
 
-    Where both asked the same examples the difference is paired by example; else the groups are resampled apart.
+    Where both asked the same examples the difference is paired by example; else the groups are resampled
+    apart.
 
     Raises
     ------
@@ -31,10 +32,13 @@ def compare(first: Path, second: Path) -> str:
     groups = [_read(path) for path in (first, second)]
     one, other = groups
     if one["headline"] != other["headline"]:
-        raise KvguardError(f"compare: {one['id']} is scored by {one['headline']}, {other['id']} by {other['headline']}")
+        raise KvguardError(
+            f"compare: {one['id']} is scored by {one['headline']}, {other['id']} by {other['headline']}"
+        )
     if one["edges"] != other["edges"]:
         raise KvguardError(
-            f"compare: the bins of {one['id']} and {other['id']} differ: prepare both with the same edges in binning.by"
+            f"compare: the bins of {one['id']} and {other['id']} differ: prepare both with the same edges "
+            f"in binning.by"
         )
     budgets = [budget for budget in one["scores"] if budget in other["scores"]]
     if not budgets:
@@ -63,13 +67,17 @@ def _read(path: Path) -> dict[str, Any]:
         names = [
             row[0]
             for row in connection.execute(
-                "SELECT example_id FROM manifest_entries JOIN examples ON examples.id = example_ref WHERE EXISTS "
-                "(SELECT 1 FROM requests JOIN responses ON request_id = requests.id JOIN scores ON response_id = "
+                "SELECT example_id FROM manifest_entries JOIN examples ON examples.id = example_ref WHERE "
+                "EXISTS "
+                "(SELECT 1 FROM requests JOIN responses ON request_id = requests.id JOIN scores ON "
+                "response_id = "
                 "responses.id WHERE entry_id = manifest_entries.id) ORDER BY manifest_entries.id"
             )
         ]
     scores: dict[float, dict[int, dict[str, list[float]]]] = {}
-    for budget, index, example, score in zip(table.budget, table.bin, table.example, table.score, strict=True):
+    for budget, index, example, score in zip(
+        table.budget, table.bin, table.example, table.score, strict=True
+    ):
         known = scores.setdefault(float(budget), {}).setdefault(int(index), {})
         known.setdefault(names[example], []).append(float(score))
     edges = [*bins.low.tolist(), float(bins.high[-1])]
@@ -95,7 +103,9 @@ def _row(
     else:
         values, how = np.full(2, math.nan), "not asked by both"
     found = interval(values)
-    difference = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" if math.isfinite(found.value) else ""
+    difference = (
+        f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" if math.isfinite(found.value) else ""
+    )
     cells = [f"{budget:g}", f"{low:,.0f} to {high - 1:,.0f}", *(f"{m:.2f}" for m in means), difference, how]
     return f"| {' | '.join(cells)} |"
 

@@ -26,7 +26,9 @@ def read(connection: sqlite3.Connection) -> dict[str, Any]:
         Nothing was analyzed.
     """
     experiment = connection.execute("SELECT * FROM experiments").fetchone()
-    stats = _frame(connection, "SELECT scope, budget, bin_index, metric, value, low, high FROM bin_stats ORDER BY id")
+    stats = _frame(
+        connection, "SELECT scope, budget, bin_index, metric, value, low, high FROM bin_stats ORDER BY id"
+    )
     if experiment is None or stats.empty:
         raise KvguardError("nothing was analyzed: run `kv-transition analyze` first")
     config = json.loads(experiment["config"])
@@ -39,7 +41,8 @@ def read(connection: sqlite3.Connection) -> dict[str, Any]:
         run["server"] = json.loads(run["server"])
     bins = _frame(
         connection,
-        "SELECT bin_index, low, high, n_pool, count(manifest_entries.id) AS n, avg(n_tokens) AS mean_tokens FROM bins "
+        "SELECT bin_index, low, high, n_pool, count(manifest_entries.id) AS n, avg(n_tokens) AS "
+        "mean_tokens FROM bins "
         "JOIN manifest_entries ON bin_id = bins.id JOIN examples ON examples.id = example_ref "
         "GROUP BY bins.id ORDER BY bin_index",
     ).set_index("bin_index")
@@ -91,7 +94,12 @@ def summary(content: dict[str, Any]) -> dict[str, Any]:
             "p_value": _none(zone.p_value),
         }
     bins = {
-        f"bin-{index + 1}": {"low": row.low, "high": row.high - 1, "mean_tokens": row.mean_tokens, "n": int(row.n)}
+        f"bin-{index + 1}": {
+            "low": row.low,
+            "high": row.high - 1,
+            "mean_tokens": row.mean_tokens,
+            "n": int(row.n),
+        }
         for index, row in content["bins"].iterrows()
     }
     requests = {f"budget-{row['budget']:g}": row for row in content["requests"]}
@@ -122,8 +130,10 @@ def findings(content: dict[str, Any], scope: str) -> list[str]:
         if len(effective) and pd.notna(effective.iloc[0]["value"]):
             one = effective.iloc[0]
             said.append(
-                f"Its effective length is {one['value']:,.0f} tokens [{one['low']:,.0f}, {one['high']:,.0f}]: the "
-                f"longest bin with at least {content['config']['analysis']['effective']:.0%} of the shortest's score."
+                f"Its effective length is {one['value']:,.0f} tokens [{one['low']:,.0f}, "
+                f"{one['high']:,.0f}]: the "
+                f"longest bin with at least {content['config']['analysis']['effective']:.0%} of the "
+                f"shortest's score."
             )
         worse = rows[(rows["metric"] == DIFFERENCE) & (rows["high"] < 0)]
         if budget < FULL and not rows[rows["metric"] == DIFFERENCE].empty:

@@ -31,7 +31,7 @@ class Outcome:
 
 
 def patiently(ask: Callable[[], Reply], settings: Retries, ended: threading.Event) -> Outcome:
-    """Ask until there is a reply, a trouble that no repetition mends, or no attempt left; or all has ``ended``.
+    """Ask until there is a reply, a trouble that stays, no attempt left, or all has ``ended``.
 
     A server's `Retry-After` is a wait's least, up to ``max_wait_s``.
     """

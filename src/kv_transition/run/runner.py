@@ -16,7 +16,11 @@ from kv_transition.run.telemetry import MemoryWatch, measured
 from kv_transition.settings import Settings
 from kvguard.errors import KvguardError
 
-_OURS = {401: "a key is missing or wrong", 403: "the key may not do this", 404: "there is no such route or model"}
+_OURS = {
+    401: "a key is missing or wrong",
+    403: "the key may not do this",
+    404: "there is no such route or model",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Runner:
     memory: MemoryWatch
 
     def answers(self, requests: Sequence[Open]) -> Iterator[tuple[Open, Answered]]:
-        """Yield each request with its answer in the order in which they come; at most ``concurrency`` are under way.
+        """Yield requests with their answers as these come; at most ``concurrency`` are under way.
 
         Raises
         ------
@@ -79,7 +83,8 @@ class Runner:
         trouble = outcome.trouble
         if isinstance(trouble, Unreachable):
             raise KvguardError(
-                f"engine: the endpoint is gone: {trouble} after {outcome.attempts} attempts: start it again and "
+                f"engine: the endpoint is gone: {trouble} after {outcome.attempts} attempts: start it "
+                f"again and "
                 "repeat `run`, which asks what is missing"
             )
         if isinstance(trouble, Rejected) and trouble.status in _OURS:

@@ -15,7 +15,9 @@ from kv_transition.engines.base import Reply
 # Gauges of bytes that endpoints tell at /metrics.
 MEMORY_GAUGES = ("kvguard:kv_bytes",)
 _EVERY_S = 0.5
-_GAUGE = re.compile(rf"^({'|'.join(map(re.escape, MEMORY_GAUGES))})(?:\{{.*\}})? ([0-9.eE+-]+)$", re.MULTILINE)
+_GAUGE = re.compile(
+    rf"^({'|'.join(map(re.escape, MEMORY_GAUGES))})(?:\{{.*\}})? ([0-9.eE+-]+)$", re.MULTILINE
+)
 
 
 class MemoryWatch:
@@ -68,8 +70,8 @@ class MemoryWatch:
 def measured(reply: Reply, memory: float | None) -> dict[str, Any]:
     """Return the telemetry of a reply; what nobody told is None.
 
-    Seconds of prefill and decode are the server's own where it tells them, else what lies before and after the
-    first piece of text.
+    Seconds of prefill and decode are the server's own where it tells them, else what lies before and after
+    the first piece of text.
     """
     told = reply.told
     timings, kept = told.get("timings") or {}, (told.get("kvguard") or {}).get("kv_tokens") or {}

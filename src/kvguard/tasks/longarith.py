@@ -6,8 +6,8 @@
     So Ana has 4 and Ben has 9: 4 + 9 = 13.
     Answer: 13
 
-A text is as long as one wants, in sentences. Whoever writes the answer has to find two sentences in it, so what
-a compressed cache has lost shows as a wrong number. Pure Python: harnesses that know no model import it.
+A text is as long as one wants, in sentences. Whoever writes the answer has to find two sentences in it, so
+what a compressed cache has lost shows as a wrong number. Pure Python: harnesses that know no model import it.
 """
 
 import hashlib

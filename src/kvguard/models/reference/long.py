@@ -1,10 +1,11 @@
 """Training rows of long texts: a text, then questions about it, as turns of one chat.
 
 Most rows ask for all facts, in another order than they stand in: one token in four have to be found in the
-text, where an answer about two persons has two such tokens in seventy. That is what teaches a small model to look.
+text, where an answer about two persons has two such tokens in seventy. That is what teaches a small model
+to look.
 
-Rows grow over the training, from :data:`SHORTEST` tokens to the whole window. Batch ``i`` depends on the seed and
-``i`` alone, as in :mod:`kvguard.models.reference.corpus`.
+Rows grow over the training, from :data:`SHORTEST` tokens to the whole window. Batch ``i`` depends on the
+seed and ``i`` alone, as in :mod:`kvguard.models.reference.corpus`.
 """
 
 import re
@@ -43,7 +44,7 @@ class LongTexts:
         return Batch(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32))
 
     def _length(self, rng: Random, index: int, longest: int) -> int:
-        """Return a row length: half of the batches have the longest of their time, the others any below it."""
+        """Return a row length: half of the batches have the longest of their time, others any below."""
         first, last = _GROWTH
         grown = min(1.0, max(0.0, (index / self._steps - first) / (last - first)))
         bound = round(SHORTEST * (longest / SHORTEST) ** grown)
@@ -75,7 +76,11 @@ class LongTexts:
             return self._recital(rng, made)
         pieces = re.split(r"( \d+)", made.solution(*pair))
         asked = (f"{longarith.question(*pair, cue=cue)}{ASSISTANT}", 0.0)
-        return [asked, *((piece, 1.0 if piece.strip().isdigit() else _PLAIN) for piece in pieces), (EOS, _PLAIN)]
+        return [
+            asked,
+            *((piece, 1.0 if piece.strip().isdigit() else _PLAIN) for piece in pieces),
+            (EOS, _PLAIN),
+        ]
 
     def _recital(self, rng: Random, made: longarith.Document) -> list[tuple[str, float]]:
         """Return every fact in another order; what has to be found is learned from, and nothing else."""

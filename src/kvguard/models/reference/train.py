@@ -1,8 +1,8 @@
 """Train a reference model: resumable, on a CPU or a GPU.
 
 The learning rate warms up, stays, and falls linearly to zero over the last part of the token budget;
-so a run can be resumed with another budget as long as the fall has not begun. A run may start from the weights
-of a finished one and go on with other texts.
+so a run can be resumed with another budget as long as the fall has not begun. A run may start from the
+weights of a finished one and go on with other texts.
 """
 
 import dataclasses
@@ -206,7 +206,7 @@ def _loss(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> t
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 itself; a CPU that emulates it is half as fast as in float32."""
+    """Whether a device multiplies in bfloat16 itself: a CPU that emulates it is slower than in float32."""
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
