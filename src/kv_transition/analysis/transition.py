@@ -1,18 +1,13 @@
 """Is there a zone where variance or failures rise before the mean collapses, and can that be chance?
 
-The question is asked of the bins before the collapse alone: of the shortest bin and those after it, up to
-the first
-from which on the mean score stays below a share of the reference, the score of the shortest bin at the full
-budget.
-A zone begins at some bin and lasts to the last one before the collapse. For every place where it may begin,
-two contrasts hold the bins from there on against those before it: that of the standard deviation, and that of
-the failure
-rate. Both are put in units of their own spread under permutations, in which the examples of these bins
-change places;
-the largest of all is the statistic (Westfall and Young's max-T), and its place in the permutations the
-p-value. Since
-places and signals are searched within each permutation as well, the search needs no further correction;
-that several budgets are asked is corrected by Holm's method.
+The question is asked of the bins before the collapse alone: of the shortest bin and those after it, up to the
+first from which on the mean score stays below a share of the reference, the score of the shortest bin at the
+full budget. A zone begins at some bin and lasts to the last one before the collapse. For every place where it
+may begin, two contrasts hold the bins from there on against those before it: that of the standard deviation,
+and that of the failure rate. Both are put in units of their own spread under permutations, in which the
+examples of these bins change places; the largest of all is the statistic (Westfall and Young's max-T), and
+its place in the permutations the p-value. Since places and signals are searched within each permutation as
+well, the search needs no further correction; that several budgets are asked is corrected by Holm's method.
 
 Permuting only the bins before the collapse makes an abrupt collapse, without a zone before it, no false
 alarm.

@@ -13,7 +13,7 @@ from kv_transition.data.example import Example
 from kvguard.errors import KvguardError
 
 # What may change between two calls: it decides neither what is asked nor what is answered.
-FREE = ("analysis", "output", "db", "score", "engine.base_url", "engine.endpoints", "engine.concurrency")
+FREE = ("analysis", "output", "db", "engine.base_url", "engine.endpoints", "engine.concurrency")
 FREE += ("engine.request", "engine.retries", "engine.api_key_env")
 
 
@@ -40,8 +40,7 @@ def enter_experiment(
         if row is None:
             connection.execute(
                 "INSERT INTO experiments (config, config_digest, git_revision, git_dirty, package_version, "
-                "id, "
-                "created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "id, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*values, origin["version"], group, now()),
             )
         else:
