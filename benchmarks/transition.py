@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from kv_transition import phases
+from kv_transition.data.example import Example
 from kv_transition.db import dao
 
 TOKENIZER = Path("src/kvguard/models/reference/weights/qwen2").resolve()
@@ -33,15 +34,26 @@ def config(folder: Path, n_per_bin: int, low: int, high: int) -> Path:
     return path
 
 
-def fill(connection: sqlite3.Connection, group: str) -> int:
-    """Answer every request by chance, worse with the bin; return how many those are."""
+def fill(connection: sqlite3.Connection, group: str, n_per_bin: int) -> int:
+    """Answer requests by chance, worse with the bin; return how many those are."""
+    manifest = {
+        "dataset_id": "bench", "name": "longarith", "task": None, "tokenizer": "none", "template_hash": "",
+        "headline": "em", "bins": {"edges": [*range(100, 700, 100)], "n_pool": [0] * BINS},
+        "stages": [{"stage": 1}], "chosen": [],
+    }  # fmt: skip
+    examples = [
+        [Example(f"{index}/{i}", "q", "c", ("1",), n_tokens=150 + 100 * index) for i in range(n_per_bin)]
+        for index in range(BINS)
+    ]
+    dao.enter_dataset(connection, group, manifest, examples)
     rng, n = np.random.default_rng(0), 0
     for budget in BUDGETS:
         run_id = dao.open_run(connection, group, budget, "snapkv")
         dao.plan_requests(connection, run_id, 1, 0)
         rows = connection.execute(
             "SELECT requests.id, bin_index FROM requests "
-            "JOIN manifest_entries ON manifest_entries.id = entry_id JOIN bins ON bins.id = bin_id WHERE run_id = ?",
+            "JOIN manifest_entries ON manifest_entries.id = entry_id "
+            "JOIN bins ON bins.id = bin_id WHERE run_id = ?",
             (run_id,),
         ).fetchall()
         right = rng.random(len(rows)) > 0.05 + 0.15 * (1 - budget) * np.array([row[1] for row in rows])
@@ -88,10 +100,9 @@ def main(examples: int, requests: int) -> None:
         ):
             phases.prepare(group)
         found["prepare"] = {"examples": examples, **took}
-        small = config(folder, requests // BINS // len(BUDGETS) + 1, 100, 400)
-        with phases.opened(small, fresh=True) as group:
-            phases.prepare(group)
-            n = fill(group.connection, group.paths.group)
+        n_per_bin = requests // BINS // len(BUDGETS) + 1
+        with phases.opened(config(folder, n_per_bin, 100, 600), fresh=True) as group:
+            n = fill(group.connection, group.paths.group, n_per_bin)
             for headline in ("em", "f1"):  # of a few values, and of many
                 with group.connection:
                     group.connection.execute("UPDATE datasets SET headline = ?", (headline,))

@@ -25,7 +25,7 @@ from kv_transition.settings import FULL, Settings
 from kvguard.errors import KvguardError
 
 SCHEMA_VERSION = 1
-_SPARE = 1.25  # candidates of a made data set, for each that is asked
+_SPARE = 1.1  # candidates of a made data set, for each that is asked
 _EDGES_SPARE = 4.0  # the same where bins are given, which need not be alike
 _MOST_SPARE = 64  # how many times over a made data set is made longer until a bin has enough
 
@@ -37,7 +37,7 @@ def prepare(connection: sqlite3.Connection, settings: Settings, paths: Paths) ->
         template, _ = rendering(source.template, settings.engine.api)
         asked = settings.binning.n_bins * settings.dataset.n_per_bin
         spare = _SPARE if settings.binning.by == "quantiles" else _EDGES_SPARE
-        pool = counted(source.pool(math.ceil(spare * asked)), template, counter)
+        pool = counted(source.pool(math.ceil(spare * asked) + settings.binning.n_bins), template, counter)
         edges = edges_of(settings.binning, [example.n_tokens for example in pool])
         candidates = by_bin(pool, edges)
         chosen = choose(candidates, edges, settings.dataset.n_per_bin, settings.dataset.seed)

@@ -13,8 +13,8 @@ from kv_transition.data.example import Example
 from kvguard.errors import KvguardError
 
 # What may change between two calls: it decides neither what is asked nor what is answered.
-FREE = ("analysis", "output", "db", "engine.base_url", "engine.endpoints", "engine.concurrency")
-FREE += ("engine.request", "engine.retries", "engine.api_key_env")
+_ENGINE = ("base_url", "endpoints", "concurrency", "request", "retries", "api_key_env")
+FREE = ("analysis", "output", "db", *(f"engine.{name}" for name in _ENGINE))
 
 
 def now() -> str:
