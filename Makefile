@@ -19,7 +19,7 @@ SMALL := sample.n=24 generate.preset=small evaluate.n_trials=60 live_validate.n=
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro small test lint format lock bench paper ui image-check clean
+.PHONY: help setup repro small test lint format lock transition bench paper ui image-check clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -72,6 +72,10 @@ lock: ## pin the newest allowed versions in requirements.lock, torch as it is
 			-e 's/^(nvidia-nccl.*)/\1 ; platform_system == "Linux" and platform_machine == "x86_64"/' \
 		> build/requirements.lock
 	mv build/requirements.lock requirements.lock && rm -rf build/lock
+
+transition: setup ## measure where along context length SnapKV makes reference_long unreliable (docs/transition.md)
+	kv-transition all -c config/experiments/reference.yaml
+	@echo "runs/transition-reference/report.html"
 
 bench: setup ## timed comparisons with kvpress, one sequence at a time
 	for file in benchmarks/*.py; do python "$$file"; done

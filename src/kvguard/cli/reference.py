@@ -18,13 +18,24 @@ def reference() -> None:
 @click.option(
     "--gsm8k",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    required=True,
-    help="GSM8K's train.jsonl, read as running text.",
+    help="GSM8K's train.jsonl: running text among the problems, and for a new tokenizer.",
+)
+@click.option(
+    "--texts",
+    type=click.Choice(["problems", "long"]),
+    default="problems",
+    show_default=True,
+    help="long: texts that grow to the whole window, with questions about facts far back in them.",
+)
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder of weights and tokenizer to go on from; made anew by default.",
 )
 @click.option(
     "--run-folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Checkpoints; an existing one is resumed. runs/reference-ARCHITECTURE by default.",
+    help="Checkpoints; an existing one is resumed. runs/reference-ARCHITECTURE[-long] by default.",
 )
 @click.option(
     "--out",
@@ -39,7 +50,9 @@ def reference() -> None:
 @stage.one_line_errors
 def train(
     architecture: str,
-    gsm8k: Path,
+    gsm8k: Path | None,
+    texts: str,
+    start: Path | None,
     run_folder: Path | None,
     out: Path | None,
     total_tokens: int | None,
@@ -51,13 +64,20 @@ def train(
     import logging
 
     from kvguard import tracking
-    from kvguard.models.reference.train import TrainSettings, export
+    from kvguard.models.reference.train import LONG, TrainSettings, export
     from kvguard.models.reference.train import train as train_model
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    folder = run_folder or Path("runs") / f"reference-{architecture}"
+    folder = run_folder or Path("runs") / f"reference-{architecture}{'-long' * (texts == 'long')}"
     settings = TrainSettings(
-        architecture=architecture, gsm8k=gsm8k, run_folder=folder, seed=seed, compile=compiled
+        architecture=architecture,
+        run_folder=folder,
+        gsm8k=gsm8k,
+        texts=texts,
+        start=start,
+        seed=seed,
+        compile=compiled,
+        **(LONG if texts == "long" else {}),
     )
     if total_tokens is not None:
         settings = dataclasses.replace(settings, total_tokens=total_tokens)

@@ -72,9 +72,9 @@ def resolve(name: str, spec: ModelSpec) -> str:
     """Return the folder of a local model, or the hub id."""
     kind, _, rest = spec.source.partition(":")
     if kind == "embedded":
-        from kvguard.models.reference import WEIGHTS
+        from kvguard.models.reference import embedded
 
-        path = WEIGHTS / rest
+        path = embedded(rest)
     elif kind == "path":
         path = Path(rest)
     else:

@@ -10,6 +10,7 @@ from kvguard.errors import KvguardError
 from kvguard.tasks.arithmetic import Arithmetic
 from kvguard.tasks.base import Sample, Task
 from kvguard.tasks.gsm8k import Gsm8k
+from kvguard.tasks.longarith import LongArith
 from kvguard.tasks.own import OwnPrompts
 
 __all__ = ["TASKS", "Sample", "Task", "make_task", "sample_prompts"]
@@ -18,6 +19,7 @@ _KNOWN: tuple[type[Task], ...] = (
     Arithmetic,
     Gsm8k,
     OwnPrompts,
+    LongArith,
 )
 TASKS: dict[str, type[Task]] = {task.name: task for task in _KNOWN}
 

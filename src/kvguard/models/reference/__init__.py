@@ -1,10 +1,19 @@
-"""The two small language models that kvguard trains itself and ships."""
+"""The small language models that kvguard trains itself and ships."""
 
 from pathlib import Path
 
-WEIGHTS = Path(__file__).parent / "weights"
+_HERE = Path(__file__).parent
+WEIGHTS = _HERE / "weights"
+
+# In a folder of its own: no stage of the pipeline asks it, and stages depend on the whole of ``weights``.
+LONG = _HERE / "weights_long" / "qwen2_long"
 
 REFERENCE_PATHS: dict[str, Path] = {
     "reference": WEIGHTS / "qwen2",
     "reference_llama": WEIGHTS / "llama",
 }
+
+
+def embedded(name: str) -> Path:
+    """Return the folder of ``embedded:<name>``."""
+    return LONG if name == LONG.name else WEIGHTS / name

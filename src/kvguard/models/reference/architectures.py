@@ -1,6 +1,7 @@
 """The shapes of the reference models and the attention they are trained with."""
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -16,8 +17,7 @@ from kvguard.errors import KvguardError
 
 WINDOW = 2048
 ARCHITECTURES = ("qwen2", "llama")
-_TRAINING_ATTENTION = "kvguard_block_causal"
-_BLOCK = 128
+_TRAINING_ATTENTION = "kvguard_causal"
 
 
 def build_model(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -54,12 +54,12 @@ def build_model(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTra
 
 
 def use_training_attention(model: PreTrainedModel) -> None:
-    """Make ``model`` attend causally in blocks: on a CPU much faster to train than its default."""
-    ALL_ATTENTION_FUNCTIONS.register(_TRAINING_ATTENTION, _block_causal_attention)
+    """Make ``model`` attend causally without a mask: on a CPU much faster to train than its default."""
+    ALL_ATTENTION_FUNCTIONS.register(_TRAINING_ATTENTION, _causal_attention)
     model.config._attn_implementation = _TRAINING_ATTENTION
 
 
-def _block_causal_attention(
+def _causal_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -68,22 +68,8 @@ def _block_causal_attention(
     scaling: float,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within unpadded rows; each query block skips the keys that come after it."""
-    rows, heads, length, width = query.shape  # [B, H, T, D]
-    kv_heads = key.shape[1]
-    groups = heads // kv_heads
-    query = (query * scaling).view(rows, kv_heads, groups, length, width)
-    outputs = []
-    for start in range(0, length, _BLOCK):
-        end = min(length, start + _BLOCK)
-        size = end - start
-        block = query[:, :, :, start:end].reshape(rows * kv_heads, groups * size, width)
-        keys = key[:, :, :end].reshape(rows * kv_heads, end, width)
-        values = value[:, :, :end].reshape(rows * kv_heads, end, width)
-        scores = torch.bmm(block, keys.transpose(1, 2)).view(-1, groups, size, end)
-        later = torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)
-        scores[..., start:].masked_fill_(later, float("-inf"))
-        weights = scores.softmax(-1).view(-1, groups * size, end)
-        outputs.append(torch.bmm(weights, values).view(rows, kv_heads, groups, size, width))
-    attended = torch.cat(outputs, dim=3).view(rows, heads, length, width)
+    """Attend within unpadded rows."""
+    groups = query.shape[1] // key.shape[1]  # [B, H, T, D] and [B, H / groups, T, D]
+    keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    attended = scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scaling)
     return attended.transpose(1, 2).contiguous(), None

@@ -5,13 +5,13 @@ and ``i`` alone, so a resumed training sees what an uninterrupted one would have
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
@@ -74,6 +74,15 @@ def tokenizer_texts(gsm8k: list[tuple[str, str]], seed: int, n: int = 6000) -> I
         yield f"Question: {question}\nAnswer: {solution}"
 
 
+def encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[..., list[Encoding]]:
+    """Return a batch encoder of ``tokenizer`` that never pads nor cuts."""
+    # A copy: calling the tokenizer with padding switches padding on in its shared backend for good.
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    return backend.encode_batch
+
+
 @dataclass(frozen=True)
 class Batch:
     """Token ids and the loss weight of each, both [rows, row_length]."""
@@ -86,11 +95,7 @@ class Corpus:
     """Makes the batches of one training run."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, gsm8k: list[tuple[str, str]], seed: int) -> None:
-        # A copy: calling the tokenizer with padding switches padding on in its shared backend for good.
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        backend.no_padding()
-        backend.no_truncation()
-        self._encode = backend.encode_batch
+        self._encode = encoder(tokenizer)
         self._gsm8k = gsm8k
         self._seed = seed
 

@@ -1,7 +1,8 @@
 """Train a reference model: resumable, on a CPU or a GPU.
 
 The learning rate warms up, stays, and falls linearly to zero over the last part of the token budget;
-so a run can be resumed with another budget as long as the fall has not begun.
+so a run can be resumed with another budget as long as the fall has not begun. A run may start from the
+weights of a finished one and go on with other texts.
 """
 
 import dataclasses
@@ -9,19 +10,35 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from kvguard.errors import KvguardError
 from kvguard.models.reference.architectures import WINDOW, build_model, use_training_attention
-from kvguard.models.reference.corpus import Corpus, read_gsm8k_text, tokenizer_texts
-from kvguard.models.reference.evaluate import greedy_scores
+from kvguard.models.reference.corpus import Batch, Corpus, read_gsm8k_text, tokenizer_texts
+from kvguard.models.reference.evaluate import greedy_scores, long_scores
+from kvguard.models.reference.long import LongTexts
 from kvguard.models.reference.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
 
 OnMetrics = Callable[[dict[str, float], int], None]
+
+
+# What else is set for texts of a kind; what is learned anew from short rows needs no long warm-up.
+LONG: dict[str, Any] = {
+    "rows": 2,
+    "row_length": WINDOW,
+    "total_tokens": 2_000_000,
+    "matrix_lr": 3e-3,
+    "vector_lr": 1.5e-3,
+    "warmup_steps": 20,
+    "evaluate_every": 120,
+    "evaluate_prompts": 16,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +49,21 @@ class TrainSettings:
     ----------
     architecture
         ``qwen2`` or ``llama``.
-    gsm8k
-        Path of GSM8K's train.jsonl, read as running text.
     run_folder
         Where the checkpoint lives; an existing one is resumed.
+    gsm8k
+        Path of GSM8K's train.jsonl, read as running text among ``problems``, and for a new tokenizer.
+    texts
+        ``problems``, rows of short ones; or ``long``, rows that grow to the window.
+    start
+        Folder of the weights and the tokenizer to start from; without it both are made anew.
     """
 
     architecture: str
-    gsm8k: Path
     run_folder: Path
+    gsm8k: Path | None = None
+    texts: str = "problems"
+    start: Path | None = None
     seed: int = 0
     total_tokens: int = 20_000_000
     rows: int = 8
@@ -75,8 +98,10 @@ def learning_rate_share(step: int, settings: TrainSettings) -> float:
 
 
 def build_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the reference models; a function of the seed and GSM8K's text alone."""
-    return train_tokenizer(tokenizer_texts(read_gsm8k_text(settings.gsm8k), settings.seed), WINDOW)
+    """Return the tokenizer to start from; a new one is a function of the seed and GSM8K's text alone."""
+    if settings.start is not None:
+        return AutoTokenizer.from_pretrained(settings.start)
+    return train_tokenizer(tokenizer_texts(_gsm8k(settings), settings.seed), WINDOW)
 
 
 def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTrainedModel:
@@ -92,15 +117,16 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer(settings)
-    corpus = Corpus(tokenizer, read_gsm8k_text(settings.gsm8k), settings.seed)
+    batch_of = _batches(settings, tokenizer)
     with device:
-        model = build_model(settings.architecture, tokenizer)
+        model = _first_model(settings, tokenizer)
         judge = build_model(settings.architecture, tokenizer).eval()
     use_training_attention(model)
     optimizers = _optimizers(model, settings)
     first = _resume(settings, model, optimizers)
 
-    loss_of = torch.compile(_loss, dynamic=False) if settings.compile else _loss
+    if settings.compile:
+        model.base_model.compile(dynamic=False)
     saved = started = time.monotonic()
     recent = 0.0
     for step in range(first, settings.steps):
@@ -108,10 +134,10 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * share
-        batch = corpus.batch(step, settings.rows, settings.row_length)
+        batch = batch_of(step)
         ids = torch.from_numpy(batch.ids).to(device)
         weights = torch.from_numpy(batch.weights).to(device)
-        loss = loss_of(model, ids, weights)
+        loss = _loss(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, _ in optimizers:
@@ -126,7 +152,8 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
             _report(metrics, done, on_metrics)
         if done % settings.evaluate_every == 0 or done == settings.steps:
             judge.load_state_dict(model.state_dict())
-            _report(greedy_scores(judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics)
+            scores = long_scores if settings.texts == "long" else greedy_scores
+            _report(scores(judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics)
         if time.monotonic() - saved > 60 * settings.checkpoint_minutes or done == settings.steps:
             _save(settings, model, optimizers, done)
             saved = time.monotonic()
@@ -145,12 +172,42 @@ def export(settings: TrainSettings, folder: Path) -> int:
     return int(state["step"])
 
 
+def _gsm8k(settings: TrainSettings) -> list[tuple[str, str]]:
+    if settings.gsm8k is None:
+        raise KvguardError("GSM8K's train.jsonl is needed here: name it with --gsm8k")
+    return read_gsm8k_text(settings.gsm8k)
+
+
+def _batches(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> Callable[[int], Batch]:
+    """Return what makes the batch of a step."""
+    if settings.texts == "long":
+        texts = LongTexts(tokenizer, settings.seed, settings.steps)
+        return lambda step: texts.batch(step, settings.tokens_per_step, settings.row_length)
+    corpus = Corpus(tokenizer, _gsm8k(settings), settings.seed)
+    return lambda step: corpus.batch(step, settings.rows, settings.row_length)
+
+
+def _first_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Return the model before its first step, in float32."""
+    model = build_model(settings.architecture, tokenizer)
+    if settings.start is not None:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(settings.start).state_dict())
+    return model
+
+
 def _loss(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
-        logits = model(input_ids=ids, use_cache=False).logits
-    targets, weights = ids[:, 1:].flatten(), weights[:, 1:].flatten()
-    losses = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets, reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(ids.device)):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, T, W]
+        counted = weights[:, 1:] > 0  # logits are made for these alone
+        logits = model.get_output_embeddings()(hidden[:, :-1][counted])
+    losses = functional.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
+    counts = weights[:, 1:][counted]
+    return (losses * counts).sum() / counts.sum()
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 itself: a CPU that emulates it is slower than in float32."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
 def _optimizers(model: PreTrainedModel, settings: TrainSettings) -> list[tuple[torch.optim.Optimizer, float]]:

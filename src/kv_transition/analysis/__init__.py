@@ -1,0 +1,1 @@
+"""What the scores say along length: bins with intervals, effective length, transition zones, figures."""

@@ -1,0 +1,1 @@
+"""What is asked: loaded, brought into one form, counted in tokens, put into bins, chosen."""

@@ -1,0 +1,1 @@
+"""What answers: any server that speaks OpenAI's API."""

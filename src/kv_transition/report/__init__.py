@@ -1,0 +1,1 @@
+"""The report of an experiment group, made from its database alone."""

@@ -1,0 +1,1 @@
+"""Asking: every request once, with patience, and each response committed as it comes."""
