@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -231,28 +231,34 @@ class Scheduler:
 
     def _fill(self, filling: _Filling) -> None:
         """Prefill one piece; after the last one the text joins the batch at the next step."""
+        joining = [filling]
         try:
             with filling.reader or nullcontext():
                 done = filling.work.step()
-            if done is not None:
-                self._filling = None
-                for each in (filling, *self._twins(filling)):
-                    self._add(each, done)
+            if done is None:
+                return
+            self._filling = None
+            joining += self._twins(filling)
+            while joining:
+                self._add(joining[0], done)
+                del joining[0]
         except Exception as error:
-            self._let_go(filling)
-            self._fail(filling.ticket, error)
+            self._filling = None
+            for each in joining:
+                self._give_up(each.entries)
+                self._fail(each.ticket, error)
 
     def _twins(self, filling: _Filling) -> list[_Filling]:
         """Take the other texts of a prompt that wait next and find room: one prefill serves them all."""
         ticket, twins = filling.ticket, list[_Filling]()
         while len(self._rows) + 1 + len(twins) < self._limits.rows:
             twin = self._waiting.take(
-                lambda other: other.ask.ids is ticket.ask.ids and _entries(other) <= self.room.left
+                lambda other: other.ask.ids is ticket.ask.ids and other.entries <= self.room.left
             )
             if twin is None:
                 break
-            self.room.taken += _entries(twin)
-            twins.append(replace(filling, ticket=twin, entries=_entries(twin)))
+            self.room.taken += twin.entries
+            twins.append(replace(filling, ticket=twin, entries=twin.entries))
         return twins
 
     def _add(self, filling: _Filling, done: Prefill) -> None:
