@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -247,12 +247,12 @@ class Scheduler:
         ticket, twins = filling.ticket, list[_Filling]()
         while len(self._rows) + 1 + len(twins) < self._limits.rows:
             twin = self._waiting.take(
-                lambda other: other.ask.ids is ticket.ask.ids and _entries(other) <= self.room.left
+                lambda other: other.ask.ids is ticket.ask.ids and other.entries <= self.room.left
             )
             if twin is None:
                 break
-            self.room.taken += _entries(twin)
-            twins.append(replace(filling, ticket=twin, entries=_entries(twin)))
+            self.room.taken += twin.entries
+            twins.append(replace(filling, ticket=twin, entries=twin.entries))
         return twins
 
     def _add(self, filling: _Filling, done: Prefill) -> None:
