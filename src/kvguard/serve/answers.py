@@ -68,6 +68,7 @@ class Telemetry(BaseModel):
     restores: int
     rewinds: int
     rewinds_withheld: int
+    preempted: int
     hazard_max: float | None
     saved: float
 
