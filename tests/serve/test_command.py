@@ -103,13 +103,26 @@ def ask(base, answers, **change):
         answers.append(error)
 
 
+def until_running(base, n):
+    """Wait until so many texts are under way."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    while (
+        f"}} {n:.1f}\n"
+        not in re.search(
+            r"\nkvguard:num_requests_running.*\n",
+            httpx.get(f"{base}/metrics", headers=headers, timeout=60).text,
+        )[0]
+    ):
+        time.sleep(0.05)
+
+
 def test_the_first_sigterm_drains_and_ends_with_0(process):
     server, base, lines = process
     answers = []
     threads = [threading.Thread(target=ask, args=(base, answers)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    until_running(base, 2)
     server.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     with pytest.raises(httpx.ConnectError):
@@ -132,7 +145,7 @@ def test_the_second_signal_ends_at_once(process):
     answers = []
     thread = threading.Thread(target=ask, args=(base, answers), kwargs={"max_tokens": 1500})
     thread.start()
-    time.sleep(0.5)
+    until_running(base, 1)
     server.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert server.poll() is None
