@@ -146,8 +146,8 @@ def _limits(content: dict[str, Any]) -> list[str]:
     ]
     if errors := sum(row["errors"] for row in content["requests"]):
         said.append(
-            f"{errors} requests got no whole answer; they count as wrong and as failures, though the endpoint "
-            "may be at fault and not the model."
+            f"{errors} requests got no whole answer; they count as wrong and as failures, though it may be "
+            "the endpoint that is at fault and not the model."
         )
     if content["headline"] != "f1":
         said.append(
