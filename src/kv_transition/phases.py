@@ -52,9 +52,12 @@ def opened(config: Path, fresh: bool = False, force: str | None = None) -> Itera
         )
     paths.folder.mkdir(parents=True, exist_ok=True)
     with held(paths) as connection:
-        if force is not None:
-            dao.forget(connection, "analyze" if force == "report" else force)
+        dao.check_group(connection, paths.group)
+        if force == "prepare":
+            dao.forget(connection, force)
         dao.enter_experiment(connection, paths.group, settings.snapshot(), _origin(settings))
+        if force in ("run", "score", "analyze"):
+            dao.forget(connection, force)
         yield Group(settings, paths, connection)
 
 

@@ -101,6 +101,19 @@ def test_settings_that_do_not_fit_the_database_are_rejected_with_the_keys_that_d
     assert "decoding.max_tokens (64 there, 99 here)" in said
 
 
+def test_nothing_is_forgotten_by_force_where_the_settings_do_not_fit(experiment):
+    for phase in ("prepare", "run"):
+        experiment.done(phase)
+    experiment.change(decoding={"max_tokens": 99})
+    assert "decoding.max_tokens" in experiment.rejected("all", "--force", "run")
+    assert experiment.query("SELECT count(*) FROM responses") == [(18,)]
+    experiment.change(
+        output={"exp_group_id": "other"}, db={"path": str(experiment.database)}, decoding={"max_tokens": 64}
+    )
+    assert "is of group 'test', not of 'other'" in experiment.rejected("all", "--force", "prepare")
+    assert experiment.query("SELECT count(*) FROM responses") == [(18,)]
+
+
 def test_what_decides_no_answer_may_change(experiment):
     experiment.done("prepare")
     experiment.change(engine={"concurrency": 3}, analysis={"alpha": 0.01})

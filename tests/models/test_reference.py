@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from kvguard.models.load import LoadedModel, load_model
-from kvguard.models.reference import REFERENCE_PATHS
+from kvguard.models.reference import LONG, REFERENCE_PATHS
 from kvguard.models.reference.corpus import Corpus, tokenizer_texts
-from kvguard.models.reference.evaluate import greedy_scores
+from kvguard.models.reference.evaluate import greedy_scores, long_scores
+from kvguard.models.reference.long import LongTexts
 from kvguard.models.reference.tokenizer import train_tokenizer
 from kvguard.models.reference.train import TrainSettings, train
 from kvguard.models.spec import ModelSpec
@@ -91,3 +93,27 @@ class TestShippedModel:
         scores = greedy_scores(loaded.model, loaded.tokenizer, n=40, seed=5)
         assert scores["accuracy"] >= 0.8  # a floor under 40 prompts; docs/reference-models.md has the figure
         assert scores["not_stopped"] <= 0.05
+
+
+def test_the_long_model_finds_two_facts_in_texts_of_every_length() -> None:
+    loaded = load_model("reference_long", ModelSpec(source=f"embedded:{LONG.name}", task="longarith"), "cpu")
+    scores = long_scores(loaded.model, loaded.tokenizer, n=3, seed=5)
+    assert (
+        sum(scores.values()) / len(scores) >= 0.75
+    )  # a floor under 12 texts
+    assert loaded.window >= 2048
+    assert sum(file.stat().st_size for file in LONG.iterdir()) < 16_000_000
+
+
+def test_long_rows_grow_to_the_window_and_every_one_has_something_to_learn() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(LONG)
+    texts = LongTexts(tokenizer, seed=0, steps=100)
+    lengths = []
+    for index in (0, 10, 30, 50, 70, 99):
+        batch = texts.batch(index, n_tokens=4096, longest=2048)
+        assert (batch.weights > 0).any(axis=1).all()
+        assert tokenizer.pad_token_id not in batch.ids
+        assert np.array_equal(batch.ids, texts.batch(index, n_tokens=4096, longest=2048).ids)
+        lengths.append(batch.ids.shape[1])
+    assert lengths[0] == 192
+    assert 192 < max(lengths) <= 2048

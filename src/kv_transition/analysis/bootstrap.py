@@ -28,7 +28,7 @@ class Sums:
         """Sum over each example; ``example`` counts from 0 within the bin."""
 
         def total(values: Floats) -> Floats:
-            return np.bincount(example, weights=values, minlength=n_examples)
+            return np.bincount(example, weights=values, minlength=n_examples).astype(np.float64)
 
         return cls(total(np.ones_like(score)), total(score), total(score**2), total(failed))
 

@@ -42,8 +42,8 @@ def prepare(connection: sqlite3.Connection, settings: Settings, paths: Paths) ->
         candidates = by_bin(pool, edges)
         chosen = choose(candidates, edges, settings.dataset.n_per_bin, settings.dataset.seed)
         manifest = _manifest(settings, source, counter.name, edges, candidates, chosen)
-    dao.enter_dataset(connection, paths.group, manifest, chosen)
     write_files(manifest, [example for examples in chosen for example in examples])
+    dao.enter_dataset(connection, paths.group, manifest, chosen)
     return manifest
 
 

@@ -47,11 +47,22 @@ def enter_experiment(
             connection.execute("UPDATE experiments SET config = ? WHERE id = ?", (values[0], group))
 
 
-def _check_fits(row: sqlite3.Row, group: str, snapshot: Mapping[str, Any]) -> None:
-    if row["id"] != group:
+def check_group(connection: sqlite3.Connection, group: str) -> None:
+    """Reject a database that is of another group.
+
+    Raises
+    ------
+    KvguardError
+        It is.
+    """
+    row = connection.execute("SELECT id FROM experiments").fetchone()
+    if row is not None and row["id"] != group:
         raise KvguardError(
             f"db.path: the database is of group {row['id']!r}, not of {group!r}: name another file"
         )
+
+
+def _check_fits(row: sqlite3.Row, group: str, snapshot: Mapping[str, Any]) -> None:
     before, after = flat(json.loads(row["config"])), flat(snapshot)
     differ = [
         f"{key} ({before.get(key)!r} there, {after.get(key)!r} here)"

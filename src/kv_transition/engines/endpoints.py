@@ -20,7 +20,7 @@ import httpx
 from kv_transition.settings import FULL, Settings
 from kvguard.errors import KvguardError
 
-_START_S = 180.0
+_START_S = 600.0  # a shared machine is slow to load a model
 _LISTENING = re.compile(r'\{"event": "listening".*\}')
 
 

@@ -144,6 +144,11 @@ def _limits(content: dict[str, Any]) -> list[str]:
         "Seconds and memory are of this endpoint on that day, with whatever else it did; they have no "
         "intervals.",
     ]
+    if errors := sum(row["errors"] for row in content["requests"]):
+        said.append(
+            f"{errors} requests got no whole answer; they count as wrong and as failures, though it may be "
+            "the endpoint that is at fault and not the model."
+        )
     if content["headline"] != "f1":
         said.append(
             f"Where {content['headline']} is 0 or 1 the standard deviation follows from the mean: it rises "
