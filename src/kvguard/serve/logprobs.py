@@ -43,13 +43,15 @@ class Said:
 
 def read(logits: Tensor, tokens: Tensor, n_top: int) -> list[Said]:
     """Read the log-probabilities of tokens [B] from the logits [B, V] of their places."""
-    known = logits.float().log_softmax(-1).nan_to_num(nan=_LEAST, neginf=_LEAST)
-    own = known.gather(1, tokens.long()[:, None])[:, 0].tolist()
-    best = known.topk(min(n_top, known.shape[1]), dim=-1)
-    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    logits = logits.float()
+    best = logits.topk(min(n_top, logits.shape[1]), dim=-1)
+    chosen = torch.cat([logits.gather(1, tokens.long()[:, None]), best.values], dim=1)
+    known = (chosen - logits.logsumexp(-1, keepdim=True)).nan_to_num(nan=_LEAST, neginf=_LEAST)
     return [
-        Said(token, logprob, tuple(zip(ids, values, strict=True)))
-        for token, logprob, (ids, values) in zip(tokens.tolist(), own, tops, strict=True)
+        Said(token, own, tuple(zip(ids, values, strict=True)))
+        for token, ids, (own, *values) in zip(
+            tokens.tolist(), best.indices.tolist(), known.tolist(), strict=True
+        )
     ]
 
 
