@@ -72,7 +72,7 @@ def describe(client: httpx.Client, base_url: str, wanted: str | None) -> dict[st
         if wanted is not None:  # some servers and proxies list none
             return {"base_url": base_url, "model": wanted, "server": answer.headers.get("server")}
         raise KvguardError(
-            f"engine: {url} lists no models (status {answer.status_code}): give model.name, or mend the address"
+            f"engine: {url} lists no models (status {answer.status_code}): give model.name"
         ) from None
     if not listed or (wanted is not None and wanted not in listed):
         raise KvguardError(
