@@ -69,8 +69,10 @@ def describe(client: httpx.Client, base_url: str, wanted: str | None) -> dict[st
     try:
         listed = [str(one["id"]) for one in answer.json()["data"]]
     except (ValueError, KeyError, TypeError):
+        if wanted is not None:  # some servers and proxies list none
+            return {"base_url": base_url, "model": wanted, "server": answer.headers.get("server")}
         raise KvguardError(
-            f"engine: {url} lists no models (status {answer.status_code}): is it OpenAI's API?"
+            f"engine: {url} lists no models (status {answer.status_code}): give model.name"
         ) from None
     if not listed or (wanted is not None and wanted not in listed):
         raise KvguardError(
