@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from kvguard.cli.asking import Asked, serving_options
 from kvguard.cli.serve_config import config_option, variable
 
 if TYPE_CHECKING:
+    from kvguard.serve.limits import Limits
     from kvguard.serve.served import Served
 
 EXAMPLES = """\b
@@ -127,6 +129,14 @@ class Bytes(click.ParamType[int]):
     "--max-requests-per-key", type=click.IntRange(min=1), help="Under way, of one API key; no bound else."
 )
 @click.option("--max-body", type=Bytes(), default="4MiB", show_default=True, help="Of a request.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes behind the one address, each with a copy of the model and its share of the cores; "
+    "--kv-memory, --max-rows and --max-queue are for each.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs a key.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free."
@@ -144,6 +154,7 @@ class Bytes(click.ParamType[int]):
 @stage.one_line_errors
 def serve(
     asked: Asked,
+    replicas: int,
     host: str,
     port: int,
     api_key_env: str | None,
@@ -153,14 +164,18 @@ def serve(
 ) -> None:
     """Serve a model behind the OpenAI API: compressed, guarded, with the memory really freed."""
     _check(how)
-    _need("fastapi", "uvicorn", "prometheus_client")
+    _need("fastapi", "httpx", "uvicorn", "prometheus_client")
+    from kvguard.serve import front
     from kvguard.serve.start import KEY, api_keys, check_address, run
 
     keys = api_keys(api_key_env, api_key_file)
     check_address(host, keys)
     if how["max_requests_per_key"] is not None and not keys:
         raise click.UsageError(f"--max-requests-per-key needs API keys: set {KEY}, or give --api-key-file")
-    run(_served(asked, how), host, port, keys, log_text)
+    if replicas == 1:
+        run(_served(asked, how), host, port, keys, log_text)
+    else:
+        front.run(partial(_served, asked, how), replicas, _limits(how), host, port, keys, log_text)
 
 
 def _check(how: dict[str, Any]) -> None:
@@ -181,6 +196,22 @@ def _need(*modules: str) -> None:
             raise KvguardError(f"{module} is not installed: pip install 'kvguard[pipeline,serve]'")
 
 
+def _limits(how: dict[str, Any]) -> Limits:
+    from kvguard.serve.limits import Limits
+
+    return Limits(
+        kv_bytes=how["kv_memory"],
+        rows=how["max_rows"],
+        queue=how["max_queue"],
+        timeout=how["request_timeout"],
+        body=how["max_body"],
+        piece=how["prefill_tokens"],
+        per_key=how["max_requests_per_key"],
+        hold_back=how["hold_back"],
+        choosing=how["allow_kv"],
+    )
+
+
 def _served(asked: Asked, how: dict[str, Any]) -> Served:
     """Load what is served."""
     from kvguard.cli.asking import check_model
@@ -191,7 +222,6 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
     from kvguard.guard.session import Guard
     from kvguard.guard.settings import Action
     from kvguard.models.load import load_model
-    from kvguard.serve.limits import Limits
     from kvguard.serve.served import Served
 
     model, params = asked.settings()
@@ -220,17 +250,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
         build=build,
         guard=guard,
         action=Action(how["action"] or ("restore" if guard is not None else "none")),
-        limits=Limits(
-            kv_bytes=how["kv_memory"],
-            rows=how["max_rows"],
-            queue=how["max_queue"],
-            timeout=how["request_timeout"],
-            body=how["max_body"],
-            piece=how["prefill_tokens"],
-            per_key=how["max_requests_per_key"],
-            hold_back=how["hold_back"],
-            choosing=how["allow_kv"],
-        ),
+        limits=_limits(how),
         window=window,
         point=point,
         points=load_operating_points(bundle) if bundle is not None else {},

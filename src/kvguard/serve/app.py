@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.exceptions import HTTPException
 
 from kvguard.serve import answers
 from kvguard.serve.card import card
-from kvguard.serve.errors import Rejected
+from kvguard.serve.errors import Rejected, answer_in_shape
 from kvguard.serve.gate import Gate
 from kvguard.serve.logs import TextLog
 from kvguard.serve.metrics import CONTENT_TYPE, Metrics
@@ -197,9 +196,7 @@ def create_app(served: Served, keys: Sequence[str] = (), log_text: bool = False)
     app = FastAPI(title="kvguard", docs_url=None, redoc_url=None, openapi_url=None, lifespan=service.running)
     app.state.service = service
     app.add_middleware(Gate, keys=keys, limits=served.limits)
-    app.add_exception_handler(Rejected, _rejection)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _failure)
+    answer_in_shape(app)
     _generation(app, service)
     _tokens(app, service)
     _operations(app, service)
@@ -290,20 +287,3 @@ def _operations(app: FastAPI, service: Service) -> None:
     @app.get("/version", **told(answers.Version))
     async def version() -> Json:
         return {"version": importlib.metadata.version("kvguard")}
-
-
-async def _rejection(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Rejected)
-    return JSONResponse(error.body(), error.status, error.headers)
-
-
-async def _http_error(http: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    said = {404: f"there is no {http.url.path[:200]}", 405: f"{http.method[:20]} is not allowed here"}
-    rejected = Rejected(said.get(error.status_code, str(error.detail)), status=error.status_code)
-    return JSONResponse(rejected.body(), error.status_code, error.headers)
-
-
-async def _failure(_: Request, error: Exception) -> Response:
-    rejected = Rejected("the server failed; its log says why", status=500, code="internal_error")
-    return JSONResponse(rejected.body(), 500)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
 from kvguard.engine.memory import out_of_memory
 
 
@@ -63,3 +68,27 @@ def broken(error: Exception) -> Rejected:
     if isinstance(error, RuntimeError) and out_of_memory(error):
         return Rejected("the server's memory ran out", status=503, code="out_of_memory", retry_after=5)
     return Rejected("the server failed; its log says why", status=500, code="internal_error")
+
+
+def answer_in_shape(app: Starlette) -> None:
+    """Let an application answer whatever is raised in it in OpenAI's shape."""
+    app.add_exception_handler(Rejected, _rejection)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failure)
+
+
+async def _rejection(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _http_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {404: f"there is no {http.url.path[:200]}", 405: f"{http.method[:20]} is not allowed here"}
+    rejected = Rejected(said.get(error.status_code, str(error.detail)), status=error.status_code)
+    return JSONResponse(rejected.body(), error.status_code, error.headers)
+
+
+async def _failure(_: Request, error: Exception) -> Response:
+    rejected = Rejected("the server failed; its log says why", status=500, code="internal_error")
+    return JSONResponse(rejected.body(), 500)

@@ -69,8 +69,9 @@ class Gate:
             )
             await answer(scope, receive, tell)
         finally:
-            told = {"request_id": number, "method": scope["method"], "path": scope["path"][:200]}
-            logs.say("request", **told, status=status, seconds=round(time.monotonic() - begun, 3))
+            if (scope["path"], status) != ("/health", 200):  # asked every few seconds, by whoever watches
+                told = {"request_id": number, "method": scope["method"], "path": scope["path"][:200]}
+                logs.say("request", **told, status=status, seconds=round(time.monotonic() - begun, 3))
 
     def _key(self, path: str, given: bytes) -> int:
         """Return which key was given, or 0 where none is asked for.

@@ -20,9 +20,15 @@ def say(event: str, **fields: Any) -> None:
     _log.info(event, extra={"fields": fields})
 
 
-def begin(descriptor: int = 2) -> None:
-    """Let all that is logged, warnings too, be lines of an open file, standard error by default."""
-    logging.getLogger().addHandler(Lines(descriptor))
+def begin(descriptor: int = 2, **always: Any) -> None:
+    """Let all that is logged, warnings too, be lines of an open file, standard error by default.
+
+    Parameters
+    ----------
+    always
+        Fields of every line.
+    """
+    logging.getLogger().addHandler(Lines(descriptor, **always))
     _log.setLevel(logging.INFO)
     logging.captureWarnings(True)
 
@@ -34,15 +40,16 @@ class Lines(logging.Handler):
     many were is said as soon as one can be. Nothing is buffered, so nothing is left to fail at the end.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, **always: Any) -> None:
         super().__init__()
+        self._always = always
         self._descriptor, self._dropped, self._torn = descriptor, 0, False
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage()}
-        line |= getattr(record, "fields", {})
+        line |= self._always | getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = logging.Formatter().formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -19,6 +22,8 @@ from kvguard.serve.app import create_app
 from kvguard.serve.punctual import Punctual
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from kvguard.serve.served import Served
 
 KEY = "KVGUARD_API_KEY"
@@ -106,10 +111,46 @@ def run(served: Served, host: str, port: int, keys: Sequence[str], log_text: boo
     """
     check_address(host, keys)
     logs.begin()
-    config = uvicorn.Config(
-        create_app(served, keys, log_text),
-        host=host,
-        port=port,
+    asyncio.run(serve_at(create_app(served, keys, log_text), host, port))
+
+
+async def serve_at(
+    app: Starlette, host: str, port: int, before: AbstractAsyncContextManager[None] | None = None
+) -> None:
+    """Serve an application at an address, in the main thread.
+
+    Parameters
+    ----------
+    before
+        Entered once the address is had, and before it listens.
+
+    Raises
+    ------
+    KvguardError
+        The address cannot be had.
+    """
+    config = _config(app, host=host, port=port)
+    try:
+        bound = config.bind_socket()
+    except SystemExit:
+        raise KvguardError(f"--port {port}: cannot listen on {host}:{port}: use another") from None
+    with bound:
+        async with before or nullcontext():
+            await _Server(config).serve([bound])
+
+
+def serve_behind(served: Served, socket: Path, keys: Sequence[str], log_text: bool) -> None:
+    """Serve as one of several, at a socket that only the server before them reaches.
+
+    That server counts what a key has under way, of all of them together.
+    """
+    alone = replace(served, limits=replace(served.limits, per_key=None))
+    _Server(_config(create_app(alone, keys, log_text), uds=str(socket))).run()
+
+
+def _config(app: Starlette, **where: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -117,10 +158,5 @@ def run(served: Served, host: str, port: int, keys: Sequence[str], log_text: boo
         ws="none",
         server_header=False,
         timeout_keep_alive=30,
+        **where,
     )
-    server = _Server(config)
-    try:
-        bound = config.bind_socket()
-    except SystemExit:
-        raise KvguardError(f"--port {port}: cannot listen on {host}:{port}: use another") from None
-    server.run([bound])
