@@ -69,21 +69,19 @@ def write_tasks(folder: Path, n: int) -> None:
 
 
 @contextmanager
-def served(model: str) -> Iterator[str]:
-    """Serve a model, and say where."""
+def served(model: str, log: Path) -> Iterator[str]:
+    """Serve a model, and say where; it logs to a file, since a pipe that nobody reads would stop it."""
     start = [sys.executable, "-c", "from kvguard.cli import main; main()", "serve"]
-    process = subprocess.Popen([*start, "--model", model, "--port", "0"], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
+    with log.open("w") as told:
+        process = subprocess.Popen([*start, "--model", model, "--port", "0"], stderr=told)
     try:
-        for line in process.stderr:
-            if "listening" in line and (port := re.search(r'"port": (\d+)', line)):
-                yield f"http://127.0.0.1:{port[1]}"
-                break
-        else:
-            raise click.ClickException("the server did not start")
+        while not (found := re.search(r'"listening".*"port": (\d+)', log.read_text())):
+            if process.poll() is not None:
+                raise click.ClickException(f"the server did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{found[1]}"
     finally:
         process.terminate()
-        process.stderr.close()
         process.wait()
 
 
@@ -139,7 +137,7 @@ def main(python: str, model: str, documents: int) -> None:
         folder = Path(temporary)
         write_tasks(folder, documents)
         hf = scored(python, folder, "hf", "hf", {"pretrained": source, "dtype": "float32"})
-        with served(model) as base:
+        with served(model, folder / "server.log") as base:
             asked = {"model": model, "base_url": f"{base}/v1/completions", "num_concurrent": 4}
             ours = scored(python, folder, "kvguard", "local-completions", asked)
         pairs = list(zip(samples(hf, "word_choice"), samples(ours, "word_choice"), strict=True))

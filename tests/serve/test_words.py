@@ -1,6 +1,9 @@
 """Tokens as text and as bytes: together they are the text, whatever the tokenizer."""
 
+import copy
+
 import pytest
+from tokenizers import AddedToken
 
 from kvguard.serve.logprobs import Said
 from kvguard.serve.words import ChatLogprobs, TextLogprobs, Words
@@ -33,6 +36,17 @@ def test_offsets_say_where_in_the_text_tokens_begin(kind):
     assert offsets[len(echoed)] == len(prompt)
     streamed = TextLogprobs(words, prompt, len(echoed))
     assert offsets == [streamed.told([Said(token, -1.0)])["text_offset"][0] for token in [*echoed, *ids]]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("added", ["▁▁", "  ", "<think>", "<0x41>"])
+def test_an_added_token_is_what_it_is_decoded_to(kind, added):
+    tokenizer = copy.deepcopy(make(kind))
+    tokenizer.add_tokens([AddedToken(added, special=False, normalized=False)])
+    [before, token] = [tokenizer.convert_tokens_to_ids(one) for one in ("<bos>", added)]
+    whole = tokenizer.decode([before, token, before], clean_up_tokenization_spaces=False)
+    assert Words(tokenizer).bytes_of(token).decode().strip() == whole.replace("<bos>", "").strip()
+    assert Words(tokenizer).word(before)[0] == "<bos>"
 
 
 def test_a_token_that_the_tokenizer_does_not_know_is_named_by_its_number():

@@ -52,8 +52,8 @@ def _length(settings: Dataset, index: int) -> float:
 class LongArith:
     """Sums of two facts of a long text, see :mod:`kvguard.tasks.longarith`."""
 
-    headline = "em"
-    template = "{context}\n\n{question}"
+    headline: ClassVar[str] = "em"
+    template: ClassVar[str] = "{context}\n\n{question}"
     _SAMPLE = 200  # sentences whose tokens are counted to know how many a length takes
 
     def __init__(self, settings: Dataset, counter: Counter) -> None:
@@ -86,8 +86,8 @@ class Haystack:
     holds an answer.
     """
 
-    headline = "substring_em"
-    template = "{context}\n\nQuestion: {question}\n" + _ASK
+    headline: ClassVar[str] = "substring_em"
+    template: ClassVar[str] = "{context}\n\nQuestion: {question}\n" + _ASK
 
     def __init__(self, settings: Dataset, counter: Counter) -> None:
         assert settings.path is not None
@@ -130,8 +130,8 @@ class Haystack:
 class Stored:
     """LongBench's items, or one's own in the same fields: as many and as long as they are."""
 
-    headline = "f1"
-    template = "{context}\n\nQuestion: {question}\n" + _ASK
+    headline: ClassVar[str] = "f1"
+    template: ClassVar[str] = "{context}\n\nQuestion: {question}\n" + _ASK
 
     def __init__(self, settings: Dataset) -> None:
         found = read_longbench(settings.path, settings.task) if settings.name == "longbench" else None

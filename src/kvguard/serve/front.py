@@ -96,7 +96,8 @@ class Passing:
     """An ASGI application that passes requests on to replicas.
 
     What is lost before anything of its answer was passed on is given to another replica, once. A whole answer
-    is passed on when all of it is there; a stream event by event, and an error ends it if its replica is lost.
+    is passed on when all of it is there; a stream event by event, with an error at the end if its replica is
+    lost.
     """
 
     def __init__(self, fleet: Fleet) -> None:

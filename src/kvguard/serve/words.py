@@ -27,7 +27,7 @@ class Words:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._pieces = Pieces(tokenizer)
-        self._added = {token: str(text) for token, text in tokenizer.added_tokens_decoder.items()}
+        self._added = tokenizer.added_tokens_decoder
         backend = getattr(tokenizer, "backend_tokenizer", None)
         decoder = json.dumps(json.loads(backend.to_str())["decoder"]) if backend is not None else ""
         self._falls_back = '"ByteFallback"' in decoder
@@ -37,13 +37,15 @@ class Words:
 
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes of a token; none for one that the tokenizer does not know."""
-        if token in self._added:
-            return self._added[token].encode()
-        written = str(self.tokenizer.convert_ids_to_tokens([token])[0] or "")
-        if self._letters and all(letter in self._letters for letter in written):
+        written, added = self.tokenizer.convert_ids_to_tokens([token])[0], self._added.get(token)
+        if written is None or (added is not None and added.special):  # which is no text: its name then
+            return str(written or "").encode()
+        if added is None and self._letters and all(letter in self._letters for letter in written):
             return bytes(self._letters[letter] for letter in written)
-        found = _BYTE.fullmatch(written) if self._falls_back else None
-        return bytes([int(found[1], 16)]) if found is not None else self._pieces(token).encode()
+        found = _BYTE.fullmatch(written) if added is None and self._falls_back else None
+        if found is not None:
+            return bytes([int(found[1], 16)])
+        return (self._pieces(token) or str(self.tokenizer.convert_tokens_to_string([written]))).encode()
 
     def _word(self, token: int) -> tuple[str, list[int]]:
         """Return a token as text, and its bytes; text that is no valid UTF-8 is written as bytes."""
