@@ -32,8 +32,8 @@ class Course:
     sent
         Its first tokens, which its client has and no rewind may take back.
     alarms, withheld
-        How often it reached SAFE (or its hazard rose again there), and how often it was restored in place of
-        a rewind because that would have reached what was sent.
+        How often it reached SAFE (or acted since its hazard rose again there), and how often it was restored
+        in place of a rewind because that would have reached what was sent.
     peak
         The most cache entries it held, a mean over layers and heads.
     """
@@ -99,6 +99,7 @@ class ServedRun(GuardedRun):
         self._coming: dict[int, Course] = {}  # by row
         self._courses: dict[int, Course] = {}  # by seat, as the next
         self._peak = np.zeros(0, dtype=np.float32)
+        self._entered: set[int] = set()  # seats that entered SAFE in this step
         self.held, self.full = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         super().__init__(batch, watch, Action.NONE, params, self._row_ratios)
 
@@ -145,14 +146,16 @@ class ServedRun(GuardedRun):
         return Action.RESTORE, len(hazard)
 
     def _restore(self, slot: int, kept: int) -> bool:
+        seat = int(self.batch.seat[slot])
+        self._courses[seat].alarms += seat not in self._entered
         return self._claim(int(self.batch.row[slot])) and super()._restore(slot, kept)
 
     def _alarmed(self, step: Step, safe: Bools, before: Bools) -> Bools:
-        """Which rows act now, and count it. [n]"""
-        alarmed = super()._alarmed(step, safe, before)
-        for seat in step.seat[alarmed].tolist():
+        """Which rows act now, and count those that enter SAFE; others count if something is done. [n]"""
+        self._entered = set(step.seat[safe & ~before].tolist())
+        for seat in self._entered:
             self._courses[seat].alarms += 1
-        return alarmed
+        return super()._alarmed(step, safe, before)
 
     def _observe(self, step: Step, tokens: Ints) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Judge the step's tokens, and see how much the rows hold. [n], [n]"""
