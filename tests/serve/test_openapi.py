@@ -36,7 +36,7 @@ def answers(operation, mode):
     told = []
 
     @given(operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     def holds(case):
         response = case.call(timeout=60)
         told.append(response.status_code)
