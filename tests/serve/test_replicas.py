@@ -39,8 +39,8 @@ class Front:
             return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
         return []
 
-    def ask(self, **change):
-        return httpx.post(self.url, json={**SHORT, **change}, headers=HEADERS, timeout=120)
+    def ask(self, timeout=120, **change):
+        return httpx.post(self.url, json={**SHORT, **change}, headers=HEADERS, timeout=timeout)
 
     def stream(self, **change):
         """Return the lines of a stream, as far as they came."""
@@ -134,7 +134,7 @@ def test_a_request_goes_where_fewest_are_under_way(front):
 
 
 def test_a_stream_is_passed_on_as_it_comes(front):
-    body = {**LONG, "stream": True}
+    body = {**LONG, "max_tokens": 1500, "stream": True}
     with httpx.stream("POST", front.url, json=body, headers=HEADERS, timeout=120) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -145,7 +145,7 @@ def test_a_stream_is_passed_on_as_it_comes(front):
 
 def test_a_client_that_leaves_before_its_answer_frees_its_row(front):
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(front.url, json=LONG, headers=HEADERS, timeout=0.5)
+        front.ask(timeout=0.5, max_tokens=1500)
     front.until("kvguard:num_requests_running", {"0": 0.0, "1": 0.0})
     front.until("kvguard:replica_requests", {"0": 0.0, "1": 0.0})
 
@@ -173,7 +173,7 @@ def test_keys_limits_and_errors_are_as_of_one_server(front):
 
 
 def test_a_replica_killed_under_load_loses_its_streams_only_and_comes_back(front):
-    whole = front.ask(max_tokens=400).json()["choices"][0]["text"]
+    whole = front.ask(**LONG).json()["choices"][0]["text"]
     starts = front.metric("kvguard:replica_starts_total")
     streams, wholes = [lambda: front.stream(**LONG)] * 4, [lambda: front.ask(**LONG)] * 4
     threads, found = together(*streams, *wholes)
@@ -197,29 +197,56 @@ def test_a_replica_killed_under_load_loses_its_streams_only_and_comes_back(front
     again = front.metric("kvguard:replica_starts_total")
     assert sum(again.values()) == sum(starts.values()) + 1
     assert len(front.replicas()) == 2
-    assert {front.ask(max_tokens=400).json()["choices"][0]["text"] for _ in range(2)} == {whole}
+    assert {front.ask(**LONG).json()["choices"][0]["text"] for _ in range(2)} == {whole}
 
 
-def test_sigterm_drains_and_ends_with_0_and_leaves_no_process():
-    with started() as front:
-        replicas = front.replicas()
-        assert len(replicas) == 2
-        threads, found = together(lambda: front.ask(**LONG), lambda: front.stream(**LONG))
-        front.until("kvguard:num_requests_running", {"0": 1.0, "1": 1.0})
-        front.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{front.base}/health")
-        for thread in threads:
-            thread.join(120)
-        assert front.process.wait(60) == 0
-        assert not any(replica.is_running() for replica in replicas)
-    assert found[0].json()["usage"]["completion_tokens"] == 400
+@pytest.mark.slow
+def test_sigterm_to_one_replica_loses_nothing_and_it_comes_back(front):
+    starts = front.metric("kvguard:replica_starts_total")
+    threads, found = together(*[lambda: front.stream(**LONG)] * 4)
+    front.until("kvguard:num_requests_running", {"0": 2.0, "1": 2.0})
+    front.replicas()[0].send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    later = front.ask()
+    for thread in threads:
+        thread.join(120)
+    assert later.status_code == 200
+    assert [lines[-1] for lines in found] == [DONE] * 4
+    front.until("kvguard:replica_up", {"0": 1.0, "1": 1.0})
+    assert sum(front.metric("kvguard:replica_starts_total").values()) == sum(starts.values()) + 1
+
+
+def test_sigterm_drains_and_ends_with_0_and_leaves_no_process(front):
+    """The last of those that share a server: it ends it."""
+    replicas = front.replicas()
+    assert len(replicas) == 2
+    threads, found = together(lambda: front.ask(**LONG), lambda: front.stream(**LONG))
+    front.until("kvguard:num_requests_running", {"0": 1.0, "1": 1.0})
+    front.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{front.base}/health")
+    for thread in threads:
+        thread.join(120)
+    assert front.process.wait(60) == 0
+    assert not any(replica.is_running() for replica in replicas)
+    assert found[0].json()["usage"]["completion_tokens"] == LONG["max_tokens"]
     assert found[1][-1] == DONE
     begin = next(place for place, line in enumerate(front.lines) if '"listening"' in line)
     assert all(json.loads(line) for line in front.lines[begin:])
 
 
+@pytest.mark.slow
+def test_replicas_end_with_a_server_that_is_killed():
+    with started() as front:
+        replicas = front.replicas()
+        assert len(replicas) == 2
+        front.process.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(replicas, timeout=30)
+        assert not alive
+
+
+@pytest.mark.slow
 def test_a_mistake_that_only_a_replica_can_see_is_one_line_before_anything_listens():
     typed = ["serve", "--model", "reference", "--compressor", "snapkw", "--ratio", "0.5", "--replicas", "2"]
     done = CliRunner().invoke(main, [*typed, "--port", "0"])
