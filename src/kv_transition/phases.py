@@ -134,6 +134,7 @@ def refine(group: Group, n: int | None, bins: str | None) -> str:
     if row is None:
         raise KvguardError("nothing is prepared: run `kv-transition all` first")
     n_bins = len(row.manifest["bins"]["edges"]) - 1
+    why: dict[str, Any]
     if bins is not None:
         chosen, why = _named(bins, n_bins), {"named": bins}
     else:

@@ -25,7 +25,7 @@ from kv_transition.settings import FULL, Settings
 from kvguard.errors import KvguardError
 
 SCHEMA_VERSION = 1
-_SPARE = 1.1  # candidates of a made data set, for each that is asked
+_SPARE = 1.02  # candidates of a made data set, for each that is asked
 _EDGES_SPARE = 4.0  # the same where bins are given, which need not be alike
 _MOST_SPARE = 64  # how many times over a made data set is made longer until a bin has enough
 
