@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from kvguard.errors import KvguardError
 from kvguard.models.reference.architectures import WINDOW, build_model, use_training_attention
@@ -100,7 +100,7 @@ def learning_rate_share(step: int, settings: TrainSettings) -> float:
 def build_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerFast:
     """Return the tokenizer to start from; a new one is a function of the seed and GSM8K's text alone."""
     if settings.start is not None:
-        return AutoTokenizer.from_pretrained(settings.start)
+        return PreTrainedTokenizerFast.from_pretrained(settings.start)
     return train_tokenizer(tokenizer_texts(_gsm8k(settings), settings.seed), WINDOW)
 
 
