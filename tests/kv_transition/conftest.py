@@ -93,7 +93,7 @@ class Experiment:
         return last
 
     def query(self, text: str) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+        with contextlib.closing(sqlite3.connect(self.database, timeout=60)) as connection:
             return connection.execute(text).fetchall()
 
 
