@@ -98,9 +98,7 @@ class TestShippedModel:
 def test_the_long_model_finds_two_facts_in_texts_of_every_length() -> None:
     loaded = load_model("reference_long", ModelSpec(source=f"embedded:{LONG.name}", task="longarith"), "cpu")
     scores = long_scores(loaded.model, loaded.tokenizer, n=3, seed=5)
-    assert (
-        sum(scores.values()) / len(scores) >= 0.75
-    )  # a floor under 12 texts
+    assert sum(scores.values()) / len(scores) >= 0.75  # a floor under 12 texts
     assert loaded.window >= 2048
     assert sum(file.stat().st_size for file in LONG.iterdir()) < 16_000_000
 
