@@ -5,12 +5,13 @@ They share the file system, as hosts of a cluster share a folder, and nothing el
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ from kvguard.sweep.run import run_sweep
 
 pytestmark = pytest.mark.slow
 PORT = 6399
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # of this cluster alone
 QUICK = {  # the seconds after which Ray takes a host for lost: minutes by default
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
@@ -52,7 +54,7 @@ class Host:
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
-        known = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **QUICK, **environment}
+        known = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **TOKEN, **QUICK, **environment}
         log = (self.folder / f"{self.name}-{Path(command[0]).name}.log").open("w")
         with log:
             return subprocess.Popen(
@@ -109,9 +111,10 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
         yield both
 
 
-def until(what: str, true: object, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
+def until(what: str, true: Callable[[], object], needed: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not true():
+        assert needed.poll() is None, f"ended before {what}"
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.05)
 
@@ -125,15 +128,17 @@ def test_a_host_cut_off_midway_changes_no_byte(
     # Ray's sockets have names of at most 107 bytes, so its folder cannot lie in pytest's.
     folder = Path(f"/tmp/kvg{os.getpid()}")
     try:
-        head.ray("--head", "--port", str(PORT), "--include-dashboard", "false", "--temp-dir", str(folder))
-        until("the head serves", lambda: head.processes("raylet"))
-        other.ray("--address", address)
-        until("the other host joins", lambda: other.processes("raylet"))
+        how = ("--port", str(PORT), "--include-dashboard", "false", "--temp-dir", str(folder))
+        begun = head.ray("--head", *how)
+        until("the head serves", lambda: head.processes("raylet"), begun)
+        joined = other.ray("--address", address)
+        until("the other host joins", lambda: other.processes("raylet"), joined)
         driver = head.start(sys.executable, "-c", DRIVER, str(model_folder), str(on_ray), RAY_ADDRESS=address)
         working = "ray::_Worker.make"
         until(
             "both hosts make parts",
             lambda: times(on_ray) and head.processes(working) and other.processes(working),
+            driver,
         )
         before = times(on_ray)
         ip("-n", other.name, "link", "set", other.cable, "down")
