@@ -145,6 +145,8 @@ async def whole(session: aiohttp.ClientSession, base: str, body: dict[str, Any],
     """Ask for one chat as a whole."""
     async with session.post(f"{base}/v1/chat/completions", json=body) as answer:
         told = await answer.json()
+    if isinstance(told, str):  # transformers serve 5.2 puts its JSON into a JSON string
+        told = json.loads(told)
     if "choices" in told:
         load.said.append(told["choices"][0]["message"]["content"])
     else:

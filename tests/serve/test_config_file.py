@@ -9,7 +9,7 @@ import yaml
 from click.testing import CliRunner
 
 from kvguard.cli import main
-from kvguard.serve import start
+from kvguard.serve import front, start
 
 module = importlib.import_module("kvguard.cli.serve")  # the name in kvguard.cli is the command
 DOCS = Path(__file__).parents[2] / "docs" / "server.md"
@@ -34,6 +34,7 @@ EVERYTHING = {
     "request_timeout": 2,
     "max_requests_per_key": 3,
     "max_body": 4096,
+    "replicas": 1,
     "host": "0.0.0.0",
     "port": 8080,
     "api_key_env": "MY_KEYS",
@@ -48,7 +49,8 @@ def started(tmp_path, monkeypatch):
     monkeypatch.delenv("KVGUARD_API_KEY", raising=False)
     found = []
     monkeypatch.setattr(module, "_served", lambda asked, how: (asked, how))
-    monkeypatch.setattr(start, "run", lambda *arguments: found.append(arguments))
+    for where in (start, front):
+        monkeypatch.setattr(where, "run", lambda *arguments: found.append(arguments))
 
     def invoke(text, *arguments):
         path = tmp_path / "serve.yaml"
@@ -81,6 +83,15 @@ def test_the_command_line_goes_before_the_file(started):
     _, ((asked, how), _, port, *_) = started(EVERYTHING, "--ratio", "0.5", "--port", "9", "--no-allow-kv")
     assert (how["ratio"], port, how["allow_kv"]) == (0.5, 9, False)
     assert (asked.model, how["compressor"]) == ("reference", "snapkv")
+
+
+def test_the_limits_of_several_replicas_are_those_of_one(started):
+    done, (load, replicas, limits, host, port, keys, log_text) = started({**EVERYTHING, "replicas": 3})
+    assert done.exit_code == 0, done.output
+    assert (replicas, host, port, keys, log_text) == (3, "0.0.0.0", 8080, ["a", "b"], True)
+    assert (limits.kv_bytes, limits.rows, limits.body, limits.per_key) == (3 * 2**29, 4, 4096, 3)
+    asked, how = load()
+    assert (asked.model, how["ratio"]) == ("reference", 0.75)
 
 
 def test_where_both_say_nothing_the_usual_holds(started):

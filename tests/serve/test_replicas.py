@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -241,9 +242,16 @@ def test_replicas_end_with_a_server_that_is_killed():
     with started() as front:
         replicas = front.replicas()
         assert len(replicas) == 2
+        [folder] = {
+            Path(connection.laddr).parent
+            for replica in replicas
+            for connection in replica.net_connections("unix")
+            if "kvguard-" in connection.laddr
+        }
         front.process.send_signal(signal.SIGKILL)
         _, alive = psutil.wait_procs(replicas, timeout=30)
         assert not alive
+        assert not folder.exists()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -55,7 +56,7 @@ class Recipe:
     def serve(self, number: int, socket: Path, said: Connection) -> None:
         """Load and serve, in a process of its own, until SIGTERM or the end of the one that started it."""
         os.setsid()  # Ctrl-C is told to the one that started it
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(socket.parent,), daemon=True).start()
         torch.set_num_threads(self.threads)
         try:
             served = self.load()
@@ -66,10 +67,12 @@ class Recipe:
         serve_behind(served, socket, self.keys, self.log_text)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
+    """End at once when the server has ended, however that came; it may not have removed its folder."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
