@@ -77,8 +77,8 @@ transition: setup ## measure where along context length SnapKV makes reference_l
 	kv-transition all -c config/experiments/reference.yaml
 	@echo "runs/transition-reference/report.html"
 
-bench: setup ## timed comparisons with kvpress, one sequence at a time
-	for file in benchmarks/*.py; do python "$$file"; done
+bench: setup ## timed comparisons, one after another (benchmarks/serve.py and lm_eval_check.py want arguments: see their --help)
+	for name in boost features guard memory sweep tables transition; do python benchmarks/$$name.py; done
 
 paper: setup ## write the results paper from the last run: build/paper/paper.pdf (needs pdflatex)
 	python paper/build.py
