@@ -41,7 +41,7 @@ def answered(experiment):
 
 
 def without_times(text):
-    """A report without what time and place change in it, such as whether a look at the memory fell in time."""
+    """A report without what time and place change in it, or whether the memory was looked at in time."""
     lines = TIMES.sub("*", text).splitlines()
     return [line for line in lines if line and "memory_vs_len" not in line]
 
