@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kv_transition.data.binning import by_bin, choose, edges_of
 from kv_transition.data.example import Example, render
 from kv_transition.data.loader import open_source, rendering
-from kv_transition.data.normalize import read_longbench
+from kv_transition.data.normalize import read_longbench, read_questions
 from kv_transition.data.tokenizer import LocalCounter
 from kv_transition.settings import Binning, Dataset
 from kvguard.errors import KvguardError
@@ -109,9 +109,11 @@ def test_a_prompt_of_braces_is_what_it_says():
     ("line", "said"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: is no object"),
+        ("[1]", "line 2: it is a list"),
+        ('{"input": "q", "input": "r"}', "line 2: the key 'input' stands twice"),
+        ('{"input": "q", "answers": ["a"], "dataset": "d"}', "line 2: 'context' is no text"),
         ('{"input": "q", "context": "c", "dataset": "d"}', "line 2: 'answers' holds no answer"),
-        ('{"context": "c", "answers": ["a"], "dataset": "d"}', "line 2: 'input' is no text"),
+        ('{"context": "c", "answers": ["a"], "dataset": "d"}', "line 2: there is no 'input'"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, said):
@@ -119,6 +121,15 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, said):
     path.write_text('{"input": "q", "context": "c", "answers": ["a"], "dataset": "d"}\n' + line)
     with pytest.raises(KvguardError, match=re.escape(f"{path}, {said}")):
         read_longbench(str(path), None)
+
+
+def test_a_row_is_a_line_whatever_its_strings_hold_and_a_byte_order_mark_is_none_of_it(tmp_path):
+    path = tmp_path / "x.jsonl"
+    said = "one\u2028two\u0085three"
+    row = {"question": said, "answers": ["a"], "context": said}
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n\r\n", encoding="utf-8")
+    (found,) = read_questions(str(path))
+    assert (found.question, found.context) == (said, said)
 
 
 def test_longbench_is_read_from_files_task_by_task(tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kv_transition.data.example import Example
 from kvguard.errors import KvguardError, foreign
+from kvguard.tasks.jsonl import read_jsonl, text_of
 
 LONGBENCH = "THUDM/LongBench"
 
@@ -34,8 +34,8 @@ def read_longbench(path: str | None, task: str | None) -> list[Example]:
         rows = ((where, row) for where, row in _lines(path) if task is None or row.get("dataset") == task)
     found = [
         Example.of(
-            _text(row, "input", where),
-            _text(row, "context", where),
+            text_of(row, "input", where),
+            _context(row, where),
             _answers(row, where),
             {"dataset": row.get("dataset"), "source_id": row.get("_id")},
         )
@@ -56,8 +56,8 @@ def read_questions(path: str) -> list[Example]:
     """
     return [
         Example.of(
-            _text(row, "question", where),
-            _text(row, "context", where) if "context" in row else "",
+            text_of(row, "question", where),
+            _context(row, where) if "context" in row else "",
             _answers(row, where),
             {"source_id": row.get("id")},
         )
@@ -80,27 +80,15 @@ def _lines(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not files:
         raise KvguardError(f"dataset.path: {path} holds no .jsonl file: name a file, or another folder")
     for file in files:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise KvguardError(f"dataset.path: {file} cannot be read ({error}): name another file") from None
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise KvguardError(f"{where}: not JSON ({error}): mend the line or take it out") from None
-            if not isinstance(row, dict):
-                raise KvguardError(f"{where}: is no object with fields: mend the line or take it out")
-            yield where, row
+        for number, row in read_jsonl(file):
+            yield f"{file}, line {number}", row
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    if not isinstance(row.get(key), str) or (key != "context" and not row[key].strip()):
-        raise KvguardError(f"{where}: {key!r} is no text: each row needs it")
-    return str(row[key])
+def _context(row: Mapping[str, Any], where: str) -> str:
+    """Return the context of a row, which may be empty."""
+    if not isinstance(row.get("context"), str):
+        raise KvguardError(f"{where}: 'context' is no text: each row needs it")
+    return str(row["context"])
 
 
 def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -59,8 +59,7 @@ def describe(client: httpx.Client, base_url: str, wanted: str | None) -> dict[st
         answer = client.get(url)
     except httpx.HTTPError as error:
         raise KvguardError(
-            f"engine: nothing answers at {url} ({type(error).__name__}): start the server, or mend the "
-            f"address"
+            f"engine: nothing answers at {url} ({type(error).__name__}): start the server, or fix the address"
         ) from None
     if answer.status_code in (401, 403):
         raise KvguardError(

@@ -88,7 +88,7 @@ class Runner:
                 "repeat `run`, which asks what is missing"
             )
         if isinstance(trouble, Rejected) and trouble.status in _OURS:
-            raise KvguardError(f"engine: {_OURS[trouble.status]} ({trouble}): mend the engine's settings")
+            raise KvguardError(f"engine: {_OURS[trouble.status]} ({trouble}): fix the engine's settings")
         assert trouble is not None
         return Answered(
             trouble.text,
