@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kv_transition.db.dao import MEASURED
 from kvguard.errors import KvguardError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 FIRST, ALL = "first", "all"
-_NUMBERS = ("latency_s", "ttft_s", "prefill_s", "decode_s", "memory_bytes", "kv_prompt", "kv_kept", "kv_peak")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_table(connection: sqlite3.Connection, headline: str, scope: str = ALL) 
     rows = connection.execute(
         f"SELECT runs.budget, bin_index, manifest_entries.id, scores.{headline}, "
         "EXISTS (SELECT 1 FROM failures WHERE failures.response_id = responses.id), "
-        f"n_tokens, prompt_tokens, {', '.join(_NUMBERS)} "
+        f"n_tokens, prompt_tokens, {', '.join(MEASURED)} "
         "FROM responses JOIN scores ON scores.response_id = responses.id "
         "JOIN telemetry ON telemetry.response_id = responses.id "
         "JOIN requests ON requests.id = request_id JOIN runs ON runs.id = run_id "
@@ -99,7 +99,7 @@ def read_table(connection: sqlite3.Connection, headline: str, scope: str = ALL) 
         found[:, 4],
         found[:, 5],
         found[:, 6],
-        {name: found[:, 7 + column] for column, name in enumerate(_NUMBERS)},
+        {name: found[:, 7 + column] for column, name in enumerate(MEASURED)},
     )
 
 

@@ -15,7 +15,7 @@ alarm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ from kv_transition.analysis.aggregate import Budget
 from kv_transition.analysis.bootstrap import Sums
 from kv_transition.analysis.queries import Floats
 from kv_transition.settings import Analysis
+from kvguard.stats.paired import holm
 
 SIGNALS = ("std", "failure_rate")
 _MOST_MOVES = 20_000_000  # examples times permutations: above it there are fewer permutations
 _LEAST = 399
 _CHUNK = 2_000_000
+_FEW_KINDS = 16  # of examples: up to so many are dealt by number, not one by one
 
 
 @dataclass(frozen=True)
@@ -59,32 +61,24 @@ class Zone:
 
 def detect(budgets: list[Budget], settings: Analysis) -> list[Zone]:
     """Look for a zone at every budget; the first one is the reference."""
-    means = [float(one.score.sum() / one.n.sum()) if one.n.sum() else np.nan for one in budgets[0].sums[:1]]
-    zones = [_detect(budget, means[0], settings) for budget in budgets]
-    adjusted = holm([zone.p_value for zone in zones])
+    first = budgets[0].sums[0]
+    reference = float(first.score.sum() / first.n.sum()) if first.n.sum() else np.nan
+    zones = [_detect(budget, reference, settings) for budget in budgets]
+    asked = np.array([np.nan if zone.p_value is None else zone.p_value for zone in zones])
     return [
-        Zone(
-            zone.budget,
-            p is not None and p <= settings.alpha,
-            zone.start,
-            zone.end,
-            zone.p_value,
-            p,
-            zone.rationale | {"p_adjusted": p, "alpha": settings.alpha},
+        replace(
+            zone,
+            found=bool(p <= settings.alpha),
+            p_adjusted=_known(p),
+            rationale=zone.rationale
+            | {"p_adjusted": None if np.isnan(p) else float(p), "alpha": settings.alpha},
         )
-        for zone, p in zip(zones, adjusted, strict=True)
+        for zone, p in zip(zones, holm(asked), strict=True)
     ]
 
 
-def holm(p_values: list[float | None]) -> list[float | None]:
-    """Return Holm's adjusted p-values; None, where nothing was tested, stays and does not count."""
-    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, index) in enumerate(tested):
-        highest = max(highest, min(1.0, (len(tested) - rank) * p))
-        adjusted[index] = highest
-    return adjusted
+def _known(p: float) -> float | None:
+    return None if np.isnan(p) else float(p)
 
 
 def _detect(budget: Budget, reference: float, settings: Analysis) -> Zone:
@@ -186,7 +180,7 @@ def permutation_test(packed: list[Floats], n_permutations: int, seed: int) -> Te
 def _permutations(examples: Floats, sizes: NDArray[Any], n: int, rng: np.random.Generator) -> Any:
     """Yield the sums by bin of shuffled examples, some permutations at a time. [4, R, K]"""
     alike, which = np.unique(examples, axis=1, return_inverse=True)
-    if alike.shape[1] <= 16:  # scores of 0 and 1: only how many of each kind fall into a bin matters
+    if alike.shape[1] <= _FEW_KINDS:  # scores of 0 and 1: only how many of each kind fall into a bin matters
         yield _dealt(alike, np.bincount(which.ravel()), sizes, n, rng)
         return
     step = max(1, _CHUNK // examples.shape[1])
@@ -202,10 +196,9 @@ def _dealt(
     left = np.tile(counts, (n, 1))  # [n, kinds]
     sums = np.empty((len(alike), n, len(sizes)))
     for index, size in enumerate(sizes):
-        open_ = int(size)
         taken = np.zeros_like(left)
         rest = left.sum(axis=1)
-        wanted = np.full(n, open_)
+        wanted = np.full(n, int(size))
         for kind in range(left.shape[1]):
             rest = rest - left[:, kind]
             drawn = rng.hypergeometric(left[:, kind], rest, wanted)
