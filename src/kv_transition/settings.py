@@ -187,8 +187,7 @@ class Settings(Section):
         if engine.base_url and not engine.choose_kv and len(budgets) > 1:
             raise ValueError(
                 "engine.base_url: one server has one budget; name one in kv.budgets, or give "
-                "engine.endpoints, "
-                "or set engine.choose_kv for a `kvguard serve --allow-kv`"
+                "engine.endpoints, or set engine.choose_kv for a `kvguard serve --allow-kv`"
             )
         return self
 
@@ -244,7 +243,7 @@ def _mistake(error: ValidationError) -> str:
 
 
 def _over(defaults: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Return ``data`` over ``defaults``, at every depth; of engines only one holds."""
+    """Return ``data`` over ``defaults``, at every depth."""
     merged = dict(defaults)
     for name, value in data.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):

@@ -67,8 +67,7 @@ def _enter(
         )
         connection.executemany(
             "INSERT INTO transition_summary (experiment_id, scope, budget, found, start_bin, end_bin, "
-            "start_tokens, "
-            "end_tokens, p_value, rationale) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "start_tokens, end_tokens, p_value, rationale) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     group,

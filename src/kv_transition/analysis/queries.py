@@ -129,15 +129,12 @@ def excerpts(connection: sqlite3.Connection, per_kind: int = 2) -> list[dict[str
     """Return the first failed answers of each kind and budget, and wrong answers that did not fail."""
     rows = connection.execute(
         "SELECT * FROM (SELECT coalesce(kind, 'WRONG_ANSWER') AS kind, runs.budget, bin_index, n_tokens, "
-        "question, "
-        "answers, text, error, parsed, evidence, "
-        "row_number() OVER (PARTITION BY coalesce(kind, 'WRONG_ANSWER'), runs.budget ORDER BY bin_index, "
-        "responses.request_id) AS number "
-        "FROM responses JOIN scores ON scores.response_id = responses.id "
-        "LEFT JOIN failures ON failures.response_id = responses.id AND is_primary "
-        "JOIN requests ON requests.id = request_id JOIN runs ON runs.id = run_id "
-        "JOIN manifest_entries ON manifest_entries.id = entry_id JOIN bins ON bins.id = bin_id "
-        "JOIN examples ON examples.id = example_ref WHERE kind IS NOT NULL OR (em = 0 AND substring_em = 0)) "
+        "question, answers, text, error, parsed, evidence, row_number() OVER (PARTITION BY coalesce(kind, "
+        "'WRONG_ANSWER'), runs.budget ORDER BY bin_index, responses.request_id) AS number FROM responses "
+        "JOIN scores ON scores.response_id = responses.id LEFT JOIN failures ON failures.response_id = "
+        "responses.id AND is_primary JOIN requests ON requests.id = request_id JOIN runs ON runs.id = "
+        "run_id JOIN manifest_entries ON manifest_entries.id = entry_id JOIN bins ON bins.id = bin_id JOIN "
+        "examples ON examples.id = example_ref WHERE kind IS NOT NULL OR (em = 0 AND substring_em = 0)) "
         "WHERE number <= ? ORDER BY kind, budget DESC, number",
         (per_kind,),
     )

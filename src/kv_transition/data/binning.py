@@ -30,8 +30,7 @@ def edges_of(settings: Binning, lengths: Sequence[int]) -> list[int]:
     if any(high <= low for low, high in pairwise(edges)):
         raise KvguardError(
             f"binning.n_bins: {len(lengths)} examples have too few different lengths for {settings.n_bins} "
-            f"bins: "
-            "lower it, or give edges in binning.by"
+            "bins: lower it, or give edges in binning.by"
         )
     return edges
 
@@ -64,8 +63,7 @@ def choose(
     if few:
         raise KvguardError(
             f"dataset.n_per_bin: {n} are asked for, there are only {'; '.join(few)}: lower it or "
-            f"binning.n_bins, "
-            "widen the edges in binning.by, or bring more examples"
+            "binning.n_bins, widen the edges in binning.by, or bring more examples"
         )
     return [ranked(found, seed)[:n] for found in candidates]
 

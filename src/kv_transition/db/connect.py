@@ -58,7 +58,7 @@ def connect(path: Path, make: bool = False) -> sqlite3.Connection:
         connection.close()
         raise KvguardError(
             f"{path}: its schema is of version {found}, this package knows {migrations.NEWEST}: update the "
-            f"package"
+            "package"
         )
     if not make and found < migrations.NEWEST:
         connection.close()

@@ -72,8 +72,7 @@ def _check_fits(row: sqlite3.Row, group: str, snapshot: Mapping[str, Any]) -> No
     if differ:
         raise KvguardError(
             f"settings do not fit the database of group {group!r}: {', '.join(differ)}: put them back, or "
-            f"name "
-            "another output.exp_group_id"
+            "name another output.exp_group_id"
         )
 
 
@@ -154,8 +153,7 @@ def add_examples(
         for index, examples in added.items():
             bin_id, first = connection.execute(
                 "SELECT bins.id, count(manifest_entries.id) FROM bins LEFT JOIN manifest_entries ON bin_id "
-                "= bins.id "
-                "WHERE bins.dataset_id = ? AND bin_index = ?",
+                "= bins.id WHERE bins.dataset_id = ? AND bin_index = ?",
                 (dataset_id, index),
             ).fetchone()
             _enter_entries(connection, dataset_id, bin_id, examples, first, stage)
@@ -201,8 +199,7 @@ def open_run(connection: sqlite3.Connection, group: str, budget: float, policy: 
     with connection:
         connection.execute(
             "INSERT INTO runs (experiment_id, budget, policy, status, started_at) VALUES (?, ?, ?, 'open', "
-            "?) "
-            "ON CONFLICT DO NOTHING",
+            "?) ON CONFLICT DO NOTHING",
             (group, budget, policy, now()),
         )
         row = connection.execute("SELECT id FROM runs WHERE budget = ?", (budget,)).fetchone()
@@ -214,9 +211,8 @@ def plan_requests(connection: sqlite3.Connection, run_id: int, repeats: int, see
     with connection:
         for repeat in range(repeats):
             connection.execute(
-                "INSERT INTO requests (run_id, entry_id, repeat, seed) "
-                "SELECT ?, id, ?, ? + ? * 1000003 + id FROM manifest_entries WHERE true ON CONFLICT DO "
-                "NOTHING",
+                "INSERT INTO requests (run_id, entry_id, repeat, seed) SELECT ?, id, ?, ? + ? * 1000003 + "
+                "id FROM manifest_entries WHERE true ON CONFLICT DO NOTHING",
                 (run_id, repeat, seed, repeat),
             )
 
@@ -270,9 +266,8 @@ def enter_response(connection: sqlite3.Connection, request_id: int, found: Answe
     with connection:
         response = connection.execute(
             "INSERT INTO responses (request_id, text, finish_reason, http_status, error, timed_out, "
-            "prompt_tokens, "
-            "completion_tokens, attempts, retries, started_at, answered_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "prompt_tokens, completion_tokens, attempts, retries, started_at, answered_at) VALUES (?, ?, "
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 request_id,
                 found.text,

@@ -78,8 +78,8 @@ def _markdown(content: dict[str, Any], figures: list[Path]) -> str:
 def _setup(content: dict[str, Any]) -> str:
     return (
         "One model, one task, one policy: how accuracy, its spread and failures move with the length of "
-        "the prompt, "
-        "and whether they announce a collapse. Everything here is made from the database beside it."
+        "the prompt, and whether they announce a collapse. Everything here is made from the database "
+        "beside it."
     )
 
 
@@ -92,11 +92,9 @@ def _scope(content: dict[str, Any], scope: str, is_refined: bool) -> dict[str, A
             for stage in content["manifest"]["stages"][1:]
         )
         note = (
-            f"Examples were added where the first stage saw a zone ({stages}). That choice was adaptive: "
-            f"it was made "
-            "by looking at the first answers, so intervals and p-values here are no longer those of a plan "
-            "made "
-            "beforehand. Those of the first stage stand above."
+            f"Examples were added where the first stage saw a zone ({stages}). That choice was adaptive: it "
+            "was made by looking at the first answers, so intervals and p-values here are no longer those "
+            "of a plan made beforehand. Those of the first stage stand above."
         )
     stats = content["stats"]
     budgets = sorted(stats[stats["scope"] == scope]["budget"].unique(), reverse=True)
@@ -125,9 +123,8 @@ def _zone(zone: Any) -> str:
     start = int(zone.start_bin) + 1
     numbers = (
         f"largest contrast: {signal} from bin {start} on against before, {why['statistic']:.1f} of its "
-        f"spread under "
-        f"{why['permutations']} permutations, p {why['p_permutation']:.3g}, {zone.p_value:.3g} over all "
-        f"budgets"
+        f"spread under {why['permutations']} permutations, p {why['p_permutation']:.3g}, {zone.p_value:.3g} "
+        "over all budgets"
     )
     if zone.found:
         return f"Budget {zone.budget:g}: **a zone at {place}**; {then} ({numbers})."
@@ -152,8 +149,7 @@ def _limits(content: dict[str, Any]) -> list[str]:
     if content["headline"] != "f1":
         said.append(
             f"Where {content['headline']} is 0 or 1 the standard deviation follows from the mean: it rises "
-            f"as the mean "
-            "falls towards one half, and says nothing beyond that."
+            "as the mean falls towards one half, and says nothing beyond that."
         )
     if config["decoding"]["repeats"] == 1:
         said.append("One answer per example: how much answers to the same prompt vary was not measured.")

@@ -68,10 +68,9 @@ def _read(path: Path) -> dict[str, Any]:
             row[0]
             for row in connection.execute(
                 "SELECT example_id FROM manifest_entries JOIN examples ON examples.id = example_ref WHERE "
-                "EXISTS "
-                "(SELECT 1 FROM requests JOIN responses ON request_id = requests.id JOIN scores ON "
-                "response_id = "
-                "responses.id WHERE entry_id = manifest_entries.id) ORDER BY manifest_entries.id"
+                "EXISTS (SELECT 1 FROM requests JOIN responses ON request_id = requests.id JOIN scores ON "
+                "response_id = responses.id WHERE entry_id = manifest_entries.id) ORDER BY "
+                "manifest_entries.id"
             )
         ]
     scores: dict[float, dict[int, dict[str, list[float]]]] = {}

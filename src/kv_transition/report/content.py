@@ -42,9 +42,8 @@ def read(connection: sqlite3.Connection) -> dict[str, Any]:
     bins = _frame(
         connection,
         "SELECT bin_index, low, high, n_pool, count(manifest_entries.id) AS n, avg(n_tokens) AS "
-        "mean_tokens FROM bins "
-        "JOIN manifest_entries ON bin_id = bins.id JOIN examples ON examples.id = example_ref "
-        "GROUP BY bins.id ORDER BY bin_index",
+        "mean_tokens FROM bins JOIN manifest_entries ON bin_id = bins.id JOIN examples ON examples.id = "
+        "example_ref GROUP BY bins.id ORDER BY bin_index",
     ).set_index("bin_index")
     return {
         "experiment": {key: experiment[key] for key in experiment.keys() if key != "config"},  # noqa: SIM118
@@ -131,9 +130,8 @@ def findings(content: dict[str, Any], scope: str) -> list[str]:
             one = effective.iloc[0]
             said.append(
                 f"Its effective length is {one['value']:,.0f} tokens [{one['low']:,.0f}, "
-                f"{one['high']:,.0f}]: the "
-                f"longest bin with at least {content['config']['analysis']['effective']:.0%} of the "
-                f"shortest's score."
+                f"{one['high']:,.0f}]: the longest bin with at least "
+                f"{content['config']['analysis']['effective']:.0%} of the shortest's score."
             )
         worse = rows[(rows["metric"] == DIFFERENCE) & (rows["high"] < 0)]
         if budget < FULL and not rows[rows["metric"] == DIFFERENCE].empty:

@@ -83,9 +83,8 @@ class Runner:
         trouble = outcome.trouble
         if isinstance(trouble, Unreachable):
             raise KvguardError(
-                f"engine: the endpoint is gone: {trouble} after {outcome.attempts} attempts: start it "
-                f"again and "
-                "repeat `run`, which asks what is missing"
+                f"engine: the endpoint is gone: {trouble} after {outcome.attempts} attempts: start it again "
+                "and repeat `run`, which asks what is missing"
             )
         if isinstance(trouble, Rejected) and trouble.status in _OURS:
             raise KvguardError(f"engine: {_OURS[trouble.status]} ({trouble}): fix the engine's settings")
