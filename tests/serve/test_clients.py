@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from kvguard.serve.answers import ChatCompletion, Completion, ModelList, Telemetry
+from kvguard.serve.response_models import ChatCompletion, Completion, ModelList, Telemetry
 
 TEXT = {
     "model": "reference",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
-from kvguard.serve import answers
+from kvguard.serve import response_models as models
 from kvguard.serve.card import card
 from kvguard.serve.errors import Rejected, answer_in_shape
 from kvguard.serve.gate import Gate
@@ -149,7 +149,7 @@ async def _stream(
 ) -> AsyncIterator[bytes]:
     """Yield the events of a stream."""
     options = request.stream_options
-    usage, always = options is not None and options.include_usage, False
+    usage = options is not None and options.include_usage
     always = options is not None and options.continuous_usage_stats
     inbox, left = tickets[0].inbox, len(tickets)
 
@@ -214,7 +214,7 @@ def _generation(app: FastAPI, service: Service) -> None:
     """Add the routes that generate."""
     served = service.served
 
-    @app.post("/v1/completions", **told(answers.Completion, CompletionRequest, streams=True))
+    @app.post("/v1/completions", **told(models.Completion, CompletionRequest, streams=True))
     async def completions(http: Request) -> Response:
         request = read(CompletionRequest, await http.body())
         served.check_model(request.model)
@@ -223,7 +223,7 @@ def _generation(app: FastAPI, service: Service) -> None:
         prompts = [await service.encoding(served.encode, prompt) for prompt in request.prompts]
         return await service.generate(http, request, prompts, chat=False)
 
-    @app.post("/v1/chat/completions", **told(answers.ChatCompletion, ChatRequest, streams=True))
+    @app.post("/v1/chat/completions", **told(models.ChatCompletion, ChatRequest, streams=True))
     async def chat(http: Request) -> Response:
         request = read(ChatRequest, await http.body())
         served.check_model(request.model)
@@ -235,7 +235,7 @@ def _tokens(app: FastAPI, service: Service) -> None:
     """Add the routes about the tokenizer."""
     served = service.served
 
-    @app.post("/tokenize", **told(answers.Tokenized, TokenizeRequest))
+    @app.post("/tokenize", **told(models.Tokenized, TokenizeRequest))
     async def tokenize(http: Request) -> Json:
         request = read(TokenizeRequest, await http.body())
         served.check_model(request.model or served.name)
@@ -246,13 +246,13 @@ def _tokens(app: FastAPI, service: Service) -> None:
             ids = await service.encoding(served.tokenize, request.prompt or "", special)
         return {"count": len(ids), "max_model_len": served.window, "tokens": ids}
 
-    @app.post("/detokenize", **told(answers.Detokenized, DetokenizeRequest))
+    @app.post("/detokenize", **told(models.Detokenized, DetokenizeRequest))
     async def detokenize(http: Request) -> Json:
         request = read(DetokenizeRequest, await http.body())
         served.check_model(request.model or served.name)
         return {"prompt": await service.encoding(served.detokenize, request.tokens)}
 
-    @app.get("/tokenizer_info", **told(answers.TokenizerInfo))
+    @app.get("/tokenizer_info", **told(models.TokenizerInfo))
     async def tokenizer_info() -> Json:
         tokenizer = served.loaded.tokenizer
         special = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -265,16 +265,16 @@ def _operations(app: FastAPI, service: Service) -> None:
     """Add the routes about the server itself."""
     served = service.served
 
-    @app.get("/v1/models", **told(answers.ModelList))
-    async def models() -> Json:
+    @app.get("/v1/models", **told(models.ModelList))
+    async def listed() -> Json:
         return {"object": "list", "data": [card(served, service.started)]}
 
-    @app.get("/v1/models/{name:path}", **told(answers.ModelCard))
+    @app.get("/v1/models/{name:path}", **told(models.ModelCard))
     async def model(name: str) -> Json:
         served.check_model(name)
         return card(served, service.started)
 
-    @app.get("/health", **told(answers.Health))
+    @app.get("/health", **told(models.Health))
     async def health() -> Json:
         if not service.scheduler.alive:
             raise Rejected("the scheduler does not run", status=503)
@@ -284,6 +284,6 @@ def _operations(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/version", **told(answers.Version))
+    @app.get("/version", **told(models.Version))
     async def version() -> Json:
         return {"version": importlib.metadata.version("kvguard")}

@@ -20,7 +20,7 @@ from kvguard.serve.limits import Limits
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_OPEN = frozenset({"/", "/health"})
+OPEN = frozenset({"/", "/health"})  # without a key
 _GENERATING = frozenset({"/v1/completions", "/v1/chat/completions"})
 _ID = "x-request-id"
 _SLOW = 30.0  # seconds that a body may take to come
@@ -81,7 +81,7 @@ class Gate:
         Rejected
             None of them.
         """
-        if not self._keys or path in _OPEN:
+        if not self._keys or path in OPEN:
             return 0
         scheme, _, key = given.partition(b" ")
         right = [hmac.compare_digest(key.strip(), one) for one in self._keys]  # all of them: equal time

@@ -1,4 +1,4 @@
-"""The OpenAPI schema: what ``protocol`` takes, what ``answers`` says, and which errors there are."""
+"""The OpenAPI schema: what ``protocol`` takes, what ``response_models`` say, and which errors there are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from kvguard.serve.answers import Error
+from kvguard.serve.gate import OPEN
 from kvguard.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from kvguard.serve.response_models import Error
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 _REF = "#/components/schemas/{model}"
 _TAKEN = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
-_OPEN = frozenset({"/", "/health"})  # without a key
 
 
 def told(answer: type[BaseModel], asked: type[BaseModel] | None = None, streams: bool = False) -> Json:
@@ -70,7 +70,7 @@ def described(app: FastAPI, model: str, locked: bool) -> Json:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
             for operation in operations.values():
-                operation["security"] = [] if path in _OPEN else [{"key": []}]
+                operation["security"] = [] if path in OPEN else [{"key": []}]
     return schema
 
 

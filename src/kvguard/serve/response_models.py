@@ -1,4 +1,4 @@
-"""The shapes of answers, for the OpenAPI schema; ``responses`` makes them, tests hold the two together."""
+"""Models of responses, for the OpenAPI schema; ``responses`` makes these, tests hold the two together."""
 
 from __future__ import annotations
 
