@@ -247,14 +247,14 @@ class Guard:
             )
         loaded = LoadedModel(model.config.name_or_path or type(model).__name__, model, tokenizer, "")
         options.check_model(loaded)
-        self._meet(loaded)
+        self.warn_of_doubts(loaded)
         if tokenizer not in self._masks:
             self._masks[tokenizer] = thinking_mask(tokenizer, self.card.thinking_words)
         encoded, unasked = _encoded(prompts, loaded)
         mask = self._masks[tokenizer]
         return Job(loaded, encoded, unasked, options, self.hazard, self.point, self.params, mask)
 
-    def _meet(self, loaded: LoadedModel) -> None:
+    def warn_of_doubts(self, loaded: LoadedModel) -> None:
         """Warn, once, of a model whose end tokens are doubtful, or that the hazard is not from."""
         if loaded.model in self._met:
             return

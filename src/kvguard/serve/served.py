@@ -92,7 +92,7 @@ class Served:
         arguments: Arguments = {"press": self._press(self.condition)}
         Options.checked(arguments, 1).check_model(self.loaded)
         if self.guard is not None:
-            self.guard._meet(self.loaded)  # warns where they do not belong together
+            self.guard.warn_of_doubts(self.loaded)
         else:
             self.loaded.warn_of_doubts()
 
