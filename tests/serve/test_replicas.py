@@ -115,6 +115,12 @@ def text_of(lines):
     return "".join(choice["text"] for chunk in told for choice in chunk.get("choices", ()))
 
 
+def test_the_server_before_replicas_loads_nothing_that_runs_models():
+    heavy = "{'torch', 'transformers', 'xgboost', 'pandas', 'kvguard.engine'}"
+    code = f"import sys, kvguard.serve.front; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_both_replicas_are_used_and_come_to_the_same_text(front):
     before = front.metric("kvguard:generation_tokens_total")
     texts = {front.ask().json()["choices"][0]["text"] for _ in range(4)}

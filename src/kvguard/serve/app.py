@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from kvguard.serve import response_models as models
 from kvguard.serve.card import card
 from kvguard.serve.errors import Rejected, answer_in_shape
+from kvguard.serve.events import event
 from kvguard.serve.gate import Gate
-from kvguard.serve.logs import TextLog
 from kvguard.serve.metrics import CONTENT_TYPE, Metrics
 from kvguard.serve.page import page
 from kvguard.serve.protocol import (
@@ -28,10 +28,11 @@ from kvguard.serve.protocol import (
     TokenizeRequest,
     read,
 )
-from kvguard.serve.responses import Json, Shape, event
+from kvguard.serve.responses import Json, Shape
 from kvguard.serve.scheduler import Scheduler, Told
 from kvguard.serve.schema import schema_of, told
 from kvguard.serve.served import Served
+from kvguard.serve.text_log import TextLog
 from kvguard.serve.tickets import Done, Ticket, Update
 
 T = TypeVar("T")

@@ -9,8 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from kvguard.engine.memory import out_of_memory
-
 
 class Rejected(Exception):
     """A request is not served; what its client is told.
@@ -65,6 +63,10 @@ def diverged() -> Rejected:
 
 def broken(error: Exception) -> Rejected:
     """Return what those are told in whose midst something failed."""
+    from kvguard.engine.memory import (
+        out_of_memory,  # not for the server before replicas, which needs no torch
+    )
+
     if isinstance(error, RuntimeError) and out_of_memory(error):
         return Rejected("the server's memory ran out", status=503, code="out_of_memory", retry_after=5)
     return Rejected("the server failed; its log says why", status=500, code="internal_error")

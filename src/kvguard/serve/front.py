@@ -1,4 +1,4 @@
-"""One address before several replicas: a request goes to the one that has least to do."""
+"""One address before several replicas: a request goes to the one that has least to do. It needs no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import httpx
-import torch
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -16,12 +15,12 @@ from starlette.routing import Route
 
 from kvguard.serve import logs
 from kvguard.serve.errors import Rejected, answer_in_shape
+from kvguard.serve.events import event
 from kvguard.serve.gate import Gate
 from kvguard.serve.limits import Limits
 from kvguard.serve.merged import merged
 from kvguard.serve.metrics import CONTENT_TYPE
 from kvguard.serve.replicas import Fleet, Recipe, Replica
-from kvguard.serve.responses import event
 from kvguard.serve.start import check_address, serve_at
 
 if TYPE_CHECKING:
@@ -64,10 +63,9 @@ def run(
     """
     check_address(host, keys)
     logs.begin()
-    threads = max(1, torch.get_num_threads() // replicas)
 
     async def serve() -> None:
-        fleet = Fleet(Recipe(load, threads, keys, log_text), replicas)
+        fleet = Fleet(Recipe(load, replicas, keys, log_text))
         await serve_at(create_front(fleet, keys, limits), host, port, fleet.running())
 
     asyncio.run(serve())

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-import torch
 
 from kvguard.errors import KvguardError
 from kvguard.serve import logs
@@ -44,20 +43,22 @@ class Recipe:
     ----------
     load
         Makes what is served, in the replica's process; can be pickled.
-    threads
-        CPU threads of each process.
+    n
+        How many there are; each has this part of the CPU threads.
     """
 
     load: Callable[[], Served]
-    threads: int
+    n: int
     keys: Sequence[str]
     log_text: bool
 
     def serve(self, number: int, socket: Path, said: Connection) -> None:
         """Load and serve, in a process of its own, until SIGTERM or the end of the one that started it."""
+        import torch
+
         os.setsid()  # Ctrl-C is told to the one that started it
         threading.Thread(target=_end_with_parent, args=(socket.parent,), daemon=True).start()
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(max(1, torch.get_num_threads() // self.n))
         try:
             served = self.load()
         except KvguardError as error:
@@ -147,8 +148,8 @@ class Fleet:
         All of them, in order, whether they are up or not.
     """
 
-    def __init__(self, recipe: Recipe, n: int) -> None:
-        self._recipe, self._n = recipe, n
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
         self._ready = asyncio.Event()
         self.replicas: list[Replica] = []
 
@@ -162,7 +163,7 @@ class Fleet:
             One of them cannot be started.
         """
         with tempfile.TemporaryDirectory(prefix="kvguard-") as folder:
-            self.replicas = [Replica(number, Path(folder)) for number in range(self._n)]
+            self.replicas = [Replica(number, Path(folder)) for number in range(self._recipe.n)]
             keepers = [asyncio.create_task(self._keep(replica)) for replica in self.replicas]
             ready = asyncio.create_task(self._ready.wait())
             try:

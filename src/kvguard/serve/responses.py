@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -180,9 +179,3 @@ class Shape:
             "total_tokens": self._n_prompt + generated,
             "prompt_tokens_details": {"cached_tokens": 0},
         }
-
-
-def event(data: Json | str) -> bytes:
-    """Return one server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return f"data: {text}\n\n".encode("utf-8", "replace")

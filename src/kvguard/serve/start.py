@@ -18,7 +18,6 @@ import uvicorn
 
 from kvguard.errors import KvguardError
 from kvguard.serve import logs
-from kvguard.serve.app import create_app
 from kvguard.serve.punctual import Punctual
 
 if TYPE_CHECKING:
@@ -109,6 +108,8 @@ def run(served: Served, host: str, port: int, keys: Sequence[str], log_text: boo
     KvguardError
         The address needs a key, or cannot be had.
     """
+    from kvguard.serve.app import create_app
+
     check_address(host, keys)
     logs.begin()
     asyncio.run(serve_at(create_app(served, keys, log_text), host, port))
@@ -144,6 +145,8 @@ def serve_behind(served: Served, socket: Path, keys: Sequence[str], log_text: bo
 
     That server counts what a key has under way, of all of them together.
     """
+    from kvguard.serve.app import create_app
+
     alone = replace(served, limits=replace(served.limits, per_key=None))
     _Server(_config(create_app(alone, keys, log_text), uds=str(socket))).run()
 
