@@ -158,7 +158,7 @@ def test_an_erased_row_leaves_no_nan_to_those_that_come_after() -> None:
             store.fill_(float("nan"))
     cache.drop([1], erase=[1])
     cache.add([kept(3, 3)])
-    for shelf in cache.seats.shelves:
+    for shelf in cache.placement.shelves:
         assert all(store.isfinite().all() for store in (*shelf.keys, *shelf.values))
 
 

@@ -324,7 +324,7 @@ def test_an_idle_row_attends_to_the_entry_it_writes_whatever_was_masked_there() 
 def test_a_layout_ends_when_its_shelf_is_allocated_anew() -> None:
     cache = cache_of(kept(3, 5), kept(7, 2))
     layout = cache.layout(room=3)
-    cache.seats.reserve(500)
+    cache.placement.reserve(500)
     assert not cache.fits(layout)
 
 

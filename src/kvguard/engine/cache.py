@@ -1,7 +1,7 @@
 """A KV cache whose rows have their own lengths, per layer, and take no more than they hold.
 
 Rows of like length stand together on a *shelf*: in every layer keys and values of one shape, so that they
-attend in one call. Which row stands on which is a matter of :mod:`kvguard.engine.seats`.
+attend in one call. Which row stands on which is a matter of :mod:`kvguard.engine.placement`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache
 
 from kvguard.engine.kept import KeptCache
-from kvguard.engine.seats import Seats
+from kvguard.engine.placement import Placement
 from kvguard.engine.shelves import Layout, RaggedLayer
 
 Ints = NDArray[np.int64]
@@ -34,7 +34,7 @@ class RaggedCache(Cache):
 
     Attributes
     ----------
-    seats : Seats
+    placement : Placement
         Where each row stands.
     """
 
@@ -45,7 +45,7 @@ class RaggedCache(Cache):
         self._like = [keys[:, :0].clone() for keys in like]
         self.device, self.n_heads = like[0].device, like[0].shape[0]
         self._most = np.array([[(layer.window or 1 << 62) - 1] for layer in self.layers])  # attended to
-        self.seats = Seats(self._like)
+        self.placement = Placement(self._like)
 
     @staticmethod
     def bytes_per_row(n_layers: int, capacity: int, n_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -55,12 +55,12 @@ class RaggedCache(Cache):
     @property
     def n(self) -> int:
         """Rows."""
-        return self.seats.n
+        return self.placement.n
 
     @property
     def lengths(self) -> Tensor:
         """Entries of each row in each layer, [L, n], on the host."""
-        return self.seats.lengths
+        return self.placement.lengths
 
     @property
     def none(self) -> list[Tensor]:
@@ -70,13 +70,13 @@ class RaggedCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes that all shelves take."""
-        return self.seats.nbytes
+        return self.placement.nbytes
 
     def add(self, rows: Sequence[KeptCache]) -> None:
         """Add rows, at the end of the slots, that hold what conditions kept of their prompts."""
         for kept in rows:  # first all their places, so that a shelf is allocated once
-            self.seats.seat(np.array(kept.lengths))
-        self.seats.allocate()
+            self.placement.append(np.array(kept.lengths))
+        self.placement.allocate()
         for slot, kept in enumerate(rows, start=self.n - len(rows)):
             self._fill(slot, kept)
 
@@ -89,18 +89,18 @@ class RaggedCache(Cache):
         for index, (keys, _) in enumerate(tail or []):
             whole = self.layers[index].window is not None
             lengths[index] = keys.shape[1] + (0 if whole else lengths[index])
-        self.seats.reseat(slot, lengths)
+        self.placement.replace(slot, lengths)
         self._fill(slot, kept)
-        shelf, place = self.seats.of(slot)
+        shelf, place = self.placement.of(slot)
         for index, (keys, values) in enumerate(tail or []):
             end = int(lengths[index])
             shelf.keys[index][place, :, end - keys.shape[1] : end] = keys
             shelf.values[index][place, :, end - keys.shape[1] : end] = values
-        self.seats.shrink()
+        self.placement.shrink()
 
     def read(self, index: int, slot: int) -> tuple[Tensor, Tensor]:
         """Return views of a row's keys and values in one layer, each [H, n, D]."""
-        (shelf, place), n = self.seats.of(slot), int(self.lengths[index, slot])
+        (shelf, place), n = self.placement.of(slot), int(self.lengths[index, slot])
         return shelf.keys[index][place, :, :n], shelf.values[index][place, :, :n]
 
     def gather(self, index: int, slots: Ints, length: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ class RaggedCache(Cache):
 
     def dead(self, index: int, slot: int) -> Tensor | None:
         """Return which entries of a row a press masks in one layer, [H, n] bool, if any can be."""
-        shelf, place = self.seats.of(slot)
+        shelf, place = self.placement.of(slot)
         store = shelf.dead[index]
         return None if store is None else store[place, :, : int(self.lengths[index, slot])]
 
@@ -129,12 +129,12 @@ class RaggedCache(Cache):
         """Return the entries that each row attends to, a mean over layers and heads. [n]"""
         lengths = np.minimum(self.lengths.numpy(), self._most)
         total = np.add.reduce(lengths, axis=0, dtype=np.float64)
-        for number, shelf in enumerate(self.seats.shelves):
+        for number, shelf in enumerate(self.placement.shelves):
             for dead in shelf.dead:
                 if dead is not None:
-                    here = self.seats.on(number)
+                    here = self.placement.on(number)
                     masked = dead[: shelf.n].sum(dim=(1, 2)).cpu().numpy() / dead.shape[1]
-                    total[here] -= masked[self.seats.place[here]]
+                    total[here] -= masked[self.placement.place[here]]
         return total / len(self.layers)
 
     def drop(self, slots: Sequence[int], *, erase: Sequence[int] = ()) -> Ints:
@@ -151,10 +151,10 @@ class RaggedCache(Cache):
             The slots that stay, [n]: slot i is now the one that was ``stay[i]``.
         """
         for slot in erase:
-            shelf, place = self.seats.of(slot)
+            shelf, place = self.placement.of(slot)
             for store in (*shelf.keys, *shelf.values):
                 store[place] = 0
-        return self.seats.drop(slots)
+        return self.placement.drop(slots)
 
     def evict(self, slots: Ints, index: int, keep: Tensor, lengths: Ints) -> None:
         """Keep only some entries of some rows in one layer.
@@ -168,10 +168,10 @@ class RaggedCache(Cache):
         lengths : ndarray
             [R], how many of the m count in a row.
         """
-        for number in np.unique(self.seats.shelf[slots]).tolist():
-            here = np.flatnonzero(self.seats.shelf[slots] == number)
-            shelf = self.seats.shelves[number]
-            places = torch.from_numpy(self.seats.place[slots[here]]).to(self.device)
+        for number in np.unique(self.placement.shelf[slots]).tolist():
+            here = np.flatnonzero(self.placement.shelf[slots] == number)
+            shelf = self.placement.shelves[number]
+            places = torch.from_numpy(self.placement.place[slots[here]]).to(self.device)
             chosen = keep[torch.from_numpy(here).to(keep.device)] if len(here) < len(slots) else keep
             chosen = chosen[:, :, : int(lengths[here].max())]
             n_heads, capacity = shelf.keys[index].shape[1:3]
@@ -198,7 +198,7 @@ class RaggedCache(Cache):
         ndarray or None
             [n]: slot i is now the one that was ``order[i]``; None if none has changed.
         """
-        return self.seats.order()
+        return self.placement.order()
 
     def begin(self) -> None:
         """Prepare a step of all rows, in order: where each layer writes, and what it may attend to."""
@@ -206,44 +206,47 @@ class RaggedCache(Cache):
 
     def layout(self, room: int = 1) -> Layout:
         """Return how all rows attend, with room for ``room`` tokens."""
-        self.seats.reserve(room)
+        self.placement.reserve(room)
         lengths = self.lengths.numpy()
-        firsts = np.concatenate([[0], np.cumsum([shelf.n for shelf in self.seats.shelves])])
-        capacities = np.array([shelf.capacities for shelf in self.seats.shelves])  # [S, L]
+        firsts = np.concatenate([[0], np.cumsum([shelf.n for shelf in self.placement.shelves])])
+        capacities = np.array([shelf.capacities for shelf in self.placement.shelves])  # [S, L]
         widths = np.minimum(np.maximum.reduceat(lengths, firsts[:-1], axis=1).T + room, capacities)
         seen: dict[bytes, int] = {}
         like = []
         for index, layer in enumerate(self.layers):
             token = lengths[index].tobytes() + capacities[:, index].tobytes() + str(layer.window).encode()
-            token += bytes(shelf.dead[index] is not None for shelf in self.seats.shelves)
+            token += bytes(shelf.dead[index] is not None for shelf in self.placement.shelves)
             like.append(seen.setdefault(token, index))
         heads = np.arange(self.n_heads)
         begins = {
             index: torch.from_numpy(
-                (self.seats.place[:, None] * self.n_heads + heads) * capacities[self.seats.shelf, index, None]
+                (self.placement.place[:, None] * self.n_heads + heads)
+                * capacities[self.placement.shelf, index, None]
             ).to(self.device)
             for index in seen.values()
         }
-        return Layout(tuple(firsts.tolist()), widths, tuple(like), begins, self._masked(), self.seats.storage)
+        return Layout(
+            tuple(firsts.tolist()), widths, tuple(like), begins, self._masked(), self.placement.storage
+        )
 
     def fits(self, layout: Layout) -> bool:
         """Tell whether a layout still serves a step of all rows."""
-        if layout.storage != self.seats.storage or layout.masked != self._masked():
+        if layout.storage != self.placement.storage or layout.masked != self._masked():
             return False
         room = np.diff(layout.first)
-        if any(shelf.n > rows for shelf, rows in zip(self.seats.shelves, room, strict=True)):
+        if any(shelf.n > rows for shelf, rows in zip(self.placement.shelves, room, strict=True)):
             return False
         lengths = self.lengths.numpy()
-        return bool((layout.widths[self.seats.shelf] > lengths.T).all()) and np.array_equal(
+        return bool((layout.widths[self.placement.shelf] > lengths.T).all()) and np.array_equal(
             lengths, lengths[list(layout.like)]
         )
 
     def _masked(self) -> tuple[bool, ...]:
-        return tuple(dead is not None for shelf in self.seats.shelves for dead in shelf.dead)
+        return tuple(dead is not None for shelf in self.placement.shelves for dead in shelf.dead)
 
     def rows_of(self, layout: Layout) -> Ints:
         """Return the row of a layout that each slot is. [n]"""
-        return np.array(layout.first)[self.seats.shelf] + self.seats.place
+        return np.array(layout.first)[self.placement.shelf] + self.placement.place
 
     def lay_out(self, layout: Layout, lengths: Tensor) -> None:
         """Prepare a step of rows that have these lengths [L, rows], which the host does not read."""
@@ -255,16 +258,16 @@ class RaggedCache(Cache):
             layer.segments = [
                 shelf.segment(index, layout.first[number : number + 2], width, *shared[like], lengths[index])
                 for number, (shelf, width) in enumerate(
-                    zip(self.seats.shelves, layout.widths[:, index], strict=True)
+                    zip(self.placement.shelves, layout.widths[:, index], strict=True)
                 )
             ]
 
     def advance(self) -> None:
         """Count the token that the step appended to each row."""
-        self.seats.lengths += 1
+        self.placement.lengths += 1
 
     def _fill(self, slot: int, kept: KeptCache) -> None:
-        shelf, place = self.seats.of(slot)
+        shelf, place = self.placement.of(slot)
         for index in range(len(self.layers)):
             keys, values = kept.layer(index)
             n = keys.shape[1]

@@ -49,7 +49,7 @@ class Layout(NamedTuple):
     masked : tuple of bool
         For each shelf and layer whether a press masks heads in it.
     storage : int
-        The storage it was made for, see :attr:`Seats.storage`.
+        The storage it was made for, see :attr:`Placement.storage`.
     """
 
     first: tuple[int, ...]

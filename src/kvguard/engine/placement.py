@@ -18,7 +18,7 @@ from kvguard.engine.shelves import LEAST, Shelf, apart
 Ints = NDArray[np.int64]
 
 
-class Seats:
+class Placement:
     """Shelves, and the place of each row on them.
 
     Parameters
@@ -61,13 +61,13 @@ class Seats:
         """Return the slots of the rows on one shelf."""
         return np.flatnonzero(self.shelf == number)
 
-    def seat(self, lengths: Ints) -> None:
+    def append(self, lengths: Ints) -> None:
         """Append a slot for a row of these lengths [L]; its shelf has room after :meth:`allocate`."""
         self.lengths = torch.cat([self.lengths, torch.from_numpy(lengths)[:, None]], dim=1)
         shelf, place = self._take(lengths)
         self.shelf, self.place = np.append(self.shelf, shelf), np.append(self.place, place)
 
-    def reseat(self, slot: int, lengths: Ints) -> None:
+    def replace(self, slot: int, lengths: Ints) -> None:
         """Give a row other lengths [L] and a place for them; what it held is lost."""
         self.lengths[:, slot] = torch.from_numpy(lengths)
         self._leave(slot)
