@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvguard.errors import KvguardError
+from kvguard.models.adapters import adapter_folder
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,8 @@ def check_available(name: str, spec: ModelSpec, device: str = "auto") -> None:
             f"or set models.{name}.quantisation to none"
         )
     source = resolve(name, spec)
+    if spec.adapter is not None:
+        adapter_folder(name, spec)
     if not Path(source).is_dir():
         _check_hub(name, spec)
     with loading(name, spec):

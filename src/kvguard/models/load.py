@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvguard.models.adapters import adapter_folder, merge
 from kvguard.models.availability import check_available, loading, pick_device, resolve
 from kvguard.models.decoding import text_of
 from kvguard.models.encoding import Encoder
@@ -110,9 +111,11 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source, revision=spec.revision, device_map={"": where}, **_how(spec, where.type)
         )
+        if spec.adapter is not None:
+            model = merge(model, adapter_folder(name, spec))
     model.usual_attention = model.config._attn_implementation
     model.cuda_graphs = spec.cuda_graphs  # type: ignore[assignment]
-    return LoadedModel(name, model.eval(), tokenizer, _fingerprint(source, spec, model))
+    return LoadedModel(name, model.eval(), tokenizer, _fingerprint(name, source, spec, model))
 
 
 def load_tokenizer(name: str, spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -152,19 +155,23 @@ def _how(spec: ModelSpec, device_type: str) -> dict[str, Any]:
     return how
 
 
-def _fingerprint(source: str, spec: ModelSpec, model: PreTrainedModel) -> str:
+def _fingerprint(name: str, source: str, spec: ModelSpec, model: PreTrainedModel) -> str:
     """Digest the files of a local model, or name a hub model's commit; and say how it is held."""
-    folder = Path(source)
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(folder.iterdir()):
-            if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"}:
-                with path.open("rb") as file:
-                    content = hashlib.file_digest(file, "sha256").digest()
-                digest.update(path.name.encode() + b"\0" + content)
-        weights = digest.hexdigest()
+    if Path(source).is_dir():
+        weights = _digest(Path(source))
     else:
         weights = f"{source}@{getattr(model.config, '_commit_hash', None)}"
-    unusual = [spec.quantisation] * (spec.quantisation != "none") + ["eager"] * (spec.attention == "eager")
+    unusual = [f"adapter {_digest(adapter_folder(name, spec))}"] if spec.adapter is not None else []
+    unusual += [spec.quantisation] * (spec.quantisation != "none") + ["eager"] * (spec.attention == "eager")
     unusual += ["no graphs"] * (not spec.cuda_graphs)
     return "/".join([weights, *unusual])
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"}:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            digest.update(path.name.encode() + b"\0" + content)
+    return digest.hexdigest()

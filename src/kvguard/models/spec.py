@@ -8,7 +8,8 @@ from kvguard.config import Section, Text
 class ModelSpec(Section):
     """Where a model comes from, in which form it is held, and the task that it is asked by default.
 
-    ``revision`` is a branch, tag or commit of the hub. A ``dtype`` of ``auto`` is float32 on a CPU, bfloat16
+    ``revision`` is a branch, tag or commit of the hub. ``adapter`` is a LoRA adapter on the source, in peft's
+    format: ``embedded:<name>`` or ``path:<dir>``; it is merged into the weights. A ``dtype`` of ``auto`` is float32 on a CPU, bfloat16
     elsewhere. ``attention`` is how passes over many tokens attend
     (``auto`` is ``sdpa``); a press that needs attention weights gets ``eager`` whatever it says. With
     ``cuda_graphs`` a GPU repeats the decode step as a recording, where the model's can be recorded.
@@ -16,6 +17,7 @@ class ModelSpec(Section):
 
     source: Text
     revision: Text = "main"
+    adapter: Text | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     quantisation: Literal["none", "nf4"] = "none"
     attention: Literal["auto", "sdpa", "eager"] = "auto"

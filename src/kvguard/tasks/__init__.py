@@ -9,7 +9,7 @@ from kvguard.config import check_known, first_mistake
 from kvguard.errors import KvguardError
 from kvguard.tasks.arithmetic import Arithmetic
 from kvguard.tasks.base import Sample, Task
-from kvguard.tasks.gsm8k import Gsm8k
+from kvguard.tasks.gsm8k import Gsm8k, Gsm8kZeroShot
 from kvguard.tasks.longarith import LongArith
 from kvguard.tasks.own import OwnPrompts
 
@@ -18,6 +18,7 @@ __all__ = ["TASKS", "Sample", "Task", "make_task", "sample_prompts"]
 _KNOWN: tuple[type[Task], ...] = (
     Arithmetic,
     Gsm8k,
+    Gsm8kZeroShot,
     OwnPrompts,
     LongArith,
 )

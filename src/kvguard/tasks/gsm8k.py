@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-from kvguard.config import Count, Text
+from kvguard.config import Count, Natural, Text
 from kvguard.errors import KvguardError
 from kvguard.tasks.answers import stated_number
 from kvguard.tasks.base import Sample
@@ -38,9 +38,18 @@ class Gsm8k(WordProblems):
         if self.n_shots > len(_DEMONSTRATIONS):
             raise KvguardError(
                 f"gsm8k has {len(_DEMONSTRATIONS)} demonstrations, {self.n_shots} were asked for: "
-                "lower tasks.gsm8k.n_shots"
+                f"lower tasks.{self.name}.n_shots"
             )
         return list(_DEMONSTRATIONS[: self.n_shots])
+
+
+class Gsm8kZeroShot(Gsm8k):
+    """GSM8K without demonstrations, for models that were trained to solve and to stop."""
+
+    name: ClassVar[str] = "gsm8k_zero_shot"
+
+    n_shots: Natural = 0
+    max_new_tokens: Count = 256
 
 
 def load(source: str | None) -> list[Sample]:

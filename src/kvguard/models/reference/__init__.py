@@ -17,3 +17,8 @@ REFERENCE_PATHS: dict[str, Path] = {
 def embedded(name: str) -> Path:
     """Return the folder of ``embedded:<name>``."""
     return LONG if name == LONG.name else WEIGHTS / name
+
+
+def embedded_adapter(name: str) -> Path:
+    """Return the folder of the adapter ``embedded:<name>``, on a model that is not ours."""
+    return _HERE / "adapters" / name
