@@ -32,6 +32,7 @@ class Asked:
     params_path: Path | None
     device: str | None = None
     dtype: str | None = None
+    adapter: str | None = None
     task: str | None = None
     task_source: str | None = None
     prompts: str | None = None
@@ -56,8 +57,9 @@ class Asked:
         name, spec = _spec(params, self.model)
         task = _OWN if self.prompts is not None else self.task or spec["task"]
         params = params.with_entry("tasks", task, self._task(params, task))
-        dtype = {"dtype": self.dtype} if self.dtype else {}
-        return name, params.with_entry("models", name, {**spec, **dtype, "task": task})
+        held = {"dtype": self.dtype, "adapter": self.adapter and _adapter(self.adapter)}
+        changed = {key: value for key, value in held.items() if value}
+        return name, params.with_entry("models", name, {**spec, **changed, "task": task})
 
     def _task(self, params: Params, name: str) -> dict[str, Any]:
         from kvguard.config import check_known
@@ -134,6 +136,11 @@ def _spec(params: Params, model: str) -> tuple[str, dict[str, Any]]:
     else:
         check_known("model", model, known)
     return source, {"source": source, "dtype": "auto", "task": _TASK}
+
+
+def _adapter(text: str) -> str:
+    kind, colon, rest = text.partition(":")
+    return f"path:{_place(rest)}" if colon and kind == "path" and rest else text
 
 
 def _place(text: str) -> Path:
@@ -236,12 +243,12 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of :func:`model_options`, and those that say what is asked, and how."""
-    return _gathered(command, [_MODEL, *_TASK_OPTIONS, _DTYPE, stage.device_option, params_option])
+    return _gathered(command, [_MODEL, _ADAPTER, *_TASK_OPTIONS, _DTYPE, stage.device_option, params_option])
 
 
 def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of :func:`model_options`, and those that say how and where a model is held."""
-    return _gathered(command, [_MODEL, _DTYPE, stage.device_option, params_option])
+    return _gathered(command, [_MODEL, _ADAPTER, _DTYPE, stage.device_option, params_option])
 
 
 def _gathered(command: Callable[..., Any], options: list[Callable[..., Any]]) -> Callable[..., Any]:
@@ -267,6 +274,10 @@ _MODEL = click.option(
     "--model",
     required=True,
     help="A name from models in the settings, a hub id (owner/name), or path:DIR.",
+)
+_ADAPTER = click.option(
+    "--adapter",
+    help="A LoRA adapter on the model, in peft's format: path:DIR, or embedded:smollm135m_gsm8k.",
 )
 _DTYPE = click.option(
     "--dtype",

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from kvguard import stage
-from kvguard.cli.asking import Asked, model_options
+from kvguard.cli.asking import Asked, asking_options, model_options
 
 
 @click.group()
@@ -116,3 +116,70 @@ def evaluate(asked: Asked, n: int) -> None:
     groups = [*traces.groupby(traces["prompt_id"].map(family)), ("all", traces)]
     rows = [[name, len(g), float(g["correct"].mean()), float(g["failed"].mean())] for name, g in groups]
     click.echo(table(["family", "prompts", "accuracy", "CBR"], rows))
+
+
+@reference.command()
+@asking_options
+@click.option(
+    "--run-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/finetune"),
+    show_default=True,
+    help="Checkpoints; an existing one is resumed.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the adapter goes; RUN_FOLDER/adapter by default.",
+)
+@click.option("-n", "n", type=click.IntRange(min=1), help="Problems, the first of the file; all by default.")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the adapter.")
+@click.option(
+    "--max-length", type=click.IntRange(min=8), default=320, show_default=True, help="Tokens of a problem."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@stage.one_line_errors
+def finetune(
+    asked: Asked,
+    run_folder: Path,
+    out: Path | None,
+    n: int | None,
+    epochs: float,
+    rank: int,
+    max_length: int,
+    seed: int,
+) -> None:
+    """Fine-tune a language model on a task's TRAINING problems (--task-source): a LoRA adapter.
+
+    \b
+    kvguard reference finetune --model path:DIR --task gsm8k_zero_shot --task-source train.jsonl
+    kvguard run --model path:DIR --adapter path:runs/finetune/adapter --preset experiment-001
+    """
+    import dataclasses
+
+    from kvguard import tracking
+    from kvguard.errors import KvguardError
+    from kvguard.models.load import load_model
+    from kvguard.models.reference.finetune import FinetuneSettings, lessons
+    from kvguard.models.reference.finetune import finetune as train_adapter
+    from kvguard.tasks.gsm8k import Gsm8k
+
+    model, params = asked.settings()
+    task = params.task(model)
+    if not isinstance(task, Gsm8k) or task.source is None:
+        raise KvguardError(
+            "--task-source: name the training problems of gsm8k or gsm8k_zero_shot (GSM8K's train.jsonl): "
+            "no other task has solutions to learn from, and the hub's split is the test"
+        )
+    settings = FinetuneSettings(
+        run_folder, epochs, rank=rank, alpha=2 * rank, max_length=max_length, seed=seed
+    )
+    out = out or run_folder / "adapter"
+    loaded = load_model(model, params.spec(model), params.device)
+    taught = lessons(loaded, task, task.all()[:n], max_length)
+    click.echo(f"{model}: {len(taught)} problems of at most {max_length} tokens", err=True)
+    with tracking.run("finetune", model=model, params=dataclasses.asdict(settings)) as run:
+        steps = train_adapter(loaded, taught, settings, out, run.log_metrics)
+        run.log_outputs([out])
+    click.echo(f"{out}: an adapter after {steps} steps; --model {asked.model} --adapter path:{out}")

@@ -9,10 +9,10 @@ class ModelSpec(Section):
     """Where a model comes from, in which form it is held, and the task that it is asked by default.
 
     ``revision`` is a branch, tag or commit of the hub. ``adapter`` is a LoRA adapter on the source, in peft's
-    format: ``embedded:<name>`` or ``path:<dir>``; it is merged into the weights. A ``dtype`` of ``auto`` is
-    float32 on a CPU, bfloat16 elsewhere. ``attention`` is how passes over many tokens attend (``auto`` is
-    ``sdpa``); a press that needs attention weights gets ``eager`` whatever it says. With ``cuda_graphs`` a GPU
-    repeats the decode step as a recording, where the model's can be recorded.
+    format: ``embedded:<name>`` or ``path:<dir>``; it is merged into the weights.
+    A ``dtype`` of ``auto`` is float32 on a CPU, bfloat16 elsewhere. ``attention`` is how passes over many
+    tokens attend (``auto`` is ``sdpa``); a press that needs attention weights gets ``eager`` anyway. With
+    ``cuda_graphs`` a GPU repeats the decode step as a recording, where the model's can be recorded.
     """
 
     source: Text

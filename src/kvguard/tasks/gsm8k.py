@@ -26,12 +26,16 @@ class Gsm8k(WordProblems):
 
     def samples(self, n: int, seed: int) -> list[Sample]:
         """Return the first ``n`` problems of the set in the order of ``seed``."""
-        found = load(self.source)
+        found = self.all()
         if n > len(found):
             where = self.source or "the hub"
             raise KvguardError(f"n is {n}, but gsm8k in {where} has {len(found)} problems: lower n")
         Random(f"gsm8k/{seed}").shuffle(found)
         return found[:n]
+
+    def all(self) -> list[Sample]:
+        """Return every problem of the set, in its order."""
+        return load(self.source)
 
     def demonstrations(self, question: str) -> list[Sample]:
         """Return the first worked examples; they were written for kvguard, none is GSM8K's."""
