@@ -170,11 +170,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise KvguardError(f"{path}: no such file: run in the repository, or pass --params") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise KvguardError(f"{path}: cannot be read ({error}): restore it with git") from None
+        raise KvguardError(f"{path}: cannot be read ({error}): it must be a text file in UTF-8") from None
     except yaml.YAMLError as error:
         raise KvguardError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise KvguardError(f"{path}: holds no settings: restore it with `git checkout {path}`")
+        raise KvguardError(f"{path}: holds no settings (name: value); fill it, or remove it")
     return data
 
 
