@@ -1,4 +1,4 @@
-"""The memory limit: rows are counted compressed, and who is taken back for a restore comes to the same text."""
+"""The memory limit: rows count compressed, and one taken back for a restore comes to the same text."""
 
 import threading
 

@@ -44,9 +44,7 @@ class Metrics:
         )
         self._next = self._make(Histogram, "inter_token_latency_seconds", "Token to token.", _SECONDS)
         self._whole = self._make(Histogram, "e2e_request_latency_seconds", "Arrival to end.", _SECONDS)
-        self._prompt = self._make(
-            Counter, "prompt_tokens", "Tokens of prompts, counted for each text that answers one."
-        )
+        self._prompt = self._make(Counter, "prompt_tokens", "Tokens of prompts, once for every text.")
         self._generated = self._make(Counter, "generation_tokens", "Tokens drawn, those rewound too.")
         self._alarms = self._make(Counter, "alarms", "Texts reached SAFE.")
         self._restores = self._make(Counter, "restores", "Full caches brought back without a rewind.")
