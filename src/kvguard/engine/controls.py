@@ -38,13 +38,17 @@ class KeepEndsPress(ScorerPress):
         kwargs: dict[str, Any],
     ) -> Tensor:
         """Return how near an entry is to its end of the prompt, in units of what is kept there. [B, H, T]"""
-        length = keys.shape[2]
+        first, last = self.ends(keys.shape[2])
+        from_start = torch.arange(keys.shape[2], device=keys.device, dtype=torch.float32) + 0.5
+        distance = torch.minimum(from_start / first, from_start.flip(0) / last)
+        return -distance.expand(keys.shape[:3])
+
+    def ends(self, length: int) -> tuple[int, int]:
+        """Return how many of the first and of the last entries are kept of ``length``."""
         n_kept = compute_n_kept(length, self.compression_ratio)
         share = self.initial if isinstance(self.initial, int) else round(self.initial * n_kept)
         first = min(share, n_kept)
-        from_start = torch.arange(length, device=keys.device, dtype=torch.float32) + 0.5
-        distance = torch.minimum(from_start / first, from_start.flip(0) / (n_kept - first))
-        return -distance.expand(keys.shape[:3])
+        return first, n_kept - first
 
 
 @dataclass

@@ -10,7 +10,7 @@ from kvguard.engine.controls import KeepEndsPress, LayerwiseRandomPress
 from kvguard.engine.presses import PressSpec, build_press, shortest_prompt
 from kvguard.engine.rules import Fair, Protected, Rule, ruled, unmet
 from kvguard.errors import KvguardError
-from kvguard.studies.instructions.arms import FAIR, PROTECTED, RANDOM, STREAMING, SYSTEM, TEXT_REMOVAL, Arm
+from kvguard.studies.instructions.arms import FAIR, PROTECTED, RANDOM, STREAMING, SYSTEM, Arm
 from kvguard.studies.instructions.places import Encoded
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def press_for(
         The press does not take its parameters, or cannot be held to a rule.
     """
     n = len(asked.ids)
-    press = _press(arm, arm.ratio_of(n), specs, zlib.crc32(f"{seed} {asked.example.key}".encode()))
+    press = _press(arm, n, specs, zlib.crc32(f"{seed} {asked.example.key}".encode()))
     if n < shortest_prompt(press):
         raise Unfit(f"the press needs {shortest_prompt(press)} tokens")
     rule = _rule(arm, asked)
@@ -61,7 +61,7 @@ def check_press_of(arm: Arm, specs: Mapping[str, PressSpec]) -> None:
     """
     if not arm.evicts:
         return
-    press = _press(arm, arm.ratio_of(1000), specs, 0)
+    press = _press(arm, 1000, specs, 0)
     try:
         if arm.treatment in (PROTECTED, SYSTEM):
             ruled(press, Protected(()))
@@ -77,9 +77,15 @@ def protected_by(arm: Arm, asked: Encoded) -> int:
     return rule.needed(len(asked.ids)) if rule is not None else 0
 
 
-def _press(arm: Arm, ratio: float, specs: Mapping[str, PressSpec], seed: int) -> BasePress:
-    if arm.press in (STREAMING, TEXT_REMOVAL):
-        return KeepEndsPress(ratio, 0.5 if arm.initial is None else arm.initial)
+def keep_ends(arm: Arm, n_tokens: int) -> KeepEndsPress:
+    """Build the press that keeps both ends of a prompt of ``n_tokens``, within the arm's budget."""
+    return KeepEndsPress(arm.ratio_of(n_tokens), 0.5 if arm.initial is None else arm.initial)
+
+
+def _press(arm: Arm, n_tokens: int, specs: Mapping[str, PressSpec], seed: int) -> BasePress:
+    ratio = arm.ratio_of(n_tokens)
+    if arm.press == STREAMING:
+        return keep_ends(arm, n_tokens)
     if arm.press == RANDOM:
         return LayerwiseRandomPress(ratio, seed)
     return build_press(specs[arm.press], ratio)
