@@ -98,7 +98,9 @@ class Fair:
             kept += part
             places = torch.tensor(own, dtype=torch.long, device=scores.device)
             best = scores[..., places].topk(part, dim=-1).indices
-            scores[..., places] = torch.full_like(scores[..., places], -torch.inf).scatter(-1, best, torch.inf)
+            scores[..., places] = torch.full_like(scores[..., places], -torch.inf).scatter(
+                -1, best, torch.inf
+            )
         return scores
 
 

@@ -99,7 +99,9 @@ def parse_arm(text: str, compressors: Iterable[str]) -> Arm:
         check_known(f"conditions: {text!r}: treatment", treatment, TREATMENTS)
     if press == BASELINE:
         if text.strip() != BASELINE:
-            raise KvguardError(f"conditions: {text!r}: nothing is evicted from the baseline: write {BASELINE}")
+            raise KvguardError(
+                f"conditions: {text!r}: nothing is evicted from the baseline: write {BASELINE}"
+            )
         return Arm(BASELINE)
     if press == TEXT_REMOVAL and treatment:
         raise KvguardError(f"conditions: {text!r}: it evicts nothing: write it without +{treatment}")
@@ -118,7 +120,9 @@ def _ratio(text: str, press: str, written: str | None) -> float:
     if written is None:
         if press in (STREAMING, TEXT_REMOVAL):
             return DEFAULT_RATIO
-        raise KvguardError(f"conditions: {text!r} has no budget: write {press}@0.5, or {press}:200 for tokens")
+        raise KvguardError(
+            f"conditions: {text!r} has no budget: write {press}@0.5, or {press}:200 for tokens"
+        )
     try:
         ratio = float(written)
     except ValueError:

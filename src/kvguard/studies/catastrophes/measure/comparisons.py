@@ -3,7 +3,6 @@
 Random eviction at equal ratio keeps as many KV pairs, so what is left of a difference is the strategy's.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np

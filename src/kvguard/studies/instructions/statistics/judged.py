@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvguard.stats.bootstrap import Floats, interval
+from kvguard.stats.bootstrap import Floats
 from kvguard.store.results import Results
 from kvguard.studies.instructions.statistics.answers import Answers
 
