@@ -1,5 +1,6 @@
 """Rules above scores: what is protected stays, shares are equal, and the budget is the press's own."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,7 @@ def test_protected_entries_are_kept_in_every_layer_and_head_within_the_same_budg
 )
 def test_fair_eviction_takes_an_equal_share_of_each_group_within_the_same_budget(name, ratio, cuts):
     model, ids = MODELS["qwen2"], prompt(LENGTH)
-    groups = tuple(tuple(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False))
+    groups = tuple(tuple(range(a, b)) for a, b in itertools.pairwise(cuts))
     _, held, full = kept(model, ids, ruled(make(name, ratio), Fair(groups)))
     _, plain, _ = kept(model, ids, make(name, ratio))
     assert held.live == plain.live

@@ -1,9 +1,9 @@
 """Intervals that hold at any time, however often they are looked at.
 
-The confidence sequence is the hedged capital process of Waudby-Smith and Ramdas ("Estimating means of bounded
-random variables by betting", JRSS B 86, 2024, section 4): one bets against every candidate mean that it is too
-low or too high, and drops those that the bets made rich. Whatever rule stops the looking, all intervals up to
-then hold together with probability 1 - alpha.
+The confidence sequence is the hedged capital process of Waudby-Smith and Ramdas ("Estimating means of
+bounded random variables by betting", JRSS B 86, 2024, section 4): one bets against every candidate mean that
+it is too low or too high, and drops those that the bets made rich. Whatever rule stops the looking, all
+intervals up to then hold together with probability 1 - alpha.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ RUNS, METRICS = Path("runs/instructions"), Path("metrics/instructions")
 
 def folder_of(model: str, suite: str) -> Path:
     """Return the folder of a run, where none is named."""
-    return RUNS / f"{re.sub(r'[^\w.-]+', '-', model).strip('-')}-{suite}"
+    name = re.sub(r"[^\w.-]+", "-", model).strip("-")
+    return RUNS / f"{name}-{suite}"
 
 
 def results(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Instructions that are followed without compression and not with it: which go first, and what foresees it."""
+"""Instructions that are followed without compression and not with it: which go first, what foresees it."""
 
 from __future__ import annotations
 
