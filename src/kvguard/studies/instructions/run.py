@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +73,7 @@ def run(study: Study, folder: Path, settings: Mapping[str, Any], show: Show) -> 
     """
     encoded = _encoded(study)
     with Journal(folder, settings) as journal, enough_memory(study.how.loaded.name):
+        _check_unchanged(study, journal)
         kept = len(journal.rows)
         progress = Progress(study, journal.rows)
         for block in _blocks(study, journal):
@@ -136,14 +139,37 @@ def _results(study: Study, encoded: Mapping[str, Encoded], block: Block) -> Iter
             if isinstance(found, Asked):
                 asked.append(found)
             else:
-                yield {"key": key, "arm": str(found[0]), "unfit": found[1]}
+                arm, why = found
+                yield {"key": key, "arm": str(arm), **_facts(encoded[key].example), "unfit": why}
     for one, answer in decoded(study.how, asked) if asked else ():
         tokens = answer.pop("token_ids")
-        text, arm = study.how.text(tokens), str(one.arm)
+        text, name = study.how.text(tokens), str(one.arm)
         example = encoded[one.key].example
-        scores = study.scoring.score(example, arm, text, tokens, answer["stop_reason"])
-        facts = {**one.facts, "n_tokens": len(tokens)}
-        yield {"key": one.key, "arm": arm, **facts, **scores, **answer, "text": text}
+        scores = study.scoring.score(example, name, text, tokens, answer["stop_reason"])
+        facts = {**_facts(example), **one.facts, "n_tokens": len(tokens)}
+        yield {"key": one.key, "arm": name, **facts, **scores, **answer, "text": text}
+
+
+def _facts(example: Example) -> dict[str, Any]:
+    """Return what of an example its results need, and what tells whether it has changed since."""
+    made_of = [example.messages, [[one.id, dict(one.kwargs), one.text] for one in example.instructions]]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+    return {
+        "example": digest[:16],
+        "instructions": [one.id for one in example.instructions],
+        "position": example.position,
+    }
+
+
+def _check_unchanged(study: Study, journal: Journal) -> None:
+    """Reject results of examples that were others when they were asked."""
+    examples = {example.key: example for example in study.examples}
+    for (key, _), row in journal.rows.items():
+        if key in examples and row.get("example", "") != _facts(examples[key])["example"]:
+            raise KvguardError(
+                f"{journal.path}: example {key} is not the one that was asked then: name another folder with "
+                "--out"
+            )
 
 
 class Progress:
