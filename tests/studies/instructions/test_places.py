@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import REPOSITORY
+from imports import SRC
 from kvguard.models.load import LoadedModel
 from kvguard.studies.instructions.examples import Example, Instruction
 from kvguard.studies.instructions.places import encode
@@ -53,7 +53,7 @@ def test_an_instruction_is_sought_in_the_system_prompt_first(loaded):
 
 @pytest.mark.parametrize("folder", ["weights", "weights_long"])
 def test_a_trained_tokenizer_gives_the_words_and_at_most_what_sticks_to_them(loaded, folder):
-    root = REPOSITORY / "src/kvguard/models/reference" / folder
+    root = SRC / "kvguard/models/reference" / folder
     for config in sorted(root.rglob("tokenizer.json")):
         tokenizer = AutoTokenizer.from_pretrained(config.parent)
         tokenizer.chat_template = TEMPLATE

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import small_suite
 import torch
 
 import bundles
-from conftest import REPOSITORY
+from imports import SRC
 from kvguard.errors import KvguardError
 from kvguard.guard.features import thinking_mask
 from kvguard.guard.session import Guard
@@ -123,12 +124,12 @@ def test_killed_by_force_it_goes_on_and_ends_with_the_same_table(make_study, tmp
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     run(make_study(treatments=("fair",)), whole, SETTINGS, lambda _: None)
     script = SCRIPT.format(
-        here=str(REPOSITORY / "tests/studies/instructions"),
+        here=str(Path(__file__).parent),
         folder=str(torn),
         settings=SETTINGS,
         model=str(model_folder),
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment)
     while process.poll() is None and not (torn / journal.NAME).exists():
         time.sleep(0.01)
