@@ -14,11 +14,11 @@ from kvguard.models.reference.corpus import Batch, encoder
 from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
 from kvguard.tasks import instructions
 
-SHORTEST, LONGEST = 5, 80  # sentences of a text
-_FIRST = 16  # the longest text of the first rows
-_GROWTH = (0.1, 0.5)  # shares of the training between which texts grow
+SHORTEST, LONGEST = 5, 64  # sentences of a text
+_FIRST = 14  # the longest text of the first rows
+_GROWTH = (0.25, 0.7)  # shares of the training between which texts grow
 _TOLD = (0, 1, 1, 1, 1, 1, 2, 2, 2, 2)  # instructions of a question
-_TURNS = (1, 1, 2, 4)  # questions about one text
+_TURNS = (1, 2, 4, 8)  # questions about one text
 _SYSTEM = 0.4  # share of instructions before the text that are a message of their own
 
 _Piece = tuple[str, float]
