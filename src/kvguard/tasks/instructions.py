@@ -44,12 +44,28 @@ _WORDINGS: Mapping[str, tuple[str, ...]] = {
     "form:one_word": ("Answer in one word.", "Give a single word.", "Use only one word."),
     "form:capitals": ("Answer in capitals.", "Use capital letters only.", "Write everything in capitals."),
     "list:count": ("List exactly {count}.", "Name exactly {count}.", "Give exactly {count}."),
-    "list:alphabetical": ("Use alphabetical order.", "Sort the things by alphabet.", "Answer in alphabetical order."),
+    "list:alphabetical": (
+        "Use alphabetical order.",
+        "Sort the things by alphabet.",
+        "Answer in alphabetical order.",
+    ),
     "list:given": ("Keep this order: {order}.", "Use this order: {order}.", "Answer in this order: {order}."),
-    "end:phrase": ("End with the words {phrase}.", "Finish with the words {phrase}.", "The last words are {phrase}."),
+    "end:phrase": (
+        "End with the words {phrase}.",
+        "Finish with the words {phrase}.",
+        "The last words are {phrase}.",
+    ),
     "avoid:word": ("Never use the word {word}.", "Do not say {word}.", "Leave out the word {word}."),
-    "avoid:letter": ("Never use the letter {letter}.", "Do not use the letter {letter}.", "Avoid the letter {letter}."),
-    "repeat:question": ("First repeat the question.", "Repeat the question first.", "Begin with the question."),
+    "avoid:letter": (
+        "Never use the letter {letter}.",
+        "Do not use the letter {letter}.",
+        "Avoid the letter {letter}.",
+    ),
+    "repeat:question": (
+        "First repeat the question.",
+        "Repeat the question first.",
+        "Begin with the question.",
+    ),
 }
 KINDS = tuple(_WORDINGS)
 
@@ -144,7 +160,9 @@ def split_of(person: str, things: Sequence[str], told: Sequence[Told]) -> Split:
     return "evaluation" if hashlib.sha256(core.encode()).digest()[0] % _HELD_OUT == 0 else "train"
 
 
-def sample(rng: Random, n_sentences: int, n_told: int, split: Split, position: Position | None = None) -> Asked:
+def sample(
+    rng: Random, n_sentences: int, n_told: int, split: Split, position: Position | None = None
+) -> Asked:
     """Return the next question of ``split`` about a text of ``n_sentences``, with ``n_told`` instructions."""
     while True:
         sentences, bought = world(rng, n_sentences)
@@ -194,7 +212,9 @@ def world(rng: Random, n_sentences: int) -> tuple[tuple[str, ...], dict[str, tup
     return tuple(sentences), bought
 
 
-def _tell(rng: Random, kind: str, person: str, things: tuple[str, ...], kinds: tuple[str, ...]) -> Told | None:
+def _tell(
+    rng: Random, kind: str, person: str, things: tuple[str, ...], kinds: tuple[str, ...]
+) -> Told | None:
     """Return an instruction that the plain answer breaks, None if there is none of this kind."""
     kwargs: dict[str, Any] = {}
     words: dict[str, str] = {}
@@ -211,7 +231,9 @@ def _tell(rng: Random, kind: str, person: str, things: tuple[str, ...], kinds: t
     elif kind == "end:phrase":
         kwargs = words = {"phrase": f"{rng.choice(_TINTS)} {rng.choice(_NOUNS)}"}
     elif kind == "avoid:word":
-        first = {"list:count", "form:one_word"} & set(kinds)  # an answer that is cut would avoid a later one anyway
+        first = {"list:count", "form:one_word"} & set(
+            kinds
+        )  # an answer that is cut would avoid a later one anyway
         kwargs = words = {"word": things[0] if first else rng.choice(things)}
     elif kind == "avoid:letter":
         apt = [letter for letter in LETTERS if 0 < sum(letter in thing for thing in things) < len(things)]

@@ -64,7 +64,8 @@ def instruct_scores(
     """Return the shares of instructions followed, of each kind too, of answers that are exactly right, and that stopped."""
     rng = Random(f"instruct/{seed}")
     asked = [
-        instructions.sample(rng, _SENTENCES[i % len(_SENTENCES)], 1 + (i // 4) % 2, "evaluation") for i in range(n)
+        instructions.sample(rng, _SENTENCES[i % len(_SENTENCES)], 1 + (i // 4) % 2, "evaluation")
+        for i in range(n)
     ]
     texts, stopped = _answers(model, tokenizer, [a.prompt for a in asked], max_new_tokens=48)
     kinds = defaultdict(list)

@@ -168,7 +168,9 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
             _report(metrics, done, on_metrics)
         if done % settings.evaluate_every == 0 or done == settings.steps:
             judge.load_state_dict(model.state_dict())
-            _report(_SCORES[settings.texts](judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics)
+            _report(
+                _SCORES[settings.texts](judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics
+            )
         if time.monotonic() - saved > 60 * settings.checkpoint_minutes or done == settings.steps:
             _save(settings, model, optimizers, done)
             saved = time.monotonic()

@@ -29,7 +29,9 @@ def asker(url: str | None, program: str | None, model: str, max_tokens: int) -> 
         Both or neither are given, the program is not there, the SDK is not installed, or the key is missing.
     """
     if (url is None) == (program is None):
-        raise KvguardError("a judge is an endpoint or a program: give one of --judge URL and --judge-command PROGRAM")
+        raise KvguardError(
+            "a judge is an endpoint or a program: give one of --judge URL and --judge-command PROGRAM"
+        )
     return command(program) if program is not None else endpoint(str(url), model, max_tokens)
 
 
@@ -63,7 +65,9 @@ def make_judge(
         See :func:`asker`.
     """
     if url is None and program is None:
-        logger.warning("no judge: instructions that no rule can check are not scored (--judge, --judge-command)")
+        logger.warning(
+            "no judge: instructions that no rule can check are not scored (--judge, --judge-command)"
+        )
         return None
     return Judge(
         asker(url, program, model or JUDGE_MODEL, max_tokens=16),

@@ -20,14 +20,18 @@ class Answers:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise KvguardError(f"cannot keep answers in {folder} ({error.strerror}): name another folder") from None
+            raise KvguardError(
+                f"cannot keep answers in {folder} ({error.strerror}): name another folder"
+            ) from None
 
     def get(self, *question: str) -> Reply | None:
         """Return the reply that was given, None where there is none; a damaged file is none."""
         try:
             found = json.loads(self._path(question).read_text(encoding="utf-8"))
             tokens = found["tokens"]
-            return Reply(str(found["text"]), bool(found["refused"]), None if tokens is None else tuple(tokens))
+            return Reply(
+                str(found["text"]), bool(found["refused"]), None if tokens is None else tuple(tokens)
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

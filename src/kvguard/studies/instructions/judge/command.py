@@ -25,9 +25,13 @@ def command(line: str, timeout: float = TIMEOUT) -> Asker:
     try:
         words = shlex.split(line)
     except ValueError as error:
-        raise KvguardError(f"--judge-command {line!r}: {str(error).lower()}: quote it as a shell would") from None
+        raise KvguardError(
+            f"--judge-command {line!r}: {str(error).lower()}: quote it as a shell would"
+        ) from None
     if not words or shutil.which(words[0]) is None:
-        raise KvguardError(f"--judge-command {line!r}: there is no such program: give one on PATH, or its path")
+        raise KvguardError(
+            f"--judge-command {line!r}: there is no such program: give one on PATH, or its path"
+        )
     return _Command(line, words, timeout)
 
 

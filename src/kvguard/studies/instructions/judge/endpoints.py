@@ -32,12 +32,16 @@ def endpoint(url: str, model: str, max_tokens: int, timeout: float = TIMEOUT) ->
     try:
         sdk = import_module(dialect)
     except ImportError:
-        raise KvguardError(f"the SDK of {url} is not installed ({dialect}): pip install 'kvguard[judge]'") from None
+        raise KvguardError(
+            f"the SDK of {url} is not installed ({dialect}): pip install 'kvguard[judge]'"
+        ) from None
     key = os.environ.get(_KEYS[dialect])
     if not key and base is not None and urlsplit(base).hostname in _LOCAL:
         key = "none"
     if not key:
-        raise KvguardError(f"no key for {url}: set {_KEYS[dialect]} in the environment, or leave the judge out")
+        raise KvguardError(
+            f"no key for {url}: set {_KEYS[dialect]} in the environment, or leave the judge out"
+        )
     known = next((price for name, price in _PRICES.items() if model.startswith(name)), None)
     kind = _Anthropic if dialect == "anthropic" else _OpenAI
     return kind(sdk, base, key, model, max_tokens, timeout, known)
@@ -56,7 +60,9 @@ def _address(url: str) -> tuple[Dialect, str | None]:
 def _checked(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise KvguardError(f"{url!r} is no endpoint: give anthropic, openai, or an address like http://localhost:8000/v1")
+        raise KvguardError(
+            f"{url!r} is no endpoint: give anthropic, openai, or an address like http://localhost:8000/v1"
+        )
     return url
 
 
@@ -117,7 +123,9 @@ class _Anthropic(_Endpoint):
         )
         try:
             text = "".join(part.text for part in sent.content if part.type == "text")
-            return Reply(text, sent.stop_reason == "refusal", (sent.usage.input_tokens, sent.usage.output_tokens))
+            return Reply(
+                text, sent.stop_reason == "refusal", (sent.usage.input_tokens, sent.usage.output_tokens)
+            )
         except (AttributeError, TypeError) as error:
             raise Failure("failed", f"no message: {error}") from None
 
@@ -137,7 +145,9 @@ class _OpenAI(_Endpoint):
         )
         try:
             choice, usage = sent.choices[0], sent.usage
-            refused = bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
+            refused = (
+                bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
+            )
             tokens = None if usage is None else (usage.prompt_tokens, usage.completion_tokens)
             return Reply(choice.message.content or "", refused, tokens)
         except (AttributeError, TypeError, IndexError) as error:

@@ -95,7 +95,9 @@ class Judge:
             return None
         self._failures = 0
         if self.cost is not None and self._asker.price is not None and reply.tokens is not None:
-            self.cost += sum(n * price for n, price in zip(reply.tokens, self._asker.price, strict=True)) / 1e6
+            self.cost += (
+                sum(n * price for n, price in zip(reply.tokens, self._asker.price, strict=True)) / 1e6
+            )
         self._answers.put(reply, self._asker.name, _SYSTEM, asked)
         return reply
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import random
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from importlib import import_module
+from random import Random
 from types import FunctionType
 from typing import Any
 
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _LANGUAGE_SEED = 0
 _LOCK = threading.Lock()
+_PROBE = "One line, and another.\n\nThe end of it."
 
 
 class Library:
@@ -47,7 +50,9 @@ class Library:
         nltk_data.provide()
         try:
             self._evaluate = import_module("if_verifiable.common").evaluate_instructions
-            self._registry = import_module(f"if_verifiable.{benchmark}.instructions_registry").INSTRUCTION_DICT
+            registry = import_module(f"if_verifiable.{benchmark}.instructions_registry")
+            self._registry = registry.INSTRUCTION_DICT
+            self._conflicts = getattr(registry, "INSTRUCTION_CONFLICTS", {})
             import_module("langdetect").DetectorFactory.seed = _LANGUAGE_SEED
         except ImportError as error:
             raise KvguardError(
@@ -75,14 +80,33 @@ class Library:
         needed = set(self.arguments(id))
         given = {name for name, value in kwargs.items() if value is not None}
         if needed - given:
-            raise KvguardError(f"instruction {id} lacks {', '.join(sorted(needed - given))}: add it to its kwargs")
+            raise KvguardError(
+                f"instruction {id} lacks {', '.join(sorted(needed - given))}: add it to its kwargs"
+            )
         if given - needed:
             raise KvguardError(
                 f"instruction {id} takes no {', '.join(sorted(given - needed))}: it takes "
                 f"{', '.join(sorted(needed)) or 'nothing'}"
             )
-        with foreign(f"instruction {id}", "correct its kwargs"):
+        with foreign(f"instruction {id}", "correct its kwargs"), _LOCK:
             self._registry[id](id).build_description(**{name: kwargs[name] for name in given})
+            if id not in self.unchecked:  # a wrong type may break it on texts alone
+                self._evaluate(_PROBE, [id], [dict(kwargs)], _PROBE, self._registry)
+
+    def example(self, id: str, rng: Random) -> str:
+        """Return an instruction in the library's own words, with arguments that it draws."""
+        state = random.getstate()
+        random.seed(rng.random())
+        try:
+            return str(self._registry[id](id).build_description())
+        except Exception:  # some cannot draw theirs
+            return "see its arguments"
+        finally:
+            random.setstate(state)
+
+    def contradict(self, id: str, other: str) -> bool:
+        """Return whether the library says that two instructions cannot be given together."""
+        return id == other or other in self._conflicts.get(id, ()) or id in self._conflicts.get(other, ())
 
     @cached_property
     def unchecked(self) -> Mapping[str, str]:

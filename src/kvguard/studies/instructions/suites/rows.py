@@ -36,7 +36,10 @@ def load(
         apart = [one for one in map(moved, found) if one is not None]
         logger.warning(
             "%s: %d of %d prompts have instructions that can be told apart and moved to the system prompt; "
-            "the others are left out", suite, len(apart), len(found),
+            "the others are left out",
+            suite,
+            len(apart),
+            len(found),
         )
         found = apart
     _warn(suite, rules, found)
@@ -59,7 +62,9 @@ def example_of(row: Mapping[str, Any], where: str, suite: str, rules: Library) -
     if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):
         raise KvguardError(f"{where}: instruction_id_list is no list of ids: write at least one")
     if not isinstance(arguments, list) or len(arguments) != len(ids):
-        raise KvguardError(f"{where}: kwargs is no list of {len(ids)} objects: write one for each instruction")
+        raise KvguardError(
+            f"{where}: kwargs is no list of {len(ids)} objects: write one for each instruction"
+        )
     told = []
     for id, given in zip(ids, arguments, strict=True):
         if not isinstance(given, dict | None):
@@ -88,11 +93,19 @@ def _rows(hub: str, split: str, path: Path | None) -> Iterator[tuple[str, Mappin
 
 def _warn(suite: str, rules: Library, found: list[Example]) -> None:
     """Say which instructions no rule can check here."""
-    lost = [rules.unchecked[one.id] for example in found for one in example.instructions if one.id in rules.unchecked]
+    lost = [
+        rules.unchecked[one.id]
+        for example in found
+        for one in example.instructions
+        if one.id in rules.unchecked
+    ]
     if lost:
         total = sum(len(example.instructions) for example in found)
         logger.warning(
             "%s: %d of %d instructions are not scored by rules, since NLTK lacks %s: "
             "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng stopwords",
-            suite, len(lost), total, json.dumps(sorted(set(lost))),
+            suite,
+            len(lost),
+            total,
+            json.dumps(sorted(set(lost))),
         )
