@@ -9,9 +9,7 @@ from kvguard import stage
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "-n", "n", type=click.IntRange(min=1), default=30, show_default=True, help="Examples in the file."
-)
+@click.option("-n", "n", type=click.IntRange(min=1), default=30, show_default=True, help="Rows of OUT.")
 @click.option(
     "--url",
     default=None,
@@ -36,6 +34,7 @@ def generate(
 
     url = "anthropic" if url is None and program is None else url
     writer = asker(url, program, model or study.MODEL, study.MAX_TOKENS)
-    written = study.generate(writer, out, n, seed, lambda line: click.echo(line, err=True), suite)
-    counts = ", ".join(f"{name} {count}" for name, count in sorted(written.counts.items())) or "nothing to do"
-    click.echo(f"{out}: {written.n} examples ({counts})")
+    work = study.Generator(writer, out, seed, lambda line: click.echo(line, err=True), suite)
+    work.fill(n)
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(work.counts.items())) or "nothing to do"
+    click.echo(f"{out}: {work.rows} examples ({counts})")

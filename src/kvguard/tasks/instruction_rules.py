@@ -1,7 +1,7 @@
 """Whether an answer does what it was told: the rules of :mod:`kvguard.tasks.instructions`.
 
-Only an answer can follow an instruction: a text that names no thing of that world follows none, since silence avoids
-every word.
+Only an answer can follow an instruction: a text that names no thing of that world follows none, since silence
+avoids every word.
 """
 
 import re

@@ -6,12 +6,13 @@
 
     rice, silk
 
-An instruction stands at the start of the text, in its middle, or at its end; two may be given at once. Without one
-the answer names all that the person buys, in the order of the text, so an instruction that is forgotten shows: every
-instruction is chosen such that this answer breaks it. Pure Python: the trainer of the reference model and the suite of
-the instructions study share it.
+An instruction stands at the start of the text, in its middle, or at its end; two may be given at once.
+Without one the answer names all that the person buys, in the order of the text, so an instruction that is
+forgotten shows: every instruction is chosen such that this answer breaks it. Pure Python: the trainer of the
+reference model and the suite of the instructions study share it.
 
-A core is who is asked for, what they buy, and what is told. Its hash says whether it is trained on or held out.
+A core is who is asked for, what they buy, and what is told. Its hash says whether it is trained on or held
+out.
 """
 
 import hashlib
@@ -23,19 +24,32 @@ from typing import Any, Literal
 Position = Literal["start", "middle", "end"]
 Split = Literal["train", "evaluation"]
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 POSITIONS: tuple[Position, ...] = ("start", "middle", "end")
-PEOPLE = tuple(
-    "Ana Ben Cora Dan Eva Finn Gina Hugo Ida Jack Kira Leo Mia Noah Olga Paul Rita Sam Tara Uma Vera Will".split()
+PEOPLE = _words(
+    """
+    Ana Ben Cora Dan Eva Finn Gina Hugo Ida Jack Kira Leo Mia Noah Olga Paul Rita Sam Tara Uma Vera Will
+    """
 )
-THINGS = tuple(
-    "ash bread clay corn cream flour glass gold honey ink iron jam lace milk mint oil paper rice salt sand silk soap "
-    "sugar tea wax wine wood wool zinc".split()
+THINGS = _words(
+    """
+    ash bread clay corn cream flour glass gold honey ink iron jam lace milk mint oil paper rice salt
+    sand silk soap sugar tea wax wine wood wool zinc
+    """
 )
 LETTERS = "aeilor"
-_PLACES = tuple("house street garden river market school bridge tower field station".split())
-_LOOKS = tuple("old new small large quiet busy dark bright empty wide".split())
-_TINTS = tuple("red green blue white black grey brown pink".split())
-_NOUNS = tuple("moon stone cloud bird tree door boat hill lamp song".split())
+_PLACES = _words(
+    """
+    house street garden river market school bridge tower field station
+    """
+)
+_LOOKS = _words("old new small large quiet busy dark bright empty wide")
+_TINTS = _words("red green blue white black grey brown pink")
+_NOUNS = _words("moon stone cloud bird tree door boat hill lamp song")
 _COUNTS = {1: "one thing", 2: "two things", 3: "three things", 4: "four things"}
 _HELD_OUT = 10  # one core in so many
 

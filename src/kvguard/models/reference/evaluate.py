@@ -61,7 +61,7 @@ def long_scores(
 def instruct_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int, seed: int
 ) -> dict[str, float]:
-    """Return the shares of instructions followed, of each kind too, of answers that are exactly right, and that stopped."""
+    """Return the shares of instructions followed, in all and by kind, of right answers, and not stopped."""
     rng = Random(f"instruct/{seed}")
     asked = [
         instructions.sample(rng, _SENTENCES[i % len(_SENTENCES)], 1 + (i // 4) % 2, "evaluation")

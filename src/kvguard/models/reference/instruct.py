@@ -25,7 +25,7 @@ _Piece = tuple[str, float]
 
 
 def tokenizer_texts(seed: int, n: int = 4000) -> Iterator[str]:
-    """Yield the texts that the tokenizer's merges are learned from: every word of the small world often enough."""
+    """Yield the texts that the tokenizer's merges are learned from."""
     rng = Random(f"instruct/tokenizer/{seed}")
     for _ in range(n):
         made = instructions.sample(rng, rng.randint(SHORTEST, 20), rng.choice(_TOLD), "train")

@@ -67,10 +67,11 @@ class TrainSettings:
     gsm8k
         Path of GSM8K's train.jsonl, read as running text among ``problems``, and for a new tokenizer.
     texts
-        ``problems``, rows of short ones; ``long``, rows that grow to the window; or ``instruct``, instructions on
-        short texts, with a tokenizer of their own.
+        ``problems``, rows of short ones; ``long``, rows that grow to the window; or ``instruct``,
+        instructions on short texts, with a tokenizer of their own.
     start
-        Folder of the weights to start from, and of the tokenizer but for ``instruct``; without it both are made anew.
+        Folder of the weights to start from, and of the tokenizer but for ``instruct``; without it both are
+        made anew.
     """
 
     architecture: str

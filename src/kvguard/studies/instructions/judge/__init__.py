@@ -48,8 +48,8 @@ def make_judge(
     Parameters
     ----------
     url
-        ``anthropic`` or ``openai``: their own endpoints. ``anthropic:URL`` or ``openai:URL``: one that speaks as they
-        do; a plain URL speaks as OpenAI's.
+        ``anthropic`` or ``openai``: their own endpoints. ``anthropic:URL`` or ``openai:URL``: one that speaks
+        as they do; a plain URL speaks as OpenAI's.
     program
         A command line; the question comes on its standard input, its answer is what it prints.
     model

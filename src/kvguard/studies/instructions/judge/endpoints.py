@@ -90,7 +90,7 @@ class _Endpoint:
         raise NotImplementedError
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
-        """Return what the endpoint sends; what the user can fix is one line, the rest a failure that is counted."""
+        """Return what is sent; what the user can fix is one line, the rest a failure that is counted."""
         sdk = self._sdk
         try:
             return call()

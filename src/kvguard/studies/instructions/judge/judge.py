@@ -1,7 +1,8 @@
 """The judge: one instruction, one answer, yes or no; whatever else comes is counted and is no verdict.
 
-It sees what was asked, what was told, and the answer: not under which condition the answer was written, nor what a rule
-found. The answer stands between marks that are made of its own content, so that it cannot close them.
+It sees what was asked, what was told, and the answer: not under which condition the answer was written, nor
+what a rule found. The answer stands between marks that are made of its own content, so that it cannot close
+them.
 """
 
 from __future__ import annotations

@@ -34,18 +34,19 @@ def load_suite(name: str, path: Path | None, n: int | None, seed: int, placement
     name
         One of :data:`SUITES`.
     path
-        A file of JSON Lines in the suite's own form; the hub by default. The embedded suite makes its examples.
+        A file of JSON Lines in the suite's own form; the hub by default. The embedded suite makes its
+        examples.
     n
         How many; all by default. The first ``n`` are the first of any larger ``n``.
     placement
-        Whether instructions stand in the user's prompt, as the suite has them, or are moved to the system prompt:
-        then only those examples come whose instructions can be told apart from the rest word by word.
+        Whether instructions stand in the user's prompt, as the suite has them, or are moved to the system
+        prompt: then only those examples come whose instructions can be told apart from the rest word by word.
 
     Raises
     ------
     KvguardError
-        There is no such suite, its rules are not installed, its prompts cannot be had, a row is malformed (the line
-        is named), or there are fewer than ``n``.
+        There is no such suite, its rules are not installed, its prompts cannot be had, a row is malformed
+        (the line is named), or there are fewer than ``n``.
     """
     check_known("suites", name, SUITES)
     found = SUITES[name].load(path, n, seed, placement)

@@ -1,4 +1,4 @@
-"""The suite that the reference model ``reference_instruct`` was trained for, on examples that it has never seen."""
+"""The suite that ``reference_instruct`` was trained for, of examples that it has never seen."""
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice

@@ -1,4 +1,4 @@
-"""IFEval: 541 prompts with 834 instructions that a rule can check (Zhou et al. 2023, arXiv 2311.07911; Apache-2.0)."""
+"""IFEval: 541 prompts, 834 instructions with rules (Zhou et al. 2023, arXiv 2311.07911; Apache-2.0)."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -2,8 +2,10 @@
 
 A verdict depends on the text alone, not on which texts were checked before:
 
-- language detection draws at random unless it is given a seed, and is not safe in threads: it gets one, and a lock;
-- a rule whose arguments are incomplete would draw them at random: such an instruction is rejected when it is read;
+- language detection draws at random unless it is given a seed, and is not safe in threads: it gets one, and a
+lock;
+- a rule whose arguments are incomplete would draw them at random: such an instruction is rejected when it is
+read;
 - a rule that needs data of NLTK which are not there cannot check, whatever the text: its verdict is None.
 """
 

