@@ -13,7 +13,7 @@ from kvguard import stage
 @click.option(
     "--url",
     default=None,
-    help="anthropic, openai, anthropic:URL, openai:URL, or a URL that speaks as OpenAI's. anthropic by default.",
+    help="anthropic (the default), openai, anthropic:URL, openai:URL, or a URL that speaks as OpenAI's.",
 )
 @click.option(
     "--command", "program", metavar="PROGRAM", help="Ask a program instead: the question on its input."

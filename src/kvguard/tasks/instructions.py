@@ -205,14 +205,15 @@ def ask(
     told = [one for kind in kinds if (one := _tell(rng, kind, person, things, kinds)) is not None]
     if len(told) < len(kinds) or split_of(person, things, told) != split:
         return None
-    at = position or rng.choice(POSITIONS)
+    at: Position = position or rng.choice(POSITIONS)
     last = len(sentences)
-    place = {"start": 0, "middle": rng.randint(last // 3, max(last // 3, 2 * last // 3)), "end": last}[at]
+    middle = rng.randint(last // 3, 2 * last // 3)
+    place = 0 if at == "start" else middle if at == "middle" else last
     return Asked(sentences, bought, person, tuple(told), at, place, _answer(person, things, told))
 
 
 def world(rng: Random, n_sentences: int) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Return a text of at least ``n_sentences``, and what each person in it buys: three to five things in its order."""
+    """Return a text of at least ``n_sentences``, and the three to five things that each person buys."""
     people = rng.sample(PEOPLE, max(1, min(12, n_sentences // 7)))
     facts = [(person, thing) for person in people for thing in rng.sample(THINGS, rng.randint(3, 5))]
     rng.shuffle(facts)

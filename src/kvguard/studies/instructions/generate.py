@@ -29,12 +29,12 @@ MAX_TOKENS = 1024
 _ATTEMPTS = 5  # for each example that is wanted, on average
 _FAILURES = 5  # in a row, after which it ends
 _TOPICS = (
-    "a letter", "a recipe", "a product page", "a travel plan", "a news item", "a poem", "a speech", "a job advert",
-    "an explanation for children", "a review", "a dialogue", "a plan for a lesson", "a diary entry", "a comparison",
+    "a letter", "a recipe", "a product page", "a travel plan", "a news item", "a poem", "a speech", "a review",
+    "an explanation for children", "a job advert", "a dialogue", "a plan for a lesson", "a diary entry",
 )  # fmt: skip
 _SYSTEM = (
-    "You write prompts for a test of whether language models follow instructions. Reply with one JSON object and "
-    "nothing else."
+    "You write prompts for a test of whether language models follow instructions. "
+    "Reply with one JSON object and nothing else."
 )
 
 
@@ -116,8 +116,8 @@ class Generator:
             if self._failures < _FAILURES:
                 return None
             raise KvguardError(
-                f"{self._asker.name} failed {_FAILURES} times in a row ({failure.kind}: {str(failure)[:150]}): "
-                f"try again later; {self._path} keeps its {self.rows} examples"
+                f"{self._asker.name} failed {_FAILURES} times in a row "
+                f"({failure.kind}: {str(failure)[:150]}): try again later; {self._path} keeps its {self.rows} examples"
             ) from None
         self._failures = 0
         key = f"{self._suite}-{self._seed}-{attempt}"
@@ -162,15 +162,16 @@ def draw(rng: Random, rules: Library) -> tuple[str, ...]:
 
 def _question(rng: Random, ids: Sequence[str], rules: Library) -> str:
     told = [
-        f"{place}. {id}; arguments: {', '.join(rules.arguments(id)) or 'none'}; for example: {rules.example(id, rng)}"
+        f"{place}. {id}; arguments: {', '.join(rules.arguments(id)) or 'none'}; "
+        f"for example: {rules.example(id, rng)}"
         for place, id in enumerate(ids, start=1)
     ]
     return (
-        f"Write a prompt that asks for {rng.choice(_TOPICS)} on a subject of your choice, and then tells these "
-        "instructions, each in a sentence of its own in your own words:\n"
+        f"Write a prompt that asks for {rng.choice(_TOPICS)} on a subject of your choice, and then tells "
+        "these instructions, each in a sentence of its own in your own words:\n"
         + "\n".join(told)
         + "\n\nChoose the values of the arguments; the prompt states every value exactly. JSON: "
-        '{"prompt": "...", "kwargs": [{...}, ...]}, one object of arguments for each instruction, in this order.'
+        '{"prompt": "...", "kwargs": [{...}, ...]}, one object of arguments an instruction, in this order.'
     )
 
 
@@ -192,7 +193,7 @@ def _row(text: str, ids: Sequence[str], key: str) -> dict[str, Any]:
 
 
 def _check_said(row: Mapping[str, Any], key: str) -> None:
-    """Reject a row whose prompt does not say what its arguments say: no model could follow what it is not told."""
+    """Reject a row whose prompt does not say what its arguments say: nobody could follow it."""
     prompt = row["prompt"].lower()
     for kwargs in row["kwargs"]:
         for value in _texts(kwargs):

@@ -36,7 +36,7 @@ def command(line: str, timeout: float = TIMEOUT) -> Asker:
 
 
 class _Command:
-    price = None
+    price: tuple[float, float] | None = None
 
     def __init__(self, line: str, words: list[str], timeout: float) -> None:
         self.name = f"command {line}"

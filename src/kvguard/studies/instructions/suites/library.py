@@ -58,7 +58,8 @@ class Library:
             import_module("langdetect").DetectorFactory.seed = _LANGUAGE_SEED
         except ImportError as error:
             raise KvguardError(
-                f"the rules of suite {benchmark} are not installed ({error.name}): pip install 'kvguard[instructions]'"
+                f"the rules of suite {benchmark} are not installed ({error.name}): "
+                "pip install 'kvguard[instructions]'"
             ) from None
 
     @property
