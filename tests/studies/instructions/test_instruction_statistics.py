@@ -14,7 +14,7 @@ from kvguard.studies.instructions.statistics.measure import measure
 
 BASE = {
     "n_prompt": 40, "n_seen": 40, "n_kept": 20.0, "n_protected": 0, "n_tokens": 7, "catastrophes": [],
-    "stop_reason": "eos", "text": "", "position": "start", "instructions": ["a:x", "b:y"],
+    "stop_reason": "eos", "text": "", "position": "start", "instructions": ["a:x", "b:y"], "starts": [3, 9],
 }  # fmt: skip
 
 
@@ -90,9 +90,12 @@ def test_pairs_leave_out_what_does_not_apply():
 
 def test_of_two_instructions_only_those_followed_uncompressed_can_be_forgotten():
     rows, arm = [], "snapkv@0.5"
-    pairs = [((T, T), (F, T)), ((T, T), (F, T)), ((T, T), (T, F)), ((T, T), (F, F)), ((T, F), (F, F))]
+    pairs = [((T, T), (F, T)), ((T, T), (T, F)), ((T, T), (T, F)), ((T, T), (F, F)), ((T, F), (F, F))]
+    starts = [[3, 9], [9, 3], [3, 9], [3, 9], [3, 9]]  # the first is the one that stands first
     for number, (before, after) in enumerate(pairs):
-        rows += [row(str(number), "baseline", before), row(str(number), arm, after)]
+        rows += [row(str(number), "baseline", before), row(str(number), arm, after, starts=starts[number])]
+    rows += [row("same", "baseline", (T, T)), row("same", arm, (F, T), starts=[3, 3])]
+    rows += [row("unknown", "baseline", (T, T)), row("unknown", arm, (F, T), starts=[None, 3])]
     found = numbers(rows)
     counts = [found["first-forgotten", arm, name] for name in ("n", "first_only", "second_only", "both")]
     assert counts == [4, 2, 1, 1]

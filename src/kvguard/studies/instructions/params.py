@@ -19,13 +19,15 @@ Treatment = Annotated[Text, Field(pattern="|".join(f"^{name}$" for name in TREAT
 class JudgeParams(Section):
     """Who judges what no rule can check: an endpoint or a command; nobody by default.
 
-    ``both`` is the share of answers that rules and judge both judge, to see whether they agree.
+    ``max_calls`` and ``max_cost`` (dollars) bound one run; ``both`` is the share of answers that rules and
+    judge both judge, to see whether they agree.
     """
 
     url: Text | None = None
     command: Text | None = None
     model: Text | None = None
     max_calls: Natural | None = None
+    max_cost: Positive | None = None
     both: Share = 0.1
 
 

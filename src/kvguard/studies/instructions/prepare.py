@@ -57,7 +57,8 @@ def prepare(
     how = How(
         loaded, compressors, params.max_new_tokens, params.batch_size, params.seed, stops=stops, guard=guard
     )
-    judge = make_judge(params.judge.url, params.judge.command)
+    asked = params.judge
+    judge = make_judge(asked.url, asked.command, asked.model, None, asked.max_calls, asked.max_cost)
     scoring = Scoring(
         verifier(params.suite), catastrophes, params.max_new_tokens, judge, params.judge.both if judge else 0
     )

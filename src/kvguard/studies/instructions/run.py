@@ -140,32 +140,38 @@ def _results(study: Study, encoded: Mapping[str, Encoded], block: Block) -> Iter
                 asked.append(found)
             else:
                 arm, why = found
-                yield {"key": key, "arm": str(arm), **_facts(encoded[key].example), "unfit": why}
+                yield {"key": key, "arm": str(arm), "example": _digest(encoded[key].example), "unfit": why}
     for one, answer in decoded(study.how, asked) if asked else ():
         tokens = answer.pop("token_ids")
         text, name = study.how.text(tokens), str(one.arm)
         example = encoded[one.key].example
         scores = study.scoring.score(example, name, text, tokens, answer["stop_reason"])
-        facts = {**_facts(example), **one.facts, "n_tokens": len(tokens)}
+        facts = {**_facts(encoded[one.key]), **one.facts, "n_tokens": len(tokens)}
         yield {"key": one.key, "arm": name, **facts, **scores, **answer, "text": text}
 
 
-def _facts(example: Example) -> dict[str, Any]:
-    """Return what of an example its results need, and what tells whether it has changed since."""
-    made_of = [example.messages, [[one.id, dict(one.kwargs), one.text] for one in example.instructions]]
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+def _facts(encoded: Encoded) -> dict[str, Any]:
+    """Return what statistics need of an example: ``starts`` are the first tokens of its instructions."""
+    example = encoded.example
     return {
-        "example": digest[:16],
+        "example": _digest(example),
         "instructions": [one.id for one in example.instructions],
+        "starts": [places[0] if places else None for places in encoded.instructions],
         "position": example.position,
     }
+
+
+def _digest(example: Example) -> str:
+    """Digest what an example asks, to tell whether it has changed since."""
+    made_of = [example.messages, [[one.id, dict(one.kwargs), one.text] for one in example.instructions]]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _check_unchanged(study: Study, journal: Journal) -> None:
     """Reject results of examples that were others when they were asked."""
     examples = {example.key: example for example in study.examples}
     for (key, _), row in journal.rows.items():
-        if key in examples and row.get("example", "") != _facts(examples[key])["example"]:
+        if key in examples and row.get("example") != _digest(examples[key]):
             raise KvguardError(
                 f"{journal.path}: example {key} is not the one that was asked then: name another folder with "
                 "--out"

@@ -30,26 +30,28 @@ def add_forgetting(results: Results, answers: Answers) -> None:
 def _first(answers: Answers, arm: Arm) -> dict[str, float]:
     """Count, of examples with two instructions that are both followed uncompressed, which was forgotten.
 
-    The test asks whether the one that stands first is forgotten as often as the other.
+    The first is the one that stands first in the prompt; where that is not known the example does not count.
+    The test asks whether the first is forgotten as often as the other.
     """
     followed: dict[int, dict[int, bool]] = {}
     for place, number, before, after in answers.against_baseline(arm):
         if before:
             followed.setdefault(place, {})[number] = after
-    both = [
-        (pair[0], pair[1])
-        for place, pair in followed.items()
-        if len(pair) == 2 and len((answers.get(answers.keys[place], arm) or {})["strict"]) == 2
-    ]
+    both = []
+    for place, pair in followed.items():
+        row = answers.get(answers.keys[place], arm)
+        starts = [] if row is None else row["starts"]
+        if len(pair) == len(starts) == 2 and None not in starts and starts[0] != starts[1]:
+            first = int(np.argmin(starts))
+            both.append((pair[first], pair[1 - first]))
     if not both:
         return {}
-    first = sum(after == (False, True) for after in both)
-    second = sum(after == (True, False) for after in both)
+    first, second = both.count((False, True)), both.count((True, False))
     return {
         "n": len(both),
         "first_only": first,
         "second_only": second,
-        "both": sum(after == (False, False) for after in both),
+        "both": both.count((False, False)),
         "p": mcnemar(first, second),
     }
 
