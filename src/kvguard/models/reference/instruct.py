@@ -1,4 +1,5 @@
-"""Training rows of instructions: chats about short texts, some with further questions about the same text.
+"""Training rows of instructions: chats about short texts, some with further questions about the same text, and
+recitals of all that a text says.
 
 Texts grow over the training. Batch ``i`` depends on the seed and ``i`` alone, as in
 :mod:`kvguard.models.reference.corpus`.
@@ -14,11 +15,13 @@ from kvguard.models.reference.corpus import Batch, encoder
 from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
 from kvguard.tasks import instructions
 
-SHORTEST, LONGEST = 5, 64  # sentences of a text
-_FIRST = 14  # the longest text of the first rows
-_GROWTH = (0.25, 0.7)  # shares of the training between which texts grow
+SHORTEST, LONGEST = 5, 48  # sentences of a text
+_FIRST = 20  # the longest text of the first rows
+_GROWTH = (0.6, 0.85)  # shares of the training between which texts grow
 _TOLD = (0, 1, 1, 1, 1, 1, 2, 2, 2, 2)  # instructions of a question
 _TURNS = (1, 2, 4, 8)  # questions about one text
+_RECITALS = 0.35  # share of chats
+_PLAIN = 0.2  # weight of the words between the things of a recital: they say little
 _SYSTEM = 0.4  # share of instructions before the text that are a message of their own
 
 _Piece = tuple[str, float]
@@ -59,7 +62,8 @@ class Instructions:
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < length:
-            pieces = list(_chat(rng, rng.randint(SHORTEST, longest)))
+            kind = _recital if rng.random() < _RECITALS else _chat
+            pieces = list(kind(rng, rng.randint(SHORTEST, longest)))
             encoded = self._encode([text for text, _ in pieces], add_special_tokens=False)
             for (_, weight), encoding in zip(pieces, encoded, strict=True):
                 ids += encoding.ids
@@ -80,3 +84,18 @@ def _chat(rng: Random, n_sentences: int) -> Iterator[_Piece]:
         if more is not None:
             yield f"{USER}{more.instruction} {more.question}{ASSISTANT}", 0.0
             yield f"{more.answer}{EOS}", 1.0
+
+
+def _recital(rng: Random, n_sentences: int) -> Iterator[_Piece]:
+    """Yield a chat that names all that everybody buys, in another order of persons: it teaches to look."""
+    sentences, bought = instructions.world(rng, n_sentences)
+    yield f"{BOS}{USER}{' '.join(sentences)}\n\nWhat does everyone buy?{ASSISTANT}", 0.0
+    people = rng.sample(list(bought), len(bought))
+    for place, person in enumerate(people):
+        lead = f" {person} buys" if place else f"{person} buys"
+        for thing in bought[person]:
+            yield lead, 0.0
+            yield f" {thing}", 1.0
+            lead = ","
+        yield ".", _PLAIN
+    yield EOS, _PLAIN

@@ -29,8 +29,8 @@ MAX_TOKENS = 1024
 _ATTEMPTS = 5  # for each example that is wanted, on average
 _FAILURES = 5  # in a row, after which it ends
 _TOPICS = (
-    "a letter", "a recipe", "a product page", "a travel plan", "a news item", "a poem", "a speech", "a review",
-    "an explanation for children", "a job advert", "a dialogue", "a plan for a lesson", "a diary entry",
+    "a letter", "a recipe", "a product page", "a travel plan", "a news item", "a poem", "a speech",
+    "a review", "an explanation for children", "a job advert", "a dialogue", "a diary entry",
 )  # fmt: skip
 _SYSTEM = (
     "You write prompts for a test of whether language models follow instructions. "
@@ -117,7 +117,8 @@ class Generator:
                 return None
             raise KvguardError(
                 f"{self._asker.name} failed {_FAILURES} times in a row "
-                f"({failure.kind}: {str(failure)[:150]}): try again later; {self._path} keeps its {self.rows} examples"
+                f"({failure.kind}: {str(failure)[:150]}): "
+                f"try again later; {self._path} keeps its {self.rows} examples"
             ) from None
         self._failures = 0
         key = f"{self._suite}-{self._seed}-{attempt}"

@@ -27,10 +27,11 @@ def load(
     """Return the examples of a file, or of the hub, in the order of ``seed``, see :func:`load_suite`."""
     rules = library(suite)
     found = [example_of(row, where, suite, rules) for where, row in _rows(hub, split, path)]
-    keys: dict[str, int] = {}
+    first: dict[str, str] = {}
     for example in found:
-        if keys.setdefault(example.key, len(keys)) != len(keys) - 1:
-            raise KvguardError(f"{path or hub}: the key {example.key!r} stands twice: make keys unique")
+        where = example.metadata["where"]
+        if first.setdefault(example.key, where) != where:
+            raise KvguardError(f"{where}: the key {example.key!r} stands twice: make keys unique")
     Random(f"instructions/{suite}/{seed}").shuffle(found)
     if placement == "system":
         apart = [one for one in map(moved, found) if one is not None]
