@@ -244,4 +244,4 @@ def test_what_no_rule_checks_is_the_judges_or_not_scored_and_asked_once(make_stu
     assert len(judge.asked) == n_asked
     numbers = build(tmp_path, 100, 0).metrics("judge", "followed")
     assert numbers["judge"]["all"]["n_unscored"]["value"] > 0
-    assert numbers["followed"]["baseline"]["n"]["value"] < 5
+    assert numbers["followed"]["baseline"]["unscored"]["value"] > 0
