@@ -19,7 +19,7 @@ SMALL := sample.n=24 generate.preset=small evaluate.n_trials=60 live_validate.n=
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro small test lint format lock transition bench paper ui image-check clean
+.PHONY: help setup repro small test lint format lock transition instructions bench paper ui image-check clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -76,6 +76,9 @@ lock: ## pin the newest allowed versions in requirements.lock, torch as it is
 transition: setup ## measure where along context length SnapKV makes reference_long unreliable (docs/transition.md)
 	kv-transition all -c config/experiments/reference.yaml
 	@echo "runs/transition-reference/report.html"
+
+instructions: setup ## ask reference_instruct to follow instructions under eviction, protected and not (docs/instructions.md)
+	kvguard instructions run --model reference_instruct --settings studies/instructions/params.yaml --track
 
 bench: setup ## timed comparisons, one after another (benchmarks/serve.py and lm_eval_check.py want arguments: see their --help)
 	for name in boost features guard memory sweep tables transition; do python benchmarks/$$name.py; done

@@ -1,8 +1,13 @@
 """Tests of paired outcomes."""
 
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
 import numpy as np
 
-from kvguard.stats.bootstrap import LEVEL, Floats, Interval
+from kvguard.stats.bootstrap import LEVEL, UNDEFINED, Floats, Interval, interval, share
+
+K = TypeVar("K", bound=Hashable)
 
 
 def mcnemar(more: int, less: int) -> float:
@@ -42,3 +47,37 @@ def holm(p: Floats) -> Floats:
     steps = p[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return corrected
+
+
+def compare(
+    values: Mapping[K, Floats], pairs: Mapping[K, K], weights: Floats
+) -> dict[K, dict[str, Interval | float]]:
+    """Compare each outcome with its control on the same prompts, as one family of tests.
+
+    The difference (outcome minus control) with its interval over prompts, the odds ratio of the discordant
+    pairs with its exact interval, the p-value of McNemar's exact test, and that value after Holm's correction
+    over all pairs. Prompts that either side has not scored are left out.
+
+    Parameters
+    ----------
+    values
+        An outcome of every prompt, NaN where it was not scored. [P] each
+    pairs
+        Name of an outcome -> name of its control.
+    weights
+        Of the prompts in each resample. [R, P]
+    """
+    compared: dict[K, dict[str, Interval | float]] = {}
+    for name, control in pairs.items():
+        change = values[name] - values[control]
+        scored = np.isfinite(change)
+        counts = int((change > 0).sum()), int((change < 0).sum())
+        compared[name] = {
+            "difference": interval(share(weights, np.nan_to_num(change), scored)),
+            "odds_ratio": discordant_odds(*counts) if scored.any() else UNDEFINED,
+            "p": mcnemar(*counts) if scored.any() else np.nan,
+        }
+    corrected = holm(np.array([numbers["p"] for numbers in compared.values()], dtype=float))
+    for numbers, p in zip(compared.values(), corrected, strict=True):
+        numbers["p_holm"] = float(p)
+    return compared

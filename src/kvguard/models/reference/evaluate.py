@@ -1,16 +1,19 @@
 """Greedy accuracy on held-out problems: the progress report of a training run."""
 
+from collections import defaultdict
 from itertools import islice
 from random import Random
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from kvguard.tasks import arithmetic, longarith
+from kvguard.tasks import arithmetic, instructions, longarith
 from kvguard.tasks.answers import given_answer, is_correct
+from kvguard.tasks.instruction_rules import followed
 from kvguard.tasks.prompts import build_prompt
 
 _N_SHOTS = 3
+_SENTENCES = (8, 16, 32, 64)  # some 50 to 300 tokens
 _LONG_SENTENCES = (24, 72, 144, 216)  # some 240, 690, 1,300 and 1,950 tokens
 
 
@@ -52,6 +55,31 @@ def long_scores(
         right = [is_correct(given_answer(t), a.references[0]) for t, a in zip(texts, asked, strict=True)]
         scores[f"accuracy_{sentences}"] = sum(map(bool, right)) / n
     return scores
+
+
+@torch.no_grad()
+def instruct_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int, seed: int
+) -> dict[str, float]:
+    """Return the shares of instructions followed, in all and by kind, of right answers, and not stopped."""
+    rng = Random(f"instruct/{seed}")
+    asked = [
+        instructions.sample(rng, _SENTENCES[i % len(_SENTENCES)], 1 + (i // 4) % 2, "evaluation")
+        for i in range(n)
+    ]
+    texts, stopped = _answers(model, tokenizer, [a.prompt for a in asked], max_new_tokens=48)
+    kinds = defaultdict(list)
+    for one, text in zip(asked, texts, strict=True):
+        for told in one.told:
+            kinds[told.kind].append(followed(told.kind, told.kwargs, text))
+    right = [text == one.answer for one, text in zip(asked, texts, strict=True)]
+    done = [verdict for verdicts in kinds.values() for verdict in verdicts]
+    return {
+        "followed": sum(done) / len(done),
+        "right": sum(right) / n,
+        "not_stopped": 1.0 - stopped,
+        **{f"followed_{kind.replace(':', '_')}": sum(v) / len(v) for kind, v in sorted(kinds.items())},
+    }
 
 
 def _answers(

@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from kvguard.errors import KvguardError
 from kvguard.models.reference.architectures import WINDOW, build_model, use_training_attention
 from kvguard.models.reference.corpus import Batch, Corpus, read_gsm8k_text, tokenizer_texts
-from kvguard.models.reference.evaluate import greedy_scores, long_scores
+from kvguard.models.reference.evaluate import greedy_scores, instruct_scores, long_scores
+from kvguard.models.reference.instruct import Instructions
+from kvguard.models.reference.instruct import tokenizer_texts as instruct_texts
 from kvguard.models.reference.long import LongTexts
 from kvguard.models.reference.tokenizer import train_tokenizer
 
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 OnMetrics = Callable[[dict[str, float], int], None]
 
+
+_SCORES = {"problems": greedy_scores, "long": long_scores, "instruct": instruct_scores}
 
 # What else is set for texts of a kind; what is learned anew from short rows needs no long warm-up.
 LONG: dict[str, Any] = {
@@ -38,6 +42,15 @@ LONG: dict[str, Any] = {
     "warmup_steps": 20,
     "evaluate_every": 120,
     "evaluate_prompts": 16,
+}
+
+INSTRUCT: dict[str, Any] = {
+    "total_tokens": 6_000_000,
+    "matrix_lr": 4e-3,
+    "vector_lr": 2e-3,
+    "warmup_steps": 40,
+    "evaluate_every": 200,
+    "evaluate_prompts": 96,
 }
 
 
@@ -54,9 +67,11 @@ class TrainSettings:
     gsm8k
         Path of GSM8K's train.jsonl, read as running text among ``problems``, and for a new tokenizer.
     texts
-        ``problems``, rows of short ones; or ``long``, rows that grow to the window.
+        ``problems``, rows of short ones; ``long``, rows that grow to the window; or ``instruct``,
+        instructions on short texts, with a tokenizer of their own.
     start
-        Folder of the weights and the tokenizer to start from; without it both are made anew.
+        Folder of the weights to start from, and of the tokenizer but for ``instruct``; without it both are
+        made anew.
     """
 
     architecture: str
@@ -99,6 +114,8 @@ def learning_rate_share(step: int, settings: TrainSettings) -> float:
 
 def build_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerFast:
     """Return the tokenizer to start from; a new one is a function of the seed and GSM8K's text alone."""
+    if settings.texts == "instruct":
+        return train_tokenizer(instruct_texts(settings.seed), WINDOW)
     if settings.start is not None:
         return PreTrainedTokenizerFast.from_pretrained(settings.start)
     return train_tokenizer(tokenizer_texts(_gsm8k(settings), settings.seed), WINDOW)
@@ -152,8 +169,9 @@ def train(settings: TrainSettings, on_metrics: OnMetrics | None = None) -> PreTr
             _report(metrics, done, on_metrics)
         if done % settings.evaluate_every == 0 or done == settings.steps:
             judge.load_state_dict(model.state_dict())
-            scores = long_scores if settings.texts == "long" else greedy_scores
-            _report(scores(judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics)
+            _report(
+                _SCORES[settings.texts](judge, tokenizer, settings.evaluate_prompts, seed=0), done, on_metrics
+            )
         if time.monotonic() - saved > 60 * settings.checkpoint_minutes or done == settings.steps:
             _save(settings, model, optimizers, done)
             saved = time.monotonic()
@@ -183,6 +201,9 @@ def _batches(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) -> Cal
     if settings.texts == "long":
         texts = LongTexts(tokenizer, settings.seed, settings.steps)
         return lambda step: texts.batch(step, settings.tokens_per_step, settings.row_length)
+    if settings.texts == "instruct":
+        chats = Instructions(tokenizer, settings.seed, settings.steps)
+        return lambda step: chats.batch(step, settings.rows, settings.row_length)
     corpus = Corpus(tokenizer, _gsm8k(settings), settings.seed)
     return lambda step: corpus.batch(step, settings.rows, settings.row_length)
 
@@ -191,7 +212,16 @@ def _first_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) ->
     """Return the model before its first step, in float32."""
     model = build_model(settings.architecture, tokenizer)
     if settings.start is not None:
-        model.load_state_dict(AutoModelForCausalLM.from_pretrained(settings.start).state_dict())
+        first = AutoModelForCausalLM.from_pretrained(settings.start)
+        theirs = PreTrainedTokenizerFast.from_pretrained(settings.start).get_vocab()
+        rows = model.get_input_embeddings().weight.detach().clone()
+        for token, index in tokenizer.get_vocab().items():
+            if token in theirs:
+                rows[index] = first.get_input_embeddings().weight[theirs[token]]
+        first.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.load_state_dict(first.state_dict())
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(rows)
     return model
 
 

@@ -3,7 +3,6 @@
 Random eviction at equal ratio keeps as many KV pairs, so what is left of a difference is the strategy's.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvguard.engine.presses import NONE, Condition
-from kvguard.stats.bootstrap import UNDEFINED, Floats, Interval, interval, share
-from kvguard.stats.paired import discordant_odds, holm, mcnemar
+from kvguard.stats.bootstrap import Floats, Interval
+from kvguard.stats.paired import compare
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.measure.outcomes import CONDITION, conditions_of, trace_outcomes
 
@@ -52,7 +51,7 @@ def add_comparisons(
         present = {condition: control for condition, control in pairs.items() if control in found}
         values: dict[Condition, dict[str, Interval | float]] = {condition: {} for condition in present}
         for name in COMPARED:
-            for condition, numbers in _compare(by_prompt[name], present, weights).items():
+            for condition, numbers in compare(by_prompt[name], present, weights).items():
                 values[condition] |= {f"{name}_{key}": number for key, number in numbers.items()}
         for condition in present:
             results.add(table, str(condition), values[condition])
@@ -68,22 +67,3 @@ def _by_prompt(
         values[Condition(*condition)] = np.full(n_prompts, np.nan)
         values[Condition(*condition)][group["prompt"]] = group["value"]
     return values
-
-
-def _compare(
-    values: Mapping[Condition, Floats], pairs: Mapping[Condition, Condition], weights: Floats
-) -> dict[Condition, dict[str, Interval | float]]:
-    compared: dict[Condition, dict[str, Interval | float]] = {}
-    for condition, control in pairs.items():
-        change = values[condition] - values[control]  # [P], NaN where either is not scored
-        scored = np.isfinite(change)
-        counts = int((change > 0).sum()), int((change < 0).sum())
-        compared[condition] = {
-            "difference": interval(share(weights, np.nan_to_num(change), scored)),
-            "odds_ratio": discordant_odds(*counts) if scored.any() else UNDEFINED,
-            "p": mcnemar(*counts) if scored.any() else np.nan,
-        }
-    corrected = holm(np.array([numbers["p"] for numbers in compared.values()], dtype=float))
-    for numbers, p in zip(compared.values(), corrected, strict=True):
-        numbers["p_holm"] = float(p)
-    return compared

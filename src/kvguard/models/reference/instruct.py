@@ -1,0 +1,101 @@
+"""Training rows of instructions: chats about short texts, some with further questions about the same text, and
+recitals of all that a text says.
+
+Texts grow over the training. Batch ``i`` depends on the seed and ``i`` alone, as in
+:mod:`kvguard.models.reference.corpus`.
+"""
+
+from collections.abc import Iterator
+from random import Random
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from kvguard.models.reference.corpus import Batch, encoder
+from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
+from kvguard.tasks import instructions
+
+SHORTEST, LONGEST = 5, 48  # sentences of a text
+_FIRST = 20  # the longest text of the first rows
+_GROWTH = (0.6, 0.85)  # shares of the training between which texts grow
+_TOLD = (0, 1, 1, 1, 1, 1, 2, 2, 2, 2)  # instructions of a question
+_TURNS = (1, 2, 4, 8)  # questions about one text
+_RECITALS = 0.35  # share of chats
+_PLAIN = 0.2  # weight of the words between the things of a recital: they say little
+_SYSTEM = 0.4  # share of instructions before the text that are a message of their own
+
+_Piece = tuple[str, float]
+
+
+def tokenizer_texts(seed: int, n: int = 4000) -> Iterator[str]:
+    """Yield the texts that the tokenizer's merges are learned from."""
+    rng = Random(f"instruct/tokenizer/{seed}")
+    for _ in range(n):
+        made = instructions.sample(rng, rng.randint(SHORTEST, 20), rng.choice(_TOLD), "train")
+        yield made.prompt
+        yield made.answer
+    for thing in instructions.THINGS * 300:
+        yield f"{thing} {thing} {thing.upper()} {thing.upper()}"
+        yield thing
+        yield thing.upper()
+
+
+class Instructions:
+    """Makes the batches of a training on instructions."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
+        self._encode = encoder(tokenizer)
+        self._seed = seed
+        self._steps = steps
+
+    def batch(self, index: int, n_rows: int, row_length: int) -> Batch:
+        """Return batch ``index``: chats one after another, the last of a row cut."""
+        rng = Random(f"instruct/{self._seed}/{index}")
+        first, last = _GROWTH
+        grown = min(1.0, max(0.0, (index / self._steps - first) / (last - first)))
+        longest = round(_FIRST * (LONGEST / _FIRST) ** grown)
+        rows = [self._row(rng, row_length, longest) for _ in range(n_rows)]
+        ids, weights = zip(*rows, strict=True)
+        return Batch(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32))
+
+    def _row(self, rng: Random, length: int, longest: int) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < length:
+            kind = _recital if rng.random() < _RECITALS else _chat
+            pieces = list(kind(rng, rng.randint(SHORTEST, longest)))
+            encoded = self._encode([text for text, _ in pieces], add_special_tokens=False)
+            for (_, weight), encoding in zip(pieces, encoded, strict=True):
+                ids += encoding.ids
+                weights += [weight] * len(encoding.ids)
+        return ids[:length], weights[:length]
+
+
+def _chat(rng: Random, n_sentences: int) -> Iterator[_Piece]:
+    """Yield a chat: a question as it is asked of the finished model, and some more about the same text."""
+    made = instructions.sample(rng, n_sentences, rng.choice(_TOLD), "train")
+    if made.told and made.position == "start" and rng.random() < _SYSTEM:
+        yield f"{BOS}{USER}{made.instruction}{USER}{made.bare}{ASSISTANT}", 0.0
+    else:
+        yield f"{BOS}{USER}{made.prompt}{ASSISTANT}", 0.0
+    yield f"{made.answer}{EOS}", 1.0
+    for _ in range(rng.choice(_TURNS) - 1):
+        more = instructions.ask(rng, made.sentences, made.bought, rng.choice((1, 1, 2)), "train")
+        if more is not None:
+            yield f"{USER}{more.instruction} {more.question}{ASSISTANT}", 0.0
+            yield f"{more.answer}{EOS}", 1.0
+
+
+def _recital(rng: Random, n_sentences: int) -> Iterator[_Piece]:
+    """Yield a chat that names all that everybody buys, in another order of persons: it teaches to look."""
+    sentences, bought = instructions.world(rng, n_sentences)
+    yield f"{BOS}{USER}{' '.join(sentences)}\n\nWhat does everyone buy?{ASSISTANT}", 0.0
+    people = rng.sample(list(bought), len(bought))
+    for place, person in enumerate(people):
+        lead = f" {person} buys" if place else f"{person} buys"
+        for thing in bought[person]:
+            yield lead, 0.0
+            yield f" {thing}", 1.0
+            lead = ","
+        yield ".", _PLAIN
+    yield EOS, _PLAIN

@@ -1,0 +1,1 @@
+"""The study's chapter of the report: tables, figures, findings."""

@@ -1,0 +1,1 @@
+"""What the results of a run say, in numbers with intervals."""
