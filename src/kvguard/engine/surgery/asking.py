@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvguard.engine.loop import decode
+from kvguard.engine.requests import Decoding, Row
 from kvguard.engine.surgery.document_cache import DocumentCache
+from kvguard.engine.surgery.feeding import append, feed, in_batches
+from kvguard.engine.surgery.rope import Rope
+from kvguard.errors import KvguardError
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,26 @@ class Asked:
     answer: Sequence[int]
 
 
+@torch.inference_mode()
+def score(model: PreTrainedModel, cache: DocumentCache, ids: Sequence[int]) -> Tensor:
+    """Return the NLL of every token of a text behind a cache, [T] float32 on the host, in nats.
+
+    The first is NaN: nothing in the text predicts it, and a cache holds no logits.
+
+    Raises
+    ------
+    KvguardError
+        If the text is empty, or grows too long for the model.
+    """
+    if len(ids) < 2:
+        raise KvguardError(
+            f"score: {len(ids)} tokens, and a token is predicted by those before it: pass two or more"
+        )
+    rest = answer_nll(model, [cache], [Asked(ids[:1], ids[1:])])[0]
+    return torch.cat([rest.new_tensor([float("nan")]), rest])
+
+
+@torch.inference_mode()
 def answer_nll(
     model: PreTrainedModel, kept: Sequence[DocumentCache], asked: Sequence[Asked], *, batch_rows: int = 32
 ) -> list[Tensor]:
@@ -51,9 +77,22 @@ def answer_nll(
     KvguardError
         A context or an answer is empty, or the text grows too long for the model.
     """
-    raise NotImplementedError
+    for number, one in enumerate(asked):
+        _nonempty(one.context, number, "context")
+        _nonempty(one.answer, number, "answer")
+    texts = [[*one.context, *one.answer[:-1]] for one in asked]  # what follows the answer is not asked
+    sizes = [(max(c.lengths), len(text)) for c, text in zip(kept, texts, strict=True)]
+    results: dict[int, Tensor] = {}
+    for batch in in_batches(sizes, batch_rows):
+        lengths = [len(asked[i].answer) for i in batch]
+        logits = feed(model, [kept[i] for i in batch], [texts[i] for i in batch], lengths).float()
+        told = torch.tensor([token for i in batch for token in asked[i].answer], device=logits.device)
+        nll = logits.logsumexp(-1) - logits.gather(1, told[:, None])[:, 0]
+        results.update(zip(batch, nll.cpu().split(lengths), strict=True))
+    return [results[i] for i in range(len(asked))]
 
 
+@torch.inference_mode()
 def generate(
     model: PreTrainedModel,
     kept: Sequence[DocumentCache],
@@ -72,4 +111,26 @@ def generate(
     KvguardError
         A context is empty, or the text grows too long for the model.
     """
-    raise NotImplementedError
+    rope = Rope.of(model)
+    for number, (cache, context) in enumerate(zip(kept, contexts, strict=True)):
+        _nonempty(context, number, "context")
+        rope.check(cache.end + len(context) + max_new_tokens, f"question {number}")
+    sizes = [(max(c.lengths), len(context)) for c, context in zip(kept, contexts, strict=True)]
+    results: dict[int, list[int]] = {}
+    for batch in in_batches(sizes, batch_rows):
+        fed = append(model, [kept[i] for i in batch], [contexts[i] for i in batch])
+        rows = [
+            Row(
+                torch.zeros(cache.end, dtype=torch.long), logits, cache.kept()
+            )  # the engine reads their number alone
+            for logits, cache in zip(fed.logits, fed.caches, strict=True)
+        ]
+        said = decode(model, rows, Decoding(max_new_tokens, eos_ids), batch_size=len(rows))
+        for i, tokens, n in zip(batch, said.token_ids, said.lengths, strict=True):
+            results[i] = tokens[:n].tolist()
+    return [results[i] for i in range(len(contexts))]
+
+
+def _nonempty(ids: Sequence[int], number: int, what: str) -> None:
+    if not ids:
+        raise KvguardError(f"question {number}: its {what} is empty; leave the question out, or give it one")
