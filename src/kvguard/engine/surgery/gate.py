@@ -1,7 +1,7 @@
 """The exactness gate: is a model's cache, cut and moved, what it is taken for?
 
-Six checks against the model itself, run in one pass without a cache. They take reading and asking as arguments, so
-that another implementation of the two can be held to the same.
+Six checks against the model itself, run in one pass without a cache. They take reading and asking as
+arguments, so that another implementation of the two can be held to the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from kvguard.engine.surgery.document_cache import DocumentCache, reposition, shi
 from kvguard.engine.surgery.reading import Reading, read
 from kvguard.engine.surgery.rope import Rope
 
+Read = Callable[..., list[DocumentCache]]
+Ask = Callable[..., list[Tensor]]
 NLL, KEYS, COUNT = 1e-4, 1e-5, 0.0  # bounds in float32: nats, relative to the largest key, entries
-_WIDEST = 1024  # wider windows are narrowed while the gate runs, so that a text longer than them takes no minutes
-_NARROW = 64
+# wider windows are narrowed while the gate runs: a text longer than them would take minutes
+_WIDEST, _NARROW = 1024, 64
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def gate(
     model: PreTrainedModel,
     *,
     bos: int | None,
-    read: Callable[..., list[DocumentCache]] = read,
-    answer_nll: Callable[..., list[Tensor]] = answer_nll,
+    read: Read = read,
+    answer_nll: Ask = answer_nll,
     seed: int = 0,
 ) -> GateReport:
     """Check that caches of a model are exact after being cut, moved and asked.
@@ -148,7 +150,7 @@ class _Texts:
         return [*([] if self.bos is None else [self.bos]), *document]
 
 
-def _no_prefix(model: PreTrainedModel, texts: _Texts, read: Callable, answer_nll: Callable) -> Iterator[Check]:
+def _no_prefix(model: PreTrainedModel, texts: _Texts, read: Read, answer_nll: Ask) -> Iterator[Check]:
     kept = read(model, texts.readings(prefixed=False), bos=texts.bos)
     two = answer_nll(model, kept, texts.asked)
     error = 0.0
@@ -158,11 +160,12 @@ def _no_prefix(model: PreTrainedModel, texts: _Texts, read: Callable, answer_nll
     yield Check(1, "no prefix: two phases are one pass", "nats", error, NLL)
 
 
-def _moved_keys(model: PreTrainedModel, texts: _Texts, read: Callable) -> Iterator[Check]:
+def _moved_keys(model: PreTrainedModel, texts: _Texts, read: Read) -> Iterator[Check]:
     first = 0.0
     kept = read(model, texts.readings(prefixed=True), bos=texts.bos)
     for document, cache in zip(texts.documents, kept, strict=True):
-        first = _worst(first, _apart(cache.keys[0], _last(_computed(model, texts.opened(document))[0], cache, 0)))
+        keys = _computed(model, texts.opened(document))[0]
+        first = _worst(first, _apart(cache.keys[0], _last(keys, cache, 0)))
     yield Check(2, "moved keys are those computed there, layer 0", "relative", first, KEYS)
     deep = 0.0
     kept = read(model, texts.readings(prefixed=True), bos=None, attention="isolated")
@@ -172,7 +175,7 @@ def _moved_keys(model: PreTrainedModel, texts: _Texts, read: Callable) -> Iterat
     yield Check(2, "... all layers, the prefix masked from the document", "relative", deep, KEYS)
 
 
-def _there_and_back(model: PreTrainedModel, texts: _Texts, read: Callable) -> Iterator[Check]:
+def _there_and_back(model: PreTrainedModel, texts: _Texts, read: Read) -> Iterator[Check]:
     cache = read(model, texts.readings(prefixed=True)[1:2], bos=texts.bos)[0]
     still = reposition(model, cache, cache.positions, cache.end)
     yield Check(3, "a shift by zero changes nothing", "relative", _all_apart(still, cache), COUNT)
@@ -180,9 +183,7 @@ def _there_and_back(model: PreTrainedModel, texts: _Texts, read: Callable) -> It
     yield Check(3, "there and back changes nothing", "relative", _all_apart(back, cache), KEYS)
 
 
-def _no_look_ahead(
-    model: PreTrainedModel, texts: _Texts, read: Callable, answer_nll: Callable
-) -> Iterator[Check]:
+def _no_look_ahead(model: PreTrainedModel, texts: _Texts, read: Read, answer_nll: Ask) -> Iterator[Check]:
     kept = read(model, texts.readings(prefixed=True)[:1], bos=texts.bos)[0]
     asked = max(texts.asked, key=lambda one: len(one.answer))
     n = len(asked.answer)
@@ -195,8 +196,8 @@ def _no_look_ahead(
         error = _worst(error, (result[:j] - base[:j]).abs())
     yield Check(4, "no look-ahead: later tokens change no earlier NLL", "nats", error, NLL)
     document = texts.documents[1]
-    readings = [Reading(document, texts.prefixes[1], texts.separator)]
-    readings += [Reading(_changed(document, j), texts.prefixes[1], texts.separator) for j in range(len(document))]
+    documents = [document, *(_changed(document, j) for j in range(len(document)))]
+    readings = [Reading(d, texts.prefixes[1], texts.separator) for d in documents]
     full, *changed = read(model, readings, bos=texts.bos)
     first = len(texts.opened([]))
     error = 0.0
@@ -208,7 +209,7 @@ def _no_look_ahead(
     yield Check(4, "... and no earlier key of the document", "relative", error, KEYS)
 
 
-def _bos_and_positions(model: PreTrainedModel, texts: _Texts, read: Callable) -> Iterator[Check]:
+def _bos_and_positions(model: PreTrainedModel, texts: _Texts, read: Read) -> Iterator[Check]:
     kept = read(model, texts.readings(prefixed=True), bos=texts.bos)
     wrong, error = 0, 0.0
     for document, cache in zip(texts.documents, kept, strict=True):
@@ -227,7 +228,7 @@ def _bos_and_positions(model: PreTrainedModel, texts: _Texts, read: Callable) ->
     yield Check(5, "BOS is kept at position 0", "relative", error, KEYS)
 
 
-def _windows(model: PreTrainedModel, texts: _Texts, read: Callable) -> Iterator[Check]:
+def _windows(model: PreTrainedModel, texts: _Texts, read: Read) -> Iterator[Check]:
     wrong, error = 0, 0.0
     kept = read(model, texts.readings(prefixed=False), bos=texts.bos)
     for document, cache in zip(texts.documents, kept, strict=True):

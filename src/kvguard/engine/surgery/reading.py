@@ -76,16 +76,17 @@ def read(
         they were computed from, under the prefix. Without a prefix it keeps what kvpress keeps.
         Sliding-window layers are not compressed.
     attention : {"causal", "bidirectional", "isolated"}
-        Who sees whom while reading: the tokens before; all of prefix and document (a prefix LM); or the tokens
-        before, but none of the document what stands between BOS and it: the prefix then has length and no content.
+        Who sees whom while reading: the tokens before; all of prefix and document (a prefix LM); or the
+        tokens before, but none of the document what stands between BOS and it: the prefix then has length and
+        no content.
     batch_rows : int
         Documents of one forward pass at most.
 
     Returns
     -------
     list of DocumentCache
-        In the order of ``readings``. A sliding-window layer holds what it would hold had the document been read at
-        the front: the last ``window - 1`` entries.
+        In the order of ``readings``. A sliding-window layer holds what it would hold had the document been
+        read at the front: the last ``window - 1`` entries.
 
     Raises
     ------
@@ -123,7 +124,9 @@ class _Row:
     def of(cls, reading: Reading, n_opening: int) -> _Row:
         n_before = len(reading.before)
         n_cut = 0 if reading.keep_prefix else n_before
-        return cls(n_opening, n_opening + n_before, n_cut, n_opening + n_before + len(reading.document) - n_cut)
+        return cls(
+            n_opening, n_opening + n_before, n_cut, n_opening + n_before + len(reading.document) - n_cut
+        )
 
     @property
     def entries(self) -> Tensor:
@@ -180,7 +183,8 @@ class _Cutting:
     def layer(self, index: int) -> list[Piece]:
         """Return what is kept of every row."""
         full, window = self._cache.layers[index], self._windows[index]
-        assert full.keys is not None and full.values is not None
+        assert full.keys is not None
+        assert full.values is not None
         moved = self._move(index, full.keys)
         kept = []
         for r, row in enumerate(self._rows):
