@@ -107,7 +107,7 @@ FAULTS = {
 def historic_answer_nll(
     model: PreTrainedModel, kept: Sequence[DocumentCache], asked: Sequence[Asked]
 ) -> list[Tensor]:
-    """Ask as the earlier study did: BOS cut from the cache, and ``cache_position`` passed as if it were there."""
+    """Ask as the earlier study did: BOS cut, and ``cache_position`` passed as if it were there."""
     results = []
     for document, one in zip(kept, asked, strict=True):
         pairs = [

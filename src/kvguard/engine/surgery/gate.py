@@ -23,8 +23,7 @@ from kvguard.engine.surgery.rope import Rope
 Read = Callable[..., list[DocumentCache]]
 Ask = Callable[..., list[Tensor]]
 NLL, KEYS, COUNT = 1e-4, 1e-5, 0.0  # bounds in float32: nats, relative to the largest key, entries
-# wider windows are narrowed while the gate runs: a text longer than them would take minutes
-_WIDEST, _NARROW = 1024, 64
+_WIDEST = 64  # wider windows are narrowed while the gate runs: a text longer than them would take minutes
 
 
 @dataclass(frozen=True)
@@ -302,7 +301,7 @@ def _narrowed(model: PreTrainedModel) -> Iterator[int | None]:
     if widest <= _WIDEST:
         yield None
         return
-    before, config.sliding_window = config.sliding_window, _NARROW
+    before, config.sliding_window = config.sliding_window, _WIDEST
     try:
         yield before
     finally:
