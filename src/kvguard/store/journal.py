@@ -1,7 +1,7 @@
 """Records that are added while a run goes on: what it had added when it was killed is found again.
 
-A file of JSON Lines. Records are added in one write and synced; a line that a kill cut short is taken away when
-the file is opened again. One process adds to a file at a time.
+A file of JSON Lines. Records are added in one write and synced; a line that a kill cut short is taken away
+when the file is opened again. One process adds to a file at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvguard.errors import KvguardError
 
 
 class Journal:
-    """The records of a file, as read when it was opened, and those added since; made by :func:`open_journal`."""
+    """The records of a file, and those added since it was opened; made by :func:`open_journal`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -94,7 +94,7 @@ class DecoderBench:
         return len(self.tokens.ids(example.context))
 
     def room(self, example: Example) -> int:
-        """Return how long a document may be beside a question, its answer, and the longest framing before it."""
+        """Return how long a document may be beside a question, its answer, and the longest framing."""
         asked = self._asked(example)
         said = max(len(asked.answer), self.params.scoring.max_new_tokens if self.generates else 0)
         framed = max(len(self.tokens.ids(text)) for text in (example.question, *self.kit.framings.values()))
@@ -228,7 +228,7 @@ def opened(opening: Opening, generates: bool) -> Iterator[DecoderBench]:
 
 
 def itself(loaded: LoadedModel, tokens: Tokens, params: Params) -> Author:
-    """Return the model as the author of its own prefixes: it reads the text, and goes on after the instruction."""
+    """Return the model as the author of its prefixes: it reads a text, and goes on after an instruction."""
     scoring, most = params.scoring, params.writer.max_new_tokens
     separator = tokens.ids(scoring.separator)
 

@@ -103,7 +103,7 @@ class Protocol(Section):
     metrics
         What is compared, and which is better.
     baseline
-        The condition that each other is compared with, in the same setting, and by whose NLL examples are hard.
+        What each other condition is compared with, in the same setting, and by whose NLL examples are hard.
     reference, oracle
         Noise, and the real question: semantic delta and structural fraction are made of these.
     gradient

@@ -1,8 +1,8 @@
 """Running an experiment: its cells are scored example by example, and what is there is kept.
 
-The unit of what is kept is an example's row in a cell. It is found again by a key that names the example's content, the
-cell and all that the track says its rows depend on; so another n, more conditions or another experiment of the
-same track go on with what is there.
+The unit of what is kept is an example's row in a cell. It is found again by a key that names the example's
+content, the cell and all that the track says its rows depend on; so another n, more conditions or another
+experiment of the same track go on with what is there.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def choose(dataset: Dataset, bench: Bench, params: DatasetParams, n: int | None)
             chosen.append(bench.cut(example, most))
         elif params.longer == "reject":
             raise KvguardError(
-                f"data set {dataset.name}, example {example.id}: its document has {length} tokens and {most} are "
-                f"read: set datasets.{dataset.name}.longer to skip or cut, or shorten it"
+                f"data set {dataset.name}, example {example.id}: its document has {length} tokens and {most} "
+                f"can be read: set datasets.{dataset.name}.longer to skip or cut, or shorten it"
             )
         else:
             skipped += 1

@@ -1,4 +1,4 @@
-"""Texts as a model's token ids, cut into what the study puts together: BOS, what frames a chat, plain text."""
+"""Texts as a model's token ids, in the parts that the study puts together."""
 
 from __future__ import annotations
 
