@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ def _run(
 ) -> str:
     """Score on every data set, draw conclusions, and return them as a table."""
     from kvguard.studies.directed.chapter.terminal import told
-    from kvguard.studies.directed.experiment import conclude, score_dataset
+    from kvguard.studies.directed.experiment import conclude, headline, score_dataset
     from kvguard.studies.directed.layout import Layout
 
     layout = Layout(out, subject.name)
@@ -163,5 +164,19 @@ def _run(
             scored = score_dataset(name, protocol, subject, dataset, n, params, layout, on_progress)
         click.echo(f"{dataset}: {scored.n_made} rows scored, {scored.n_kept} found", err=True)
     results = conclude(name, protocol, params, layout)
-    on_metrics(results.metrics(*(table for table in results.tables if " all " in table)))
+    on_metrics(headline(results))
     return f"{told(results, protocol)}\n\n{layout.experiment(name)}"
+
+
+@contextmanager
+def _progress(dataset: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the examples done, of how many."""
+    from tqdm import tqdm
+
+    with tqdm(desc=dataset, unit="example", disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

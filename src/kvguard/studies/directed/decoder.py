@@ -233,13 +233,15 @@ def itself(loaded: LoadedModel, tokens: Tokens, params: Params) -> Author:
     separator = tokens.ids(scoring.separator)
 
     def write(prompts: Sequence[Prompt]) -> list[str]:
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].text))
+        order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place].text), prompts[place].text))
         texts: dict[int, str] = {}
         for start, stop in slices(len(order), scoring.batch_rows):
             places = order[start:stop]
             batch = [prompts[place] for place in places]
-            readings = [Reading([*tokens.head, *tokens.ids(prompt.text)]) for prompt in batch]
-            kept = read(loaded.model, readings, bos=tokens.bos, batch_rows=scoring.batch_rows)
+            once = list(dict.fromkeys(prompt.text for prompt in batch))  # a text is asked several things
+            readings = [Reading([*tokens.head, *tokens.ids(text)]) for text in once]
+            caches = read(loaded.model, readings, bos=tokens.bos, batch_rows=scoring.batch_rows)
+            kept = [dict(zip(once, caches, strict=True))[prompt.text] for prompt in batch]
             contexts = [[*separator, *tokens.ids(prompt.instruction), *tokens.tail] for prompt in batch]
             said = generate(loaded.model, kept, contexts, most, list(tokens.end_ids))
             texts |= {place: tokens.text(ids) for place, ids in zip(places, said, strict=True)}

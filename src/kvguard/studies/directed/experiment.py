@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from kvguard.config import check_known
 from kvguard.store.files import write_json
 from kvguard.store.results import Results
 from kvguard.store.tables import read_table, write_table
-from kvguard.studies.directed.analysis.analyse import analyse
+from kvguard.studies.directed.analysis.analyse import ALL, analyse
 from kvguard.studies.directed.chapter.shown import shown
 from kvguard.studies.directed.layout import Layout
 from kvguard.studies.directed.params import Params
@@ -71,13 +71,20 @@ def score_dataset(
     return scored
 
 
-def conclude(name: str, params: Params, layout: Layout) -> Results:
+def conclude(name: str, protocol: Protocol, params: Params, layout: Layout) -> Results:
     """Analyse what was scored of an experiment, on all data sets that are there, and write its results."""
-    protocol = params.protocol(name)
     found = read_tables(layout.tables(name))
     results = analyse(found, layout.model, name, protocol, params.analysis, params.seed)
     results.write(layout.results(name))
     return results
+
+
+def headline(results: Results) -> dict[str, Any]:
+    """Return the numbers that a run logs: those of all examples."""
+    names = dict.fromkeys(results.frame["table"])
+    return results.metrics(
+        *(name for name in names if f" {ALL} " in name and not name.startswith("quantiles"))
+    )
 
 
 def read_tables(paths: Sequence[Path]) -> pd.DataFrame:

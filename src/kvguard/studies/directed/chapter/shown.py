@@ -24,10 +24,16 @@ def shown(examples: Sequence[Example], scored: Scored, protocol: Protocol) -> li
     others = np.array([cell.condition != protocol.baseline for cell in cells])
     if not others.any():
         return []
-    change = np.nanmean(np.where(np.isfinite(nll[:, others]), nll[:, others] - start[:, None], np.nan), axis=1)
+    change = np.nanmean(
+        np.where(np.isfinite(nll[:, others]), nll[:, others] - start[:, None], np.nan), axis=1
+    )
     order = np.argsort(change, kind="stable")
     chosen = dict.fromkeys(
-        [("helped most", int(order[0])), ("in the middle", int(order[len(order) // 2])), ("hurt most", int(order[-1]))]
+        [
+            ("helped most", int(order[0])),
+            ("in the middle", int(order[len(order) // 2])),
+            ("hurt most", int(order[-1])),
+        ]
     )
     return [_page(why, examples[row], nll[row], scored, protocol) for why, row in chosen]
 
