@@ -93,7 +93,7 @@ def levels(values: Values, cells: Sequence[Cell], weights: Floats) -> dict[str, 
 def structure(values: Values, baseline: Cell, noise: Cell, oracle: Cell, weights: Floats) -> Metrics:
     """Return the share of the oracle's benefit that noise has as well, the structural fraction, and the rest.
 
-    A fraction is undefined where the interval of the oracle's benefit holds 0: it would be a ratio to nothing.
+    A fraction is undefined where the interval of the oracle's benefit holds 0.
     """
     start, random, real = (values.column(cell) for cell in (baseline, noise, oracle))
     there = np.isfinite(start) & np.isfinite(random) & np.isfinite(real)
