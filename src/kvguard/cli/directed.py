@@ -30,7 +30,7 @@ _dataset = click.option(
     "datasets",
     multiple=True,
     required=True,
-    help="A name from datasets in the study's settings, or path:FILE (JSON Lines: question, context, answers); "
+    help="A name from datasets of the settings, or path:FILE, JSON Lines with question, context, answers; "
     "again for another.",
 )
 _n = click.option(

@@ -21,15 +21,15 @@ from kvguard.studies.directed.params import Params
 
 _COMMAND = "kvguard directed report"
 _LEAD = (
-    "A document is read once, behind a prefix, and its KV cache is kept without the prefix. Answers to a question that "
-    "comes later are scored from that cache: is it better for having been read so?"
+    "A document is read once, behind a prefix, and its KV cache is kept without the prefix. Answers to a "
+    "question that comes later are scored from that cache: is it better for having been read so?"
 )
 _WORDS = {
     "prefix": "what stands before the document while it is read; cut from the cache, unless it says kept",
     "bare": "the document read without a prefix",
     "oracle": "the question itself as the prefix",
     "NLL": "the mean negative log-likelihood of the answer's tokens, in nats; lower is better",
-    "hard": "the examples of a data set with the highest NLL in the baseline, 40 % unless the settings say other",
+    "hard": "the examples of a data set with the highest NLL in the baseline: 40 % by default",
     "d": "Cohen's d of the paired differences; above 0 the condition is better than the baseline",
 }
 

@@ -1,4 +1,4 @@
-"""The study's tables: effects, what is structural and what semantic, trends, compression, data sets together."""
+"""The study's tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from kvguard.studies.directed.analysis.analyse import ALL
 from kvguard.studies.directed.chapter.found import SUBSETS, Found
 
 _NOTE = (
-    "Better by: the baseline's value less the condition's, or the reverse where higher is better. d: Cohen's d of "
-    "the paired differences. Intervals: 95 %, from resampled documents. p: Wilcoxon's signed-rank test, corrected by "
-    "Holm over the rows of a group."
+    "Better by: the baseline's value less the condition's, or the reverse where higher is better. d: Cohen's "
+    "d of the paired differences. Intervals: 95 %, from resampled documents. p: Wilcoxon's signed-rank test, "
+    "corrected by Holm over the rows of a group."
 )
 
 
@@ -67,10 +67,11 @@ def _semantic(found: Found) -> Table:
         groups.append(Group(_label(*at), tuple(rows)))
     heads = ("condition", "n", "better by", "d", "p (Holm)", "structural fraction", "semantic fraction")
     note = (
-        f"Semantic delta: against {found.protocol.reference}, which is as long and means nothing. Structural fraction: "
-        f"the share of {found.protocol.oracle}'s benefit that {found.protocol.reference} has as well; a dash where that "
-        "benefit is not distinguishable from 0. Choosing hard examples by the baseline's own value makes every "
-        "condition look better on them (regression to the mean); this comparison does not suffer from that."
+        f"Semantic delta: against {found.protocol.reference}, which is as long and means nothing. Structural "
+        f"fraction: the share of {found.protocol.oracle}'s benefit that {found.protocol.reference} has as "
+        "well; a dash where that benefit is not distinguishable from 0. Choosing hard examples by the "
+        "baseline's own value makes every condition look better on them (regression to the mean); this "
+        "comparison does not suffer from that."
     )
     title = f"{found.name}: what meaning adds to a prefix"
     return Table(f"directed-{found.name}-semantic", title, note, heads, 1, tuple(groups))
@@ -100,8 +101,8 @@ def _gradient(found: Found) -> Table:
         groups.append(Group(_label(dataset, subset, setting, metric), (row,)))
     heads = ("order", "n", "rho of means", "p", "rho within examples", "p")
     note = (
-        "Spearman's correlation of the benefit with the semantic order: of the conditions' means, with how many orders "
-        "have as strong a one; and within each example, with p by exchanging conditions within examples."
+        "Spearman's correlation of the benefit with the semantic order: of the conditions' means, with how "
+        "many orders have as strong a one; and within each example, with p by exchanging conditions in each."
     )
     return Table(
         f"directed-{found.name}-gradient",
@@ -114,8 +115,8 @@ def _gradient(found: Found) -> Table:
 
 
 _SURVIVAL = (
-    "How much better each condition is than the baseline in this setting, less how much better it is in the first "
-    "one: above 0 the directed cache loses less."
+    "How much better each condition is than the baseline in this setting, less how much better it is in the "
+    "first one: above 0 the directed cache loses less."
 )
 _GRID = (
     "Differences of differences: what the column's factor adds at this row's level, less at the first row's."
@@ -155,7 +156,7 @@ def _pooled(found: Found) -> Table:
                 )
                 groups.append(Group(_label("all data sets", subset, setting, metric), rows))
     heads = ("condition", "data sets", "of them better", "d", "tau", "I²")
-    note = "Random effects (DerSimonian and Laird): the mean effect of a population of data sets, and its spread."
+    note = "Random effects (DerSimonian, Laird): the mean of a population of data sets, and its spread."
     return Table(
         f"directed-{found.name}-pooled", f"{found.name}: data sets together", note, heads, 1, tuple(groups)
     )
