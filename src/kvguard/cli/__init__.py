@@ -3,6 +3,7 @@
 import click
 
 from kvguard.cli.compare import compare
+from kvguard.cli.directed import directed
 from kvguard.cli.numbers import numbers
 from kvguard.cli.reference import reference
 from kvguard.cli.run import run
@@ -19,5 +20,5 @@ def main() -> None:
     """Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""
 
 
-for command in (run, serve, sweep, verify, trace, summary, compare, numbers, reference):
+for command in (run, serve, sweep, verify, trace, summary, compare, numbers, reference, directed):
     main.add_command(command)
