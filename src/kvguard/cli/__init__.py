@@ -3,6 +3,7 @@
 import click
 
 from kvguard.cli.compare import compare
+from kvguard.cli.directed import directed
 from kvguard.cli.instructions import instructions
 from kvguard.cli.numbers import numbers
 from kvguard.cli.reference import reference
@@ -20,5 +21,18 @@ def main() -> None:
     """Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""
 
 
-for command in (run, serve, sweep, verify, trace, summary, compare, numbers, reference, instructions):
+_COMMANDS = (
+    run,
+    serve,
+    sweep,
+    verify,
+    trace,
+    summary,
+    compare,
+    instructions,
+    directed,
+    numbers,
+    reference,
+)
+for command in _COMMANDS:
     main.add_command(command)

@@ -80,6 +80,24 @@ def scores_of(
     return scores
 
 
+def hooked(
+    press: BasePress,
+    who: str,
+    module: nn.Module,
+    kwargs: dict[str, Any],
+    output: tuple[Tensor, Tensor | None],
+) -> None:
+    """Let a press compress one layer of the cache in ``kwargs``, as kvpress's own hook does after that layer.
+
+    Raises
+    ------
+    KvguardError
+        If it fails.
+    """
+    with foreign(f"{who}: the press rejects it", f"{_FIX}, or a longer prompt"):
+        press.forward_hook(module, [], kwargs, list(output))
+
+
 @contextmanager
 def compressing(model: PreTrainedModel, press: BasePress, who: str) -> Iterator[None]:
     """Enter kvpress's own context, in which a prompt's pass is compressed, in all layers with full attention.

@@ -83,6 +83,22 @@ class Encoder:
             )
         return ids
 
+    def around(self) -> tuple[list[int], list[int]]:
+        """Return the token ids that the chat template writes before and after a user's only message.
+
+        Both are empty where there is no template; BOS is among the first where the template writes it.
+
+        Raises
+        ------
+        KvguardError
+            The chat template or the tokenizer fails, or the template changes the message.
+        """
+        if self.tokenizer.chat_template is None:
+            return [], []
+        mark = chr(_MARKS[0])
+        before, _, after = self._asked([{"role": "user", "content": mark}], [mark]).partition(mark)
+        return self._tokens(before, special=False)[0], self._tokens(after, special=False)[0]
+
     @cached_property
     def appended(self) -> tuple[int, ...]:
         """Token ids that end a text, and that the tokenizer appends to any."""

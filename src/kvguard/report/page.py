@@ -120,8 +120,16 @@ class Chapter:
     appendices: Sequence[Appendix] = ()
 
 
-def render(chapters: Sequence[Chapter]) -> str:
-    """Return the page of some chapters."""
+def render(
+    chapters: Sequence[Chapter], command: str = "dvc repro report", tables: str = "reports/tables"
+) -> str:
+    """Return the page of some chapters.
+
+    Parameters
+    ----------
+    command, tables
+        What writes the page, and where its tables lie: told at its foot.
+    """
     loader = PackageLoader("kvguard.report")
     environment = Environment(loader=loader, autoescape=True)
     appendices = [appendix for chapter in chapters for appendix in chapter.appendices]
@@ -129,6 +137,8 @@ def render(chapters: Sequence[Chapter]) -> str:
     return environment.get_template("report.html.j2").render(
         css=loader.get_source(environment, "report.css")[0],
         chapters=chapters,
+        command=command,
+        tables=tables,
         data={key: value for appendix in appendices for key, value in appendix.data.items()},
         scripts=scripts,
         allowed_scripts=" ".join(map(_csp_hash, scripts)) or "'none'",

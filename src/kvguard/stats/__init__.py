@@ -1,1 +1,1 @@
-"""Intervals by a bootstrap over prompts; paired tests."""
+"""Intervals by a bootstrap over prompts; paired tests, sizes of paired effects, trends."""

@@ -38,6 +38,7 @@ _STAGE = {
     "curve": "score",
     "controlled": "score",
     "results": "",  # of several
+    "directed": "studies/directed/dvc.yaml",
     "live": "live-validate",
     "live_parts": "live-validate",
 }
@@ -197,6 +198,14 @@ TABLES: dict[str, Table] = {
             **dict.fromkeys(("value", "low", "high"), _RATE),
         },
         ("stage", "model", "protocol", "table", "subject", "metric"),
+    ),
+    # What an example is worth in a cell of an experiment; null: nothing was found there.
+    "directed": Table(
+        {
+            **dict.fromkeys(("example", "document", "dataset", "condition", "setting", "metric"), _TEXT),
+            "value": _RATE,
+        },
+        ("example", "dataset", "condition", "setting", "metric"),
     ),
     # What a hazard model forecasts for tokens that it was not fitted on.
     "hazards": Table({**_TOKEN_KEY, "hazard": _PROBABILITY}, ("trace_id", "t")),

@@ -1,0 +1,1 @@
+"""The study's chapter of the report: figures, tables, example pages."""
