@@ -1,4 +1,4 @@
-"""What is certified breaks its limit with at most the probability that was asked for, whatever the policies."""
+"""What is certified breaks its limit with at most the probability asked for, whatever the policies."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ probabilities = st.lists(st.floats(0, 1), max_size=5)
 
 
 def losses(rates, n, seed, shared=False):
-    """Counts of losses in samples of ``n`` prompts; shared: a prompt's luck is the same at every rate. [S, R]"""
+    """Losses in samples of ``n`` prompts; shared: a prompt's luck is the same at every rate. [S, R]"""
     rng, rates = np.random.default_rng(seed), np.asarray(rates)
     if not shared:
         return rng.binomial(n, rates, (N_SIMULATIONS, len(rates)))

@@ -4,6 +4,7 @@ import click
 
 from kvguard.cli.compare import compare
 from kvguard.cli.numbers import numbers
+from kvguard.cli.recommend import recommend
 from kvguard.cli.reference import reference
 from kvguard.cli.run import run
 from kvguard.cli.serve import serve
@@ -19,5 +20,5 @@ def main() -> None:
     """Measure, forecast and prevent catastrophic failures of LLMs under KV cache compression."""
 
 
-for command in (run, serve, sweep, verify, trace, summary, compare, numbers, reference):
+for command in (run, recommend, serve, sweep, verify, trace, summary, compare, numbers, reference):
     main.add_command(command)

@@ -72,6 +72,6 @@ def prompts_needed(limit: float, delta: float, losses: int = 0) -> int:
 
 
 def losses_allowed(n: int, limit: float, delta: float) -> int:
-    """Return the most losses of ``n`` prompts with which ``limit`` is certified at level ``delta``; -1: none."""
+    """Return the most losses of ``n`` prompts that certify ``limit`` at level ``delta``; -1: not even 0."""
     counts: NDArray[Any] = np.arange(n + 1)
     return int((p_below(counts, n, limit) <= delta).sum()) - 1

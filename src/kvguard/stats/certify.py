@@ -4,12 +4,12 @@ Every policy is a sequence of hypotheses from mild to severe, "this setting brea
 they are tested in that fixed order, the first that is not rejected ends it, and so none is corrected for the
 others (fixed-sequence testing; Angelopoulos, Bates, Candes, Jordan and Lei 2021, "Learn then Test").
 
-Between policies the level is passed on in a graph (Bretz, Maurer, Brannath and Posch 2009): each of m policies
-begins with delta / m, and one whose every setting is certified leaves its share, in equal parts, to those that
-are still tested. The probability that any certified setting breaks its limit is at most delta, whatever the
-policies have to do with each other. It rejects whatever Bonferroni's correction of the sequences does. Holm's
-method over the policies' first hypotheses would pass a share on once one setting of a policy is certified,
-but then that policy's severer settings would have none left to be tested with; and they are what is asked for.
+Between policies the level is passed on in a graph (Bretz, Maurer, Brannath and Posch 2009): each of m
+policies begins with delta / m, and one whose every setting is certified leaves its share, in equal parts, to
+those that are still tested. The probability that any certified setting breaks its limit is at most delta,
+whatever the policies have to do with each other. It certifies all that Bonferroni's correction of the
+sequences does. Holm's method over the policies' first settings would pass a share on once one setting is
+certified, but then the severer settings of that policy would have none left; and they are what is asked for.
 """
 
 from __future__ import annotations
