@@ -36,7 +36,7 @@ The commonest uses, as they are typed:
 @click.option(
     "--max-lost-answers",
     type=float,
-    help="The share of texts whose right answer it may turn wrong; 0.05 by default, where answers are scored.",
+    help="The share of texts whose right answer it may turn wrong; 0.05 by default, if there are answers.",
 )
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of all that is certified.")
 @click.option(

@@ -191,10 +191,9 @@ class Certificate(Section):
         at = [one for one in known if ratio is not None and abs(one.ratio - ratio) < 1e-9]
         if not at:
             listed = ", ".join(map(str, known)) or "no ratio of it"
+            listed += " are" if len(known) > 1 else " is"
             shown = "unknown" if ratio is None else f"{ratio:g}"
-            raise KvguardError(
-                f"policy: {name} at ratio {shown} is not certified: {listed} {'are' if len(known) > 1 else 'is'}"
-            )
+            raise KvguardError(f"policy: {name} at ratio {shown} is not certified: {listed}")
         return self._with_guard(use, at)
 
     def _with_guard(self, use: Use, at: list[Certified]) -> Certified:
@@ -251,14 +250,12 @@ def promise(model: str, task: str, n: int, bounds: Bounds) -> str:
     lost = (
         ""
         if bounds.max_lost_answers is None
-        else (
-            f" and turns at most {bounds.max_lost_answers:g} of its right answers wrong (a share of all texts)"
-        )
+        else (f" and turns a right answer wrong in at most {bounds.max_lost_answers:g} of them")
     )
     return (
-        f"With {bounds.confidence:.6g} confidence over the draw of the {n} calibration prompts, every certified "
-        f"setting of {model} adds a catastrophe to at most {bounds.max_added_cbr:g} of the texts{lost}, on "
-        f"prompts that are exchangeable with those of {task}; it says nothing of others."
+        f"With {bounds.confidence:.6g} confidence over the draw of the {n} calibration prompts, every "
+        f"certified setting of {model} adds a catastrophe to at most {bounds.max_added_cbr:g} of the texts"
+        f"{lost}, on prompts that are exchangeable with those of {task}; it says nothing of others."
     )
 
 

@@ -1,11 +1,12 @@
-"""Whether live traffic still looks like the prompts of the calibration, told at any time and as often as asked.
+"""Whether live traffic still looks like the calibration prompts: told at any time, however often asked.
 
 What a guard thinks of a text is one number, its *score*. If live texts are exchangeable with those of the
 calibration, the rank of each new score among all before it is uniform, and independent of the ranks before
 (a conformal p-value; Vovk, Gammerman and Shafer 2005; ties are broken by lot). So a gambler who bets against
-uniform ranks has a fair game: by Ville's inequality (1939) his capital ever reaches 1 / alpha with probability
-at most alpha, over any length. He plays the composite jumper (Vovk, Petej, Nouretdinov, Ahlberg, Carlsson
-and Gammerman 2021, "Retrain or not retrain"): on high and on low ranks, moving between bets at several rates.
+uniform ranks has a fair game: by Ville's inequality (1939) his capital ever reaches 1 / alpha with a
+probability of at most alpha, over any length. He plays the composite jumper (Vovk, Petej, Nouretdinov,
+Ahlberg, Carlsson and Gammerman 2021, "Retrain or not retrain"): he bets on high and on low ranks, and changes
+between bets at several rates.
 
 Scores are counted on a fixed grid, so memory does not grow; a grid fixed beforehand keeps the ranks exact.
 """
@@ -13,6 +14,7 @@ Scores are counted on a fixed grid, so memory does not grow; a grid fixed before
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +49,7 @@ class Drift:
     Parameters
     ----------
     scores
-        Those of the calibration, in [0, 1]; it may be none, and then live texts are held against earlier ones.
+        Those of the calibration, in [0, 1]; without any, live texts are held against earlier ones.
     alpha
         The probability with which it ever tells of a drift that there is not.
 
@@ -109,6 +111,39 @@ class Drift:
         if not 1e-100 < total < 1e100:
             self._capital /= total
             self._log_scale += float(np.log(total))
+
+
+@dataclass
+class InOrder:
+    """Scores on their way to a :class:`Drift`, in the order in which their texts began.
+
+    Texts of one batch end in the order of their lengths, and of that ranks would tell.
+
+    Attributes
+    ----------
+    drift
+        What takes them.
+    """
+
+    drift: Drift
+    _began: int = 0
+    _next: int = 0
+    _ended: dict[int, float | None] = field(default_factory=dict)
+
+    def begin(self) -> int:
+        """Return the number of a text that begins now."""
+        self._began += 1
+        return self._began - 1
+
+    def end(self, number: int, value: float | None) -> bool:
+        """Take the score of a text, None if it came to nothing; return whether a drift is told now."""
+        self._ended[number] = value
+        told = False
+        while self._next in self._ended:
+            found = self._ended.pop(self._next)
+            self._next += 1
+            told |= found is not None and self.drift.observe(found)
+        return told
 
 
 def _cell(value: float) -> int:

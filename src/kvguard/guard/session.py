@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -22,11 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvguard.engine.memory import enough_memory, within_memory
+from kvguard.engine.sampling import greedy
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Event, Guarded, GuardedStep, GuardParams
 from kvguard.guard.arguments import Arguments, Options
-from kvguard.guard.bundle import Card, load
+from kvguard.guard.bundle import Card, digest_of, load
+from kvguard.guard.certificate import Certificate, Certified, GuardOf, Use
 from kvguard.guard.controller import ControllerParams, State
+from kvguard.guard.drift import Drift, score
 from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.guard.job import Job
@@ -68,6 +72,8 @@ class Output:
         also ``invalid`` (logits that are NaN) and ``rejected`` (the prompt was never asked).
     error
         One line: what was wrong with this prompt.
+    score
+        What the guard thought of it: 1 if it alarmed, else the highest hazard.
     kv_saved
         The mean of 1 - held / full over all steps, those of rewound tokens included.
     n_steps, n_rewound
@@ -85,6 +91,7 @@ class Output:
     kv_saved: float = 0.0
     n_steps: int = 0
     n_rewound: int = 0
+    score: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,16 @@ class Guard:
         See :func:`kvguard.guard.bundle.load`.
     params
         How it acts.
+    policy
+        What it may be used for, else it is rejected; see :mod:`kvguard.guard.certificate`.
+    identity
+        What a certificate calls this guard.
+
+    Attributes
+    ----------
+    drifts
+        Of each certified setting that it was used with, whether its texts still look like the calibration's;
+        by the setting's name. See :mod:`kvguard.guard.drift`.
 
     Raises
     ------
@@ -135,30 +152,52 @@ class Guard:
     """
 
     def __init__(
-        self, hazard: HazardModel, point: ControllerParams, card: Card, params: GuardParams | None = None
+        self,
+        hazard: HazardModel,
+        point: ControllerParams,
+        card: Card,
+        params: GuardParams | None = None,
+        *,
+        policy: Certificate | None = None,
+        identity: GuardOf | None = None,
     ) -> None:
         if not isinstance(params, GuardParams | None):
             raise KvguardError(f"params: {params!r} will not do: pass GuardParams(max_rewinds=2), say")
         self.hazard, self.point, self.card = hazard, point, card
         self.params = params or GuardParams()
+        self.policy, self.identity = policy, identity
+        self.drifts: dict[str, Drift] = {}
         self._masks: WeakKeyDictionary[PreTrainedTokenizerBase, Bools] = WeakKeyDictionary()
         self._met: WeakSet[PreTrainedModel] = WeakSet()
 
     @classmethod
-    def load(cls, folder: Path | str, point: str = "balanced", params: GuardParams | None = None) -> Guard:
+    def load(
+        cls,
+        folder: Path | str,
+        point: str = "balanced",
+        params: GuardParams | None = None,
+        policy: Path | str | None = None,
+    ) -> Guard:
         """Load a guard from a folder that the ``export`` stage wrote.
 
         Parameters
         ----------
         point
             The operating point: conservative, balanced or aggressive.
+        policy
+            A certificate that ``kvguard recommend`` wrote: what it does not cover is rejected.
 
         Raises
         ------
         KvguardError
-            The folder holds no whole guard, or no such point; or ``params`` are no GuardParams.
+            The folder holds no whole guard, or no such point; ``params`` are no GuardParams; or the policy is
+            no certificate.
         """
-        return cls(*load(Path(folder), point), params)
+        loaded = load(Path(folder), point)
+        certificate = Certificate.load(policy) if policy is not None else None
+        guard = cls(*loaded, params, policy=certificate)
+        guard.identity = GuardOf(digest=digest_of(Path(folder)), point=point, **guard.params.model_dump())
+        return guard
 
     def generate(
         self,
@@ -214,9 +253,11 @@ class Guard:
                 reported.add(number)
                 on_finish(number)
 
-        return within_memory(
+        outputs = within_memory(
             job.loaded.name, model.device, job.batch_size(), lambda size: _outputs(job, size, report)
         )
+        self._look_for_drift(job.covered, outputs)
+        return outputs
 
     def stream(
         self,
@@ -230,7 +271,8 @@ class Guard:
         The same arguments give the same tokens. Wrong ones raise here, not at the first piece. Until the
         iterator is used up or closed the model is its own: do not run it otherwise in between.
         """
-        return _pieces(self._job(model, tokenizer, prompts, how))
+        job = self._job(model, tokenizer, prompts, how)
+        return _pieces(job, partial(self._look_for_drift, job.covered))
 
     def _job(
         self,
@@ -252,7 +294,33 @@ class Guard:
             self._masks[tokenizer] = thinking_mask(tokenizer, self.card.thinking_words)
         encoded, unasked = _encoded(prompts, loaded)
         mask = self._masks[tokenizer]
-        return Job(loaded, encoded, unasked, options, self.hazard, self.point, self.params, mask)
+        covered = self._covered(options, loaded)
+        return Job(loaded, encoded, unasked, options, self.hazard, self.point, self.params, mask, covered)
+
+    def _covered(self, options: Options, loaded: LoadedModel) -> Certified | None:
+        """Return the certified setting that covers a call, if there is a policy; reject what none covers."""
+        if self.policy is None:
+            return None
+        return self.policy.check(
+            Use(
+                weights=weights_digest(loaded.model),
+                press=options.press,
+                action=options.action,
+                max_new_tokens=options.max_new_tokens,
+                guard=self.identity,
+                interval=options.interval,
+                greedy=options.sampler is greedy,
+            )
+        )
+
+    def _look_for_drift(self, covered: Certified | None, outputs: Sequence[Output]) -> None:
+        """Show the texts of a call, in the order of its prompts, to the drift of their setting."""
+        if covered is None or not covered.scores:
+            return
+        drift = self.drifts.setdefault(str(covered), Drift(covered.scores))
+        for output in outputs:
+            if output.stop_reason not in (REJECTED, INVALID) and drift.observe(output.score):
+                warn_of_drift(drift, covered)
 
     def warn_of_doubts(self, loaded: LoadedModel) -> None:
         """Warn, once, of a model whose end tokens are doubtful, or that the hazard is not from."""
@@ -268,6 +336,16 @@ class Guard:
                 self.card.source,
             )
         self._met.add(loaded.model)
+
+
+def warn_of_drift(drift: Drift, covered: Certified) -> None:
+    """Say in the log that texts no longer look like those that a certificate was made of."""
+    _log.warning(
+        "%s: after %d texts they do not look like those that certified it: its promise does not hold for "
+        "them; certify anew with prompts of now (`kvguard recommend`)",
+        covered,
+        drift.n,
+    )
 
 
 def _encoded(prompts: Iterable[Prompt], loaded: LoadedModel) -> tuple[list[list[int]], dict[int, str]]:
@@ -314,8 +392,9 @@ def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[O
     return [outputs[number] for number in sorted(outputs)]
 
 
-def _pieces(job: Job) -> Iterator[Piece]:
+def _pieces(job: Job, look: Callable[[Sequence[Output]], None]) -> Iterator[Piece]:
     texts: dict[int, Unfolding] = {}
+    done: dict[int, Output] = {}
     eos_ids = job.loaded.eos_ids
     with enough_memory(job.loaded.name):
         for turn in job.turns(job.batch_size()):
@@ -325,8 +404,10 @@ def _pieces(job: Job) -> Iterator[Piece]:
                     yield _piece(turn.step, slot, number, text, eos_ids)
                 for slot in np.flatnonzero(turn.step.left).tolist():
                     del texts[turn.numbers[slot]]
+            done |= {number: _output(found, job) for number, found in turn.done.items()}
             for number, reason in turn.rejected.items():
                 yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REJECTED, error=reason)
+    look([done[number] for number in sorted(done)])
 
 
 def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: Sequence[int]) -> Piece:
@@ -359,6 +440,7 @@ def _output(found: Guarded, job: Job) -> Output:
         kv_saved=found.kv_saved,
         n_steps=found.n_steps,
         n_rewound=found.n_rewound,
+        score=score(found.hazard, found.safe_at),
     )
 
 

@@ -1,8 +1,8 @@
 """What compression loses of each prompt, paired with the same prompt uncompressed: 0 or 1, for every setting.
 
 *Added catastrophe*: compressed it fails, uncompressed it does not. *Lost answer*: uncompressed it is right,
-compressed it is wrong. A prompt whose uncompressed text fails or is wrong cannot lose, and counts all the same:
-the rates are shares of all prompts.
+compressed it is wrong. A prompt whose uncompressed text fails or is wrong cannot lose, and counts all the
+same: the rates are shares of all prompts.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def losses_of(outcomes: pd.DataFrame) -> Losses:
 
 
 def _watched(scores: Floats, settings: tuple[Setting, ...]) -> Floats:
-    """Return scores, of guarded settings those of the unguarded text: they are one until the guard acts. [P, S]"""
+    """Return scores, of guarded settings the unguarded ones: so is the text until the guard acts. [P, S]"""
     places = {
         (one.compressor, one.ratio): place for place, one in enumerate(settings) if one.action == UNGUARDED
     }

@@ -173,7 +173,7 @@ def recommend_of(losses: Losses, limits: Limits) -> Recommendation:
     everyone = np.ones((1, n))
     [certified] = certified_by(everyone, losses, limits)
     [twice] = certified_by(2 * everyone, losses, limits)
-    lost = _lost(losses).sum(axis=0) if limits.max_lost_answers is not None else None
+    lost = lost_of(losses).sum(axis=0) if limits.max_lost_answers is not None else None
     rows = tuple(
         Row(
             setting,
@@ -217,10 +217,10 @@ def p_values(weights: Floats, losses: Losses, limits: Limits) -> Floats:
     if limits.max_lost_answers is None:
         return p
     n_scored = (weights @ losses.scored)[:, None]
-    return both(p, p_below(weights @ _lost(losses), n_scored, limits.max_lost_answers))
+    return both(p, p_below(weights @ lost_of(losses), n_scored, limits.max_lost_answers))
 
 
-def _lost(losses: Losses) -> Floats:
+def lost_of(losses: Losses) -> Floats:
     """Return the lost answers of scored prompts, 0 of the others. [P, S]"""
     found: Floats = np.where(losses.scored[:, None], losses.lost, 0.0)
     return found
@@ -259,6 +259,6 @@ def _reject_too_few(n: int, n_scored: int, n_policies: int, limits: Limits) -> N
             least = math.ceil(1000 * (1 - math.exp(math.log(share) / there))) / 1000
             raise KvguardError(
                 f"{name}: {there} {what} cannot certify a rate of {limit:g} for {policies} at confidence "
-                f"{limits.confidence:g}, even without a single loss: ask {needed}, or for {least:g}, or of fewer "
-                "compressors"
+                f"{limits.confidence:g}, even without a single loss: ask {needed}, or for {least:g}, or "
+                "of fewer compressors"
             )

@@ -104,7 +104,8 @@ def screen(found: Recommendation, about: About, path: Path) -> str:
     )
     parts = [
         f"{about.model}: {found.n} {about.task} prompts, {about.max_new_tokens} new tokens, greedy\n"
-        f"asked for: added catastrophes at most {limits.max_added_cbr:g}{lost}, confidence {limits.confidence:g}",
+        f"asked for: added catastrophes at most {limits.max_added_cbr:g}{lost}, "
+        f"confidence {limits.confidence:g}",
         _best(found, about),
         table(_HEADS, [_cells(row, found) for row in _shown(found)]),
         _twice(found),
