@@ -1,10 +1,10 @@
 """Whether certificates keep their promise: prompts are split again and again, one part certifies, one checks.
 
-A certified setting *breaks* where its rate on the held-out part is above a limit. That rate is a draw, too: of
-a setting whose rate is just below the limit it lies above now and then, and no promise is broken. So the prompts
-of the run are also taken for the whole population, whose rates are known: calibration prompts are drawn from it
-with replacement, as a certificate takes them to be, and what is certified breaks where the known rate is above.
-Splits and draws share their prompts: the intervals are of so many of them, not of other runs.
+A certified setting *breaks* where its rate on the held-out part is above a limit. That rate is a draw, too:
+of a setting whose rate is just below the limit it is above now and then, and no promise is broken. So the
+prompts of the run are also taken for the whole population, whose rates are known: calibration prompts are
+drawn from it with replacement, as certificates take them to be, and what is certified breaks where the known
+rate is above. Splits and draws share their prompts: intervals are of so many of them, not of other runs.
 """
 
 from __future__ import annotations
