@@ -4,7 +4,8 @@
 table                  holds
 ====================== ===================================================================================
 coverage               violations over random splits of the sweep's prompts, by compressor, guard and alpha
-saving                 memory saving certified at each alpha, by compressor and guard
+saving                 memory saving certified at each alpha, by compressor and guard, of prompts that the
+                       hazard model was not fitted on; saving-live: of the live guard's fresh prompts
 fresh                  certified on half of the live guard's fresh prompts, checked on the others
 ====================== ===================================================================================
 
@@ -67,7 +68,9 @@ def certify(params: Params, model: str) -> Results:
     add_coverage(results, swept.losses, settings, params.seed)
     add_saving(results, swept.losses.of(swept.unfitted), settings)
     live = read_judged(layout.live(model) / "live.parquet", kind="live")
-    add_fresh(results, live, settings, params.seed)
+    fresh = losses_of(outcomes_of(live))
+    add_saving(results, fresh, settings, "saving-live")
+    add_fresh(results, fresh, settings, params.seed)
     return results
 
 
@@ -117,7 +120,7 @@ def add_coverage(results: Results, losses: Losses, settings: CertifyParams, seed
             results.add("coverage", f"{subject}/{alpha:g}", coverage(chosen, limits, splits, drawn))
 
 
-def add_saving(results: Results, losses: Losses, settings: CertifyParams) -> None:
+def add_saving(results: Results, losses: Losses, settings: CertifyParams, table: str = "saving") -> None:
     """Add the table saving: what all of the prompts certify, each policy by itself."""
     everyone = np.ones((1, len(losses.prompt_ids)))
     for subject, chosen in _subjects(losses):
@@ -127,7 +130,7 @@ def add_saving(results: Results, losses: Losses, settings: CertifyParams) -> Non
             certified = certified_by(everyone, chosen, limits)[0]
             best = int(np.where(certified, saved, -1.0).argmax()) if certified.any() else None
             results.add(
-                "saving",
+                table,
                 f"{subject}/{alpha:g}",
                 {
                     "n": len(losses.prompt_ids),
@@ -137,15 +140,14 @@ def add_saving(results: Results, losses: Losses, settings: CertifyParams) -> Non
             )
 
 
-def add_fresh(results: Results, live: pd.DataFrame, settings: CertifyParams, seed: int) -> None:
+def add_fresh(results: Results, losses: Losses, settings: CertifyParams, seed: int) -> None:
     """Add the table fresh: every live policy by itself, ``compressor/action/alpha``.
 
     Parameters
     ----------
-    live
-        A live table, judged.
+    losses
+        Of live generations.
     """
-    losses = losses_of(outcomes_of(live))
     n = len(losses.prompt_ids)
     once = Splits.draw(n, settings.calibration, 1, seed)
     held = once.held_out[0].astype(bool)
