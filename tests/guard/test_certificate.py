@@ -139,7 +139,7 @@ def test_the_line_that_builds_a_press_builds_the_certified_one():
     import kvpress
 
     for one in certificate().certified[:3]:
-        built = eval(usage(one, certificate().compressors), vars(kvpress))  # noqa: S307
+        built = eval(usage(one, certificate().compressors), vars(kvpress))
         assert built == SnapKVPress(one.ratio, window_size=16, kernel_size=5)
 
 
@@ -157,10 +157,10 @@ def test_a_guard_keeps_to_its_policy_and_looks_for_drift(tmp_path, guards, refer
     how = {"press": SnapKVPress(0.5, window_size=16), "max_new_tokens": 40}
     free, bound = guard.generate(*reference, prompts, **how), kept.generate(*reference, prompts, **how)
     assert [one.token_ids.tolist() for one in free] == [one.token_ids.tolist() for one in bound]
-    assert kept.drifts[str(certified[0])].n == len(prompts)
+    assert kept.policy.drifts[str(certified[0])].n == len(prompts)
     for _ in kept.stream(*reference, prompts, **how):
         pass
-    assert kept.drifts[str(certified[0])].n == 2 * len(prompts)
+    assert kept.policy.drifts[str(certified[0])].n == 2 * len(prompts)
     assert [one.score for one in bound] == [1.0 if one.actions else one.hazard.max() for one in bound]
     kept.generate(*reference, prompts * 4, **how)
     assert "do not look like those that certified it" in caplog.text  # all of them alarm, none did before

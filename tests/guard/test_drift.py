@@ -26,11 +26,10 @@ def hazards(rng, n, alarms=0.1):
     return np.where(rng.random(n) < alarms, 1.0, rng.beta(0.5, 8, n))
 
 
-@pytest.mark.parametrize("alarms", [0.0, 0.1, 1.0])  # 1.0: all scores tied
-@pytest.mark.parametrize("n_calibration", [0, 60, 300])
+@pytest.mark.parametrize(("n_calibration", "alarms"), [(0, 0.0), (60, 0.1), (300, 0.0), (60, 1.0)])
 def test_exchangeable_traffic_is_told_to_drift_at_most_as_often_as_asked(n_calibration, alarms):
     found = ends(
-        lambda rng: hazards(rng, n_calibration, alarms), lambda rng: hazards(rng, 600, alarms), 150, 1
+        lambda rng: hazards(rng, n_calibration, alarms), lambda rng: hazards(rng, 400, alarms), 100, 1
     )
     told = sum(one is not None for one in found)
     assert rate(told, len(found), level=0.99).low <= ALPHA

@@ -13,11 +13,14 @@ Scores are counted on a fixed grid, so memory does not grow; a grid fixed before
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
@@ -111,6 +114,16 @@ class Drift:
         if not 1e-100 < total < 1e100:
             self._capital /= total
             self._log_scale += float(np.log(total))
+
+
+def warn_of_drift(drift: Drift, setting: str) -> None:
+    """Say in the log that texts no longer look like those that certified a setting."""
+    _log.warning(
+        "%s: after %d texts they do not look like those that certified it: its promise does not hold for "
+        "them; certify anew with prompts of now (`kvguard recommend`)",
+        setting,
+        drift.n,
+    )
 
 
 @dataclass

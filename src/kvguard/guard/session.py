@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -20,22 +19,20 @@ from typing import TYPE_CHECKING, Unpack
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvguard.engine.memory import enough_memory, within_memory
-from kvguard.engine.sampling import greedy
 from kvguard.errors import KvguardError
-from kvguard.guard.actions import Event, Guarded, GuardedStep, GuardParams
+from kvguard.guard.actions import GuardParams
 from kvguard.guard.arguments import Arguments, Options
 from kvguard.guard.bundle import Card, digest_of, load
-from kvguard.guard.certificate import Certificate, Certified, GuardOf, Use
+from kvguard.guard.certificate import Certificate, GuardOf
 from kvguard.guard.controller import ControllerParams, State
-from kvguard.guard.drift import Drift, score
 from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.guard.job import Job
-from kvguard.guard.settings import Action
-from kvguard.guard.text import Unfolding, told
+from kvguard.guard.output import INVALID, REJECTED, Output, Piece, output_of, piece_of, rejection
+from kvguard.guard.policy import Policy
+from kvguard.guard.text import Unfolding
 from kvguard.models.identity import weights_digest
 from kvguard.models.load import LoadedModel
 
@@ -45,84 +42,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
-GUARD, INVALID, REJECTED = "guard", "invalid", "rejected"
 _PLAIN = "What is new?"  # that any chat template and tokenizer can ask
-
-
-@dataclass(frozen=True)
-class Output:
-    """What became of one prompt; arrays run over the tokens that it ended with. [T]
-
-    Attributes
-    ----------
-    text, token_ids
-        What was generated; the ids have the end-of-sequence token, or the tokens of a stop string, too. A
-        text that the guard ended has all of the token that completes its answer, but for what a stop string
-        may begin with.
-    states
-        The controller's after each token, see :class:`~kvguard.guard.controller.State`.
-    hazard
-        The probability that a catastrophe begins within the horizon, after each token.
-    actions
-        What the guard did, in order.
-    kv_tokens
-        Cache entries held when each token was drawn, a mean over layers and heads.
-    stop_reason
-        ``eos``, ``stop`` (a stop string), ``length`` or ``guard`` (its action ``stop``); with an ``error``
-        also ``invalid`` (logits that are NaN) and ``rejected`` (the prompt was never asked).
-    error
-        One line: what was wrong with this prompt.
-    score
-        What the guard thought of it: 1 if it alarmed, else the highest hazard.
-    kv_saved
-        The mean of 1 - held / full over all steps, those of rewound tokens included.
-    n_steps, n_rewound
-        Tokens drawn, and those of them thrown away.
-    """
-
-    text: str
-    token_ids: NDArray[np.int32]
-    states: NDArray[np.uint8]
-    hazard: NDArray[np.float32]
-    actions: tuple[Event, ...]
-    kv_tokens: NDArray[np.float32]
-    stop_reason: str
-    error: str | None = None
-    kv_saved: float = 0.0
-    n_steps: int = 0
-    n_rewound: int = 0
-    score: float = 0.0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One token as it is drawn, and what the guard did after it.
-
-    Attributes
-    ----------
-    prompt
-        Its place among the prompts.
-    t, token_id, text
-        The token's index, its id, and what it adds to the text. None for an id: the prompt ended without a
-        token, see ``error``.
-    hazard, state
-        After this token.
-    event
-        What the guard did then. Tokens from index ``event.kept`` on are void, mostly this one too: they are
-        drawn anew, but for ``stop``, which ends the text there.
-    stop_reason, error
-        Of a prompt's last piece, see :class:`Output`; None before.
-    """
-
-    prompt: int
-    t: int
-    token_id: int | None
-    text: str
-    hazard: float
-    state: State
-    event: Event | None = None
-    stop_reason: str | None = None
-    error: str | None = None
 
 
 class Guard:
@@ -134,16 +54,13 @@ class Guard:
         See :func:`kvguard.guard.bundle.load`.
     params
         How it acts.
-    policy
-        What it may be used for, else it is rejected; see :mod:`kvguard.guard.certificate`.
-    identity
-        What a certificate calls this guard.
 
     Attributes
     ----------
-    drifts
-        Of each certified setting that it was used with, whether its texts still look like the calibration's;
-        by the setting's name. See :mod:`kvguard.guard.drift`.
+    identity
+        What a certificate calls a guard that was loaded from a folder.
+    policy
+        What it may be used for: the rest is rejected; None: for anything.
 
     Raises
     ------
@@ -152,21 +69,14 @@ class Guard:
     """
 
     def __init__(
-        self,
-        hazard: HazardModel,
-        point: ControllerParams,
-        card: Card,
-        params: GuardParams | None = None,
-        *,
-        policy: Certificate | None = None,
-        identity: GuardOf | None = None,
+        self, hazard: HazardModel, point: ControllerParams, card: Card, params: GuardParams | None = None
     ) -> None:
         if not isinstance(params, GuardParams | None):
             raise KvguardError(f"params: {params!r} will not do: pass GuardParams(max_rewinds=2), say")
         self.hazard, self.point, self.card = hazard, point, card
         self.params = params or GuardParams()
-        self.policy, self.identity = policy, identity
-        self.drifts: dict[str, Drift] = {}
+        self.identity: GuardOf | None = None
+        self.policy: Policy | None = None
         self._masks: WeakKeyDictionary[PreTrainedTokenizerBase, Bools] = WeakKeyDictionary()
         self._met: WeakSet[PreTrainedModel] = WeakSet()
 
@@ -193,10 +103,10 @@ class Guard:
             The folder holds no whole guard, or no such point; ``params`` are no GuardParams; or the policy is
             no certificate.
         """
-        loaded = load(Path(folder), point)
-        certificate = Certificate.load(policy) if policy is not None else None
-        guard = cls(*loaded, params, policy=certificate)
+        guard = cls(*load(Path(folder), point), params)
         guard.identity = GuardOf(digest=digest_of(Path(folder)), point=point, **guard.params.model_dump())
+        if policy is not None:
+            guard.policy = Policy(Certificate.load(policy), guard.identity)
         return guard
 
     def generate(
@@ -256,7 +166,7 @@ class Guard:
         outputs = within_memory(
             job.loaded.name, model.device, job.batch_size(), lambda size: _outputs(job, size, report)
         )
-        self._look_for_drift(job.covered, outputs)
+        self._look(job, outputs)
         return outputs
 
     def stream(
@@ -272,7 +182,7 @@ class Guard:
         iterator is used up or closed the model is its own: do not run it otherwise in between.
         """
         job = self._job(model, tokenizer, prompts, how)
-        return _pieces(job, partial(self._look_for_drift, job.covered))
+        return _pieces(job, partial(self._look, job))
 
     def _job(
         self,
@@ -294,33 +204,14 @@ class Guard:
             self._masks[tokenizer] = thinking_mask(tokenizer, self.card.thinking_words)
         encoded, unasked = _encoded(prompts, loaded)
         mask = self._masks[tokenizer]
-        covered = self._covered(options, loaded)
+        covered = self.policy.covering(options, loaded) if self.policy is not None else None
         return Job(loaded, encoded, unasked, options, self.hazard, self.point, self.params, mask, covered)
 
-    def _covered(self, options: Options, loaded: LoadedModel) -> Certified | None:
-        """Return the certified setting that covers a call, if there is a policy; reject what none covers."""
-        if self.policy is None:
-            return None
-        return self.policy.check(
-            Use(
-                weights=weights_digest(loaded.model),
-                press=options.press,
-                action=options.action,
-                max_new_tokens=options.max_new_tokens,
-                guard=self.identity,
-                interval=options.interval,
-                greedy=options.sampler is greedy,
-            )
-        )
-
-    def _look_for_drift(self, covered: Certified | None, outputs: Sequence[Output]) -> None:
-        """Show the texts of a call, in the order of its prompts, to the drift of their setting."""
-        if covered is None or not covered.scores:
-            return
-        drift = self.drifts.setdefault(str(covered), Drift(covered.scores))
-        for output in outputs:
-            if output.stop_reason not in (REJECTED, INVALID) and drift.observe(output.score):
-                warn_of_drift(drift, covered)
+    def _look(self, job: Job, outputs: Sequence[Output]) -> None:
+        """Show texts, in the order of their prompts, to those who look for drift."""
+        if self.policy is not None:
+            found = (output.score for output in outputs if output.stop_reason not in (REJECTED, INVALID))
+            self.policy.look(job.covered, found)
 
     def warn_of_doubts(self, loaded: LoadedModel) -> None:
         """Warn, once, of a model whose end tokens are doubtful, or that the hazard is not from."""
@@ -336,16 +227,6 @@ class Guard:
                 self.card.source,
             )
         self._met.add(loaded.model)
-
-
-def warn_of_drift(drift: Drift, covered: Certified) -> None:
-    """Say in the log that texts no longer look like those that a certificate was made of."""
-    _log.warning(
-        "%s: after %d texts they do not look like those that certified it: its promise does not hold for "
-        "them; certify anew with prompts of now (`kvguard recommend`)",
-        covered,
-        drift.n,
-    )
 
 
 def _encoded(prompts: Iterable[Prompt], loaded: LoadedModel) -> tuple[list[list[int]], dict[int, str]]:
@@ -385,8 +266,8 @@ def _ids(prompt: Prompt, loaded: LoadedModel) -> list[int]:
 def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[Output]:
     outputs: dict[int, Output] = {}
     for turn in job.turns(batch_size):
-        outputs |= {number: _rejection(reason) for number, reason in turn.rejected.items()}
-        outputs |= {number: _output(found, job) for number, found in turn.done.items()}
+        outputs |= {number: rejection(reason) for number, reason in turn.rejected.items()}
+        outputs |= {number: output_of(found, job) for number, found in turn.done.items()}
         for number in (*turn.rejected, *turn.done):
             report(number)
     return [outputs[number] for number in sorted(outputs)]
@@ -401,61 +282,10 @@ def _pieces(job: Job, look: Callable[[Sequence[Output]], None]) -> Iterator[Piec
             if turn.step is not None:
                 for slot, number in enumerate(turn.numbers):
                     text = texts.setdefault(number, Unfolding(job.loaded.tokenizer, job.stops))
-                    yield _piece(turn.step, slot, number, text, eos_ids)
+                    yield piece_of(turn.step, slot, number, text, eos_ids)
                 for slot in np.flatnonzero(turn.step.left).tolist():
                     del texts[turn.numbers[slot]]
-            done |= {number: _output(found, job) for number, found in turn.done.items()}
+            done |= {number: output_of(found, job) for number, found in turn.done.items()}
             for number, reason in turn.rejected.items():
                 yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REJECTED, error=reason)
     look([done[number] for number in sorted(done)])
-
-
-def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: Sequence[int]) -> Piece:
-    row, t, token = int(step.row[slot]), int(step.t[slot]), int(step.token[slot])
-    hazard, state = float(step.hazard[slot]), State(step.state[slot])
-    if not step.valid[slot]:
-        return Piece(number, t, None, text.rest(), hazard, state, None, INVALID, _invalid(t))
-    event, left = step.events.get(row), bool(step.left[slot])
-    added = text.add(token)
-    if event is not None and event.what == Action.STOP:
-        return Piece(number, t, token, added, hazard, state, event, GUARD)
-    added += text.rest() if left else ""
-    stopped = text.stopped
-    if event is not None:
-        text.rewind(event.kept)
-    stop = ("eos" if token in eos_ids else "stop" if stopped else "length") if left else None
-    return Piece(number, t, token, added, hazard, state, event, stop)
-
-
-def _output(found: Guarded, job: Job) -> Output:
-    return Output(
-        text=_text(found, job),
-        token_ids=found.token_ids,
-        states=found.states,
-        hazard=found.hazard,
-        actions=found.events,
-        kv_tokens=found.kv_tokens,
-        stop_reason=found.stop_reason,
-        error=_invalid(len(found.token_ids)) if found.stop_reason == INVALID else None,
-        kv_saved=found.kv_saved,
-        n_steps=found.n_steps,
-        n_rewound=found.n_rewound,
-        score=score(found.hazard, found.safe_at),
-    )
-
-
-def _text(found: Guarded, job: Job) -> str:
-    ids = found.token_ids.tolist()
-    if found.stop_reason == GUARD:  # as it was told: the tokens that came after it cannot be taken back
-        return told(job.loaded.tokenizer, ids, job.stops)
-    text = job.loaded.decode(ids)
-    return job.stops.cut(text) if job.stops is not None else text
-
-
-def _rejection(reason: str) -> Output:
-    ids, states, numbers = np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.float32)
-    return Output("", ids, states, numbers, (), numbers, REJECTED, reason)
-
-
-def _invalid(n_tokens: int) -> str:
-    return f"the model's logits after {n_tokens} tokens are NaN: try another dtype, float32 say"

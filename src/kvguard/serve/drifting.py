@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvguard.guard.certificate import Certified
-from kvguard.guard.drift import Drift, InOrder, score
+from kvguard.guard.drift import Drift, InOrder, score, warn_of_drift
 
 if TYPE_CHECKING:
     from kvguard.guard.actions import Guarded
 
-_log = logging.getLogger(__name__)
 _VOID = ("invalid", "cancelled")  # texts that came to nothing
 
 
@@ -48,12 +46,7 @@ class Drifts:
         known = found is not None and found.stop_reason not in _VOID
         value = score(found.hazard, found.safe_at) if known and found is not None else None
         if place.of.end(place.number, value):
-            _log.warning(
-                "%s: after %d texts they do not look like those that certified it: its promise does not "
-                "hold for them; certify anew with prompts of now (`kvguard recommend`)",
-                place.setting,
-                place.of.drift.n,
-            )
+            warn_of_drift(place.of.drift, place.setting)
 
     @property
     def found(self) -> dict[str, Drift]:
