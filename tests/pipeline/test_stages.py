@@ -21,7 +21,7 @@ PIPELINE = Path(__file__).parents[2] / "pipeline"
 # Those of one model, in order; transfer and report are about several.
 STAGES = (
     "sample", "generate", "featurize", "validate", "measure", "train", "evaluate", "score", "export",
-    "live_validate", "ablate",
+    "live_validate", "certify", "ablate",
 )  # fmt: skip
 OF_A_PROTOCOL = ("train", "evaluate", "score")
 ALL_STAGES = (*STAGES, "transfer", "intervals", "report")
@@ -167,6 +167,7 @@ def test_the_stages_run_in_order_on_what_they_list_and_leave_what_dvc_expects(wo
         ("ablate", None),
         ("transfer", None),
         ("live-validate", None),
+        ("certify", None),
     )
     for stage, protocol in plotted:
         assert list(layout.plots(stage, "tiny", protocol).glob("*.png"))

@@ -6,6 +6,7 @@ from kvguard.cli.compare import compare
 from kvguard.cli.directed import directed
 from kvguard.cli.instructions import instructions
 from kvguard.cli.numbers import numbers
+from kvguard.cli.recommend import recommend
 from kvguard.cli.reference import reference
 from kvguard.cli.run import run
 from kvguard.cli.serve import serve
@@ -23,6 +24,7 @@ def main() -> None:
 
 _COMMANDS = (
     run,
+    recommend,
     serve,
     sweep,
     verify,

@@ -85,6 +85,12 @@ class Bytes(click.ParamType[int]):
     help="When it alarms: the operating point; balanced by default.",
 )
 @click.option(
+    "--policy",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A certificate of kvguard recommend: what it does not cover is rejected, and texts that no longer "
+    "look like its calibration are told.",
+)
+@click.option(
     "--hold-back",
     type=click.IntRange(min=0),
     help="Tokens of a stream that are sent late, so that rollback and restart never take back what was sent; "
@@ -219,6 +225,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
     from kvguard.engine.presses import NONE, Condition, build_press
     from kvguard.errors import KvguardError
     from kvguard.guard.bundle import load_operating_points
+    from kvguard.guard.certificate import Certificate
     from kvguard.guard.session import Guard
     from kvguard.guard.settings import Action
     from kvguard.models.load import load_model
@@ -255,6 +262,7 @@ def _served(asked: Asked, how: dict[str, Any]) -> Served:
         point=point,
         points=load_operating_points(bundle) if bundle is not None else {},
         compressors=tuple(presses),
+        policy=Certificate.load(how["policy"]) if how["policy"] is not None else None,
     )
     served.check()
     return served

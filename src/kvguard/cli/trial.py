@@ -12,7 +12,8 @@ import pandas as pd
 from kvguard.engine.presses import Condition
 from kvguard.errors import KvguardError
 from kvguard.guard.actions import Event
-from kvguard.guard.session import REJECTED, Guard, Output
+from kvguard.guard.output import REJECTED, Output
+from kvguard.guard.session import Guard
 from kvguard.guard.settings import Action
 from kvguard.judging.catastrophes import CatastropheParams, is_catastrophic
 from kvguard.judging.judge import judge, score, with_scores
@@ -44,7 +45,7 @@ class Trial:
     ----------
     static, guarded
         Judged and scored: prompt_id, stop_reason, predicted, correct, catastrophes, onset; and ``output``,
-        the :class:`~kvguard.guard.session.Output`. The same prompts in the same order; ``guarded`` is None
+        the :class:`~kvguard.guard.output.Output`. The same prompts in the same order; ``guarded`` is None
         where nothing is compressed.
     """
 

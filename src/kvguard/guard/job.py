@@ -21,6 +21,7 @@ from kvguard.errors import KvguardError
 from kvguard.guard.actions import Guarded, GuardedRun, GuardedStep, GuardParams
 from kvguard.guard.answers import Answers
 from kvguard.guard.arguments import Options
+from kvguard.guard.certificate import Certified
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.features import Bools
 from kvguard.guard.hazard_model import HazardModel
@@ -60,6 +61,8 @@ class Job:
         Why prompts, by their places, have no token ids.
     mask
         See :func:`kvguard.guard.features.thinking_mask`. [V]
+    covered
+        The certified setting that it is, where a policy asks for one.
     """
 
     loaded: LoadedModel
@@ -70,6 +73,7 @@ class Job:
     point: ControllerParams
     params: GuardParams
     mask: Bools
+    covered: Certified | None = None
 
     @cached_property
     def stops(self) -> StopStrings | None:

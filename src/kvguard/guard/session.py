@@ -12,26 +12,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvguard.engine.memory import enough_memory, within_memory
 from kvguard.errors import KvguardError
-from kvguard.guard.actions import Event, Guarded, GuardedStep, GuardParams
+from kvguard.guard.actions import GuardParams
 from kvguard.guard.arguments import Arguments, Options
-from kvguard.guard.bundle import Card, load
+from kvguard.guard.bundle import Card, digest_of, load
+from kvguard.guard.certificate import Certificate, GuardOf
 from kvguard.guard.controller import ControllerParams, State
 from kvguard.guard.features import Bools, thinking_mask
 from kvguard.guard.hazard_model import HazardModel
 from kvguard.guard.job import Job
-from kvguard.guard.settings import Action
-from kvguard.guard.text import Unfolding, told
+from kvguard.guard.output import INVALID, REJECTED, Output, Piece, output_of, piece_of, rejection
+from kvguard.guard.policy import Policy
+from kvguard.guard.text import Unfolding
 from kvguard.models.identity import weights_digest
 from kvguard.models.load import LoadedModel
 
@@ -41,81 +42,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
-GUARD, INVALID, REJECTED = "guard", "invalid", "rejected"
 _PLAIN = "What is new?"  # that any chat template and tokenizer can ask
-
-
-@dataclass(frozen=True)
-class Output:
-    """What became of one prompt; arrays run over the tokens that it ended with. [T]
-
-    Attributes
-    ----------
-    text, token_ids
-        What was generated; the ids have the end-of-sequence token, or the tokens of a stop string, too. A
-        text that the guard ended has all of the token that completes its answer, but for what a stop string
-        may begin with.
-    states
-        The controller's after each token, see :class:`~kvguard.guard.controller.State`.
-    hazard
-        The probability that a catastrophe begins within the horizon, after each token.
-    actions
-        What the guard did, in order.
-    kv_tokens
-        Cache entries held when each token was drawn, a mean over layers and heads.
-    stop_reason
-        ``eos``, ``stop`` (a stop string), ``length`` or ``guard`` (its action ``stop``); with an ``error``
-        also ``invalid`` (logits that are NaN) and ``rejected`` (the prompt was never asked).
-    error
-        One line: what was wrong with this prompt.
-    kv_saved
-        The mean of 1 - held / full over all steps, those of rewound tokens included.
-    n_steps, n_rewound
-        Tokens drawn, and those of them thrown away.
-    """
-
-    text: str
-    token_ids: NDArray[np.int32]
-    states: NDArray[np.uint8]
-    hazard: NDArray[np.float32]
-    actions: tuple[Event, ...]
-    kv_tokens: NDArray[np.float32]
-    stop_reason: str
-    error: str | None = None
-    kv_saved: float = 0.0
-    n_steps: int = 0
-    n_rewound: int = 0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One token as it is drawn, and what the guard did after it.
-
-    Attributes
-    ----------
-    prompt
-        Its place among the prompts.
-    t, token_id, text
-        The token's index, its id, and what it adds to the text. None for an id: the prompt ended without a
-        token, see ``error``.
-    hazard, state
-        After this token.
-    event
-        What the guard did then. Tokens from index ``event.kept`` on are void, mostly this one too: they are
-        drawn anew, but for ``stop``, which ends the text there.
-    stop_reason, error
-        Of a prompt's last piece, see :class:`Output`; None before.
-    """
-
-    prompt: int
-    t: int
-    token_id: int | None
-    text: str
-    hazard: float
-    state: State
-    event: Event | None = None
-    stop_reason: str | None = None
-    error: str | None = None
 
 
 class Guard:
@@ -127,6 +54,13 @@ class Guard:
         See :func:`kvguard.guard.bundle.load`.
     params
         How it acts.
+
+    Attributes
+    ----------
+    identity
+        What a certificate calls a guard that was loaded from a folder.
+    policy
+        What it may be used for: the rest is rejected; None: for anything.
 
     Raises
     ------
@@ -141,24 +75,39 @@ class Guard:
             raise KvguardError(f"params: {params!r} will not do: pass GuardParams(max_rewinds=2), say")
         self.hazard, self.point, self.card = hazard, point, card
         self.params = params or GuardParams()
+        self.identity: GuardOf | None = None
+        self.policy: Policy | None = None
         self._masks: WeakKeyDictionary[PreTrainedTokenizerBase, Bools] = WeakKeyDictionary()
         self._met: WeakSet[PreTrainedModel] = WeakSet()
 
     @classmethod
-    def load(cls, folder: Path | str, point: str = "balanced", params: GuardParams | None = None) -> Guard:
+    def load(
+        cls,
+        folder: Path | str,
+        point: str = "balanced",
+        params: GuardParams | None = None,
+        policy: Path | str | None = None,
+    ) -> Guard:
         """Load a guard from a folder that the ``export`` stage wrote.
 
         Parameters
         ----------
         point
             The operating point: conservative, balanced or aggressive.
+        policy
+            A certificate that ``kvguard recommend`` wrote: what it does not cover is rejected.
 
         Raises
         ------
         KvguardError
-            The folder holds no whole guard, or no such point; or ``params`` are no GuardParams.
+            The folder holds no whole guard, or no such point; ``params`` are no GuardParams; or the policy is
+            no certificate.
         """
-        return cls(*load(Path(folder), point), params)
+        guard = cls(*load(Path(folder), point), params)
+        guard.identity = GuardOf(digest=digest_of(Path(folder)), point=point, **guard.params.model_dump())
+        if policy is not None:
+            guard.policy = Policy(Certificate.load(policy), guard.identity)
+        return guard
 
     def generate(
         self,
@@ -214,9 +163,11 @@ class Guard:
                 reported.add(number)
                 on_finish(number)
 
-        return within_memory(
+        outputs = within_memory(
             job.loaded.name, model.device, job.batch_size(), lambda size: _outputs(job, size, report)
         )
+        self._look(job, outputs)
+        return outputs
 
     def stream(
         self,
@@ -230,7 +181,8 @@ class Guard:
         The same arguments give the same tokens. Wrong ones raise here, not at the first piece. Until the
         iterator is used up or closed the model is its own: do not run it otherwise in between.
         """
-        return _pieces(self._job(model, tokenizer, prompts, how))
+        job = self._job(model, tokenizer, prompts, how)
+        return _pieces(job, partial(self._look, job))
 
     def _job(
         self,
@@ -252,7 +204,14 @@ class Guard:
             self._masks[tokenizer] = thinking_mask(tokenizer, self.card.thinking_words)
         encoded, unasked = _encoded(prompts, loaded)
         mask = self._masks[tokenizer]
-        return Job(loaded, encoded, unasked, options, self.hazard, self.point, self.params, mask)
+        covered = self.policy.covering(options, loaded) if self.policy is not None else None
+        return Job(loaded, encoded, unasked, options, self.hazard, self.point, self.params, mask, covered)
+
+    def _look(self, job: Job, outputs: Sequence[Output]) -> None:
+        """Show texts, in the order of their prompts, to those who look for drift."""
+        if self.policy is not None:
+            found = (output.score for output in outputs if output.stop_reason not in (REJECTED, INVALID))
+            self.policy.look(job.covered, found)
 
     def warn_of_doubts(self, loaded: LoadedModel) -> None:
         """Warn, once, of a model whose end tokens are doubtful, or that the hazard is not from."""
@@ -307,73 +266,26 @@ def _ids(prompt: Prompt, loaded: LoadedModel) -> list[int]:
 def _outputs(job: Job, batch_size: int, report: Callable[[int], None]) -> list[Output]:
     outputs: dict[int, Output] = {}
     for turn in job.turns(batch_size):
-        outputs |= {number: _rejection(reason) for number, reason in turn.rejected.items()}
-        outputs |= {number: _output(found, job) for number, found in turn.done.items()}
+        outputs |= {number: rejection(reason) for number, reason in turn.rejected.items()}
+        outputs |= {number: output_of(found, job) for number, found in turn.done.items()}
         for number in (*turn.rejected, *turn.done):
             report(number)
     return [outputs[number] for number in sorted(outputs)]
 
 
-def _pieces(job: Job) -> Iterator[Piece]:
+def _pieces(job: Job, look: Callable[[Sequence[Output]], None]) -> Iterator[Piece]:
     texts: dict[int, Unfolding] = {}
+    done: dict[int, Output] = {}
     eos_ids = job.loaded.eos_ids
     with enough_memory(job.loaded.name):
         for turn in job.turns(job.batch_size()):
             if turn.step is not None:
                 for slot, number in enumerate(turn.numbers):
                     text = texts.setdefault(number, Unfolding(job.loaded.tokenizer, job.stops))
-                    yield _piece(turn.step, slot, number, text, eos_ids)
+                    yield piece_of(turn.step, slot, number, text, eos_ids)
                 for slot in np.flatnonzero(turn.step.left).tolist():
                     del texts[turn.numbers[slot]]
+            done |= {number: output_of(found, job) for number, found in turn.done.items()}
             for number, reason in turn.rejected.items():
                 yield Piece(number, 0, None, "", np.nan, State.NORMAL, stop_reason=REJECTED, error=reason)
-
-
-def _piece(step: GuardedStep, slot: int, number: int, text: Unfolding, eos_ids: Sequence[int]) -> Piece:
-    row, t, token = int(step.row[slot]), int(step.t[slot]), int(step.token[slot])
-    hazard, state = float(step.hazard[slot]), State(step.state[slot])
-    if not step.valid[slot]:
-        return Piece(number, t, None, text.rest(), hazard, state, None, INVALID, _invalid(t))
-    event, left = step.events.get(row), bool(step.left[slot])
-    added = text.add(token)
-    if event is not None and event.what == Action.STOP:
-        return Piece(number, t, token, added, hazard, state, event, GUARD)
-    added += text.rest() if left else ""
-    stopped = text.stopped
-    if event is not None:
-        text.rewind(event.kept)
-    stop = ("eos" if token in eos_ids else "stop" if stopped else "length") if left else None
-    return Piece(number, t, token, added, hazard, state, event, stop)
-
-
-def _output(found: Guarded, job: Job) -> Output:
-    return Output(
-        text=_text(found, job),
-        token_ids=found.token_ids,
-        states=found.states,
-        hazard=found.hazard,
-        actions=found.events,
-        kv_tokens=found.kv_tokens,
-        stop_reason=found.stop_reason,
-        error=_invalid(len(found.token_ids)) if found.stop_reason == INVALID else None,
-        kv_saved=found.kv_saved,
-        n_steps=found.n_steps,
-        n_rewound=found.n_rewound,
-    )
-
-
-def _text(found: Guarded, job: Job) -> str:
-    ids = found.token_ids.tolist()
-    if found.stop_reason == GUARD:  # as it was told: the tokens that came after it cannot be taken back
-        return told(job.loaded.tokenizer, ids, job.stops)
-    text = job.loaded.decode(ids)
-    return job.stops.cut(text) if job.stops is not None else text
-
-
-def _rejection(reason: str) -> Output:
-    ids, states, numbers = np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.float32)
-    return Output("", ids, states, numbers, (), numbers, REJECTED, reason)
-
-
-def _invalid(n_tokens: int) -> str:
-    return f"the model's logits after {n_tokens} tokens are NaN: try another dtype, float32 say"
+    look([done[number] for number in sorted(done)])

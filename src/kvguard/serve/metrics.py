@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from kvguard.serve.drifting import Drifts
 from kvguard.serve.histogram import ArrayHistogram
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ class Metrics:
 
     def __init__(self, model: str) -> None:
         self._registry = CollectorRegistry()
+        self._drifts = Drifts()
         self._model = model
         self._running = self._make(Gauge, "num_requests_running", "Texts under way.")
         self._waiting = self._make(Gauge, "num_requests_waiting", "Texts that wait.")
@@ -59,6 +63,14 @@ class Metrics:
         self._hazards = ArrayHistogram(
             "kvguard:token_hazard", "Hazard of each token.", _RISKS, ("model_name", model), self._registry
         )
+        self._drift = {
+            name: Gauge(f"kvguard:drift_{name}", about, ["model_name", "setting"], registry=self._registry)
+            for name, about in {
+                "texts": "Texts of a certified setting that were compared with its calibration.",
+                "log10_wealth": "What a gambler against their likeness has won, in powers of ten.",
+                "told": "1 once he has won enough: the texts do not look like the calibration's.",
+            }.items()
+        }
         self._success = Counter(
             "kvguard:request_success",
             "Texts that ended.",
@@ -98,6 +110,15 @@ class Metrics:
         ticket.last_token = now
         self._generated.inc()
 
+    def began(self, ticket: Ticket) -> None:
+        """Give a text that begins its place among those of its certified setting."""
+        ticket.drift = ticket.drift or self._drifts.begin(ticket.ask.covered)
+
+    def lost(self, tickets: Iterable[Ticket]) -> None:
+        """Forget texts that will never end."""
+        for ticket in tickets:
+            self._drifts.end(ticket.drift, None)
+
     def preempted(self) -> None:
         """Count a text that was taken back."""
         self._preempted.inc()
@@ -113,6 +134,19 @@ class Metrics:
         known = found.hazard[~np.isnan(found.hazard)]
         if len(known):
             self._hazard.observe(float(known.max()))
+        self._drifts.end(ticket.drift, found)
+        self._tell_drifts()
+
+    def _tell_drifts(self) -> None:
+        """Say how likely it is that texts no longer look like those that certified their setting."""
+        for setting, drift in self._drifts.found.items():
+            log10 = drift.log_wealth / math.log(10)
+            for name, value in {
+                "texts": drift.n,
+                "log10_wealth": log10,
+                "told": float(drift.drifted),
+            }.items():
+                self._drift[name].labels(self._model, setting).set(value)
 
     def text(self) -> bytes:
         """Return all of them, as Prometheus scrapes them."""

@@ -280,6 +280,7 @@ class Scheduler:
         course = Course(ask.action, ratio, ask.guarding.params)
         draft = Draft(ask, filling.reader.said if filling.reader else ())
         row = self._run.add(request, course)
+        self._metrics.began(ticket)
         self._rows[row] = _Row(ticket, course, cache.n_kept, filling.entries, draft)
 
     def _claim(self, number: int) -> bool:
@@ -389,6 +390,7 @@ class Scheduler:
         """Fail all rows, and go on with an empty batch."""
         _log.exception("a step of %d rows failed", len(self._rows))
         self._told += [(row.ticket, broken(error)) for row in self._rows.values()]
+        self._metrics.lost(row.ticket for row in self._rows.values())
         if self._filling is not None:
             self._told.append((self._filling.ticket, broken(error)))
         self._begin()

@@ -9,15 +9,18 @@ from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from kvguard.engine.presses import NONE, Condition, shortest_prompt
+from kvguard.engine.sampling import Sampler, greedy
 from kvguard.engine.stops import StopStrings
 from kvguard.errors import KvguardError
 from kvguard.guard.arguments import Arguments, Options
+from kvguard.guard.certificate import Certificate, Certified, Use
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.features import thinking_mask
 from kvguard.guard.settings import Action, GuardParams
 from kvguard.guard.watch import HazardTrigger, Watch
 from kvguard.models.decoding import text_of
 from kvguard.models.encoding import Encoder
+from kvguard.models.identity import weights_digest
 from kvguard.serve.chance import samplers
 from kvguard.serve.errors import Rejected
 from kvguard.serve.guarding import unwatched
@@ -55,6 +58,8 @@ class Served:
         The name of the guard's operating point, and those that a request may choose.
     compressors
         Names that ``build`` knows, to be offered to those who may choose.
+    policy
+        What is not certified in it is rejected.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Served:
     point: str = "balanced"
     points: Mapping[str, ControllerParams] = field(default_factory=dict)
     compressors: tuple[str, ...] = ()
+    policy: Certificate | None = None
 
     @property
     def params(self) -> GuardParams:
@@ -87,10 +93,11 @@ class Served:
         Raises
         ------
         KvguardError
-            Naming the model or the press.
+            Naming the model or the press, or what the policy does not cover.
         """
         arguments: Arguments = {"press": self._press(self.condition)}
         Options.checked(arguments, 1).check_model(self.loaded)
+        self._covered(self.condition, Guarding(self.action, self.point), 1, greedy)
         if self.guard is not None:
             self.guard.warn_of_doubts(self.loaded)
         else:
@@ -200,8 +207,48 @@ class Served:
             )
         if isinstance(request, CompletionRequest) and request.echo:
             asks = [self._echoing(ask, request, prompt) for ask, prompt in zip(asks, request.prompts)]
+        if self.policy is not None and request.temperature is None:
+            request = request.model_copy(update={"temperature": 0.0})  # what was certified is greedy
         drawn = samplers(request, len(asks) * n, self._plain.vocabulary)
-        return [replace(asks[place // n], sampler=sampler) for place, sampler in enumerate(drawn)]
+        return [self._certified(asks[place // n], sampler) for place, sampler in enumerate(drawn)]
+
+    def _certified(self, ask: Ask, sampler: Sampler) -> Ask:
+        """Return an ask with its sampler, and with the certified setting that covers it."""
+        try:
+            covered = self._covered(ask.condition, ask.guarding, ask.max_new_tokens, sampler)
+        except KvguardError as error:
+            raise Rejected(str(error), param="kv") from None
+        return replace(ask, sampler=sampler, covered=covered)
+
+    def _covered(
+        self, condition: Condition, guarding: Guarding, max_new_tokens: int, sampler: Sampler
+    ) -> Certified | None:
+        """Return the certified setting that covers a text, None without a policy or compression.
+
+        Raises
+        ------
+        KvguardError
+            None does.
+        """
+        if self.policy is None:
+            return None
+        guard = self.guard.identity if self.guard is not None and guarding.point is not None else None
+        if guard is not None and guarding.point is not None:
+            guard = guard.model_copy(update={"point": guarding.point})
+        return self.policy.check(
+            Use(
+                weights=self._weights,
+                press=self._press(condition),
+                action=guarding.action,
+                max_new_tokens=max_new_tokens,
+                guard=guard,
+                greedy=sampler is greedy,
+            )
+        )
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(self.loaded.model)
 
     def _echoing(self, ask: Ask, request: CompletionRequest, prompt: str | Sequence[int]) -> Ask:
         """Return an ask whose answer begins with its prompt."""
@@ -226,6 +273,8 @@ class Served:
     @property
     def usual_tokens(self) -> int:
         """How many tokens a chat may have that says nothing of it."""
+        if self.policy is not None:
+            return self.policy.max_new_tokens
         return self.guard.card.max_new_tokens if self.guard is not None else _DEFAULT_TOKENS
 
     def _chosen(self, kv: Choosing | None) -> dict[str, Any]:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from kvguard.engine.stops import StopStrings
     from kvguard.guard.actions import Guarded
+    from kvguard.guard.certificate import Certified
     from kvguard.guard.controller import ControllerParams
+    from kvguard.serve.drifting import Place
     from kvguard.serve.guarding import Course
     from kvguard.serve.logprobs import Said
 
@@ -61,6 +63,8 @@ class Ask:
         What its answer begins with: its prompt, or nothing.
     silent
         It has no tokens, and only its prompt is asked about: the one that is drawn is not told.
+    covered
+        The certified setting that it is, where the server keeps to a policy.
     """
 
     ids: tuple[int, ...]
@@ -77,6 +81,7 @@ class Ask:
     prompt_logprobs: int | None = None
     echo: str = ""
     silent: bool = False
+    covered: Certified | None = None
 
     @property
     def action(self) -> Action:
@@ -140,6 +145,8 @@ class Ticket:
         How often it was taken back, to begin again, since a restore of an older text needed its room.
     sent
         Tokens that its client has from before it was preempted: it comes to them again.
+    drift
+        Its place among the texts in which a drift is looked for.
     """
 
     ask: Ask
@@ -154,6 +161,7 @@ class Ticket:
     need: Need = NOTHING
     preempted: int = 0
     sent: tuple[int, ...] = ()
+    drift: Place | None = None
 
     @property
     def entries(self) -> float:

@@ -162,6 +162,24 @@ class AblateParams(Section):
     n_random: Count = 20
 
 
+class CertifyParams(Section):
+    """What the stage ``certify`` asks for, and how it is checked.
+
+    ``alphas`` are limits on added catastrophes, each with the same limit on lost answers. Coverage is counted
+    over ``n_splits`` random splits of the prompts, ``calibration`` of them to certify on. ``seed`` draws the
+    prompts of ``kvguard recommend``; no other stage draws from it.
+    """
+
+    alphas: tuple[Annotated[float, Field(strict=True, gt=0, lt=1)], ...] = Field(
+        (0.02, 0.05, 0.1), min_length=1
+    )
+    max_lost_answers: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
+    confidence: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.95
+    n_splits: Count = 1000
+    calibration: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.5
+    seed: Natural = 5005
+
+
 class ReportParams(Section):
     """What the report shows: traces in its explorer, and the models that a reader expects to see."""
 
@@ -192,6 +210,7 @@ class Params(Settings):
     guard: Key[GuardParams] = Key(GuardParams)
     live_validate: Key[LiveValidateParams] = Key(LiveValidateParams)
     ablate: Key[AblateParams] = Key(AblateParams)
+    certify: Key[CertifyParams] = Key(CertifyParams)
     report: Key[ReportParams] = Key(ReportParams)
     # Parts of sections, for stages that read no more.
     horizon: Key[int] = Key(Count, "train.horizon")

@@ -70,6 +70,8 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
     compressed = CONDITIONS[1:]
     if stage == "live-validate":
         return live_tables()
+    if stage == "certify":
+        return certified_tables()
     return {
         "measure": {
             "outcomes": (
@@ -136,6 +138,24 @@ def tables(stage: str, model: str, other: str) -> dict[str, tuple[list[str], lis
     }[stage]
 
 
+def certified_tables() -> dict[str, tuple[list[str], list[str]]]:
+    """The tables of ``certify``."""
+
+    def subjects(names: list[str], guards: list[str], alphas: list[str]) -> list[str]:
+        return [f"{name}/{guard}/{alpha}" for name in names for guard in guards for alpha in alphas]
+
+    simulated = ["none", "simulated"]
+    fine = ["0.01", "0.02", "0.05", "0.1", "0.2"]
+    counted = ["violations", "violations_known", "certified", "kv_saved"]
+    checked = ["certified", "tested", "ratio", "kv_saved", "added", "lost", "broken"]
+    return {
+        "coverage": (subjects(["snapkv", "random", "all"], simulated, ["0.02", "0.1"]), counted),
+        "saving": (subjects(["snapkv", "random", "all"], simulated, fine), ["n", "kv_saved", "ratio"]),
+        "saving-live": (subjects(["snapkv"], ["none", "rollback"], fine), ["n", "kv_saved", "ratio"]),
+        "fresh": (subjects(["snapkv"], ["none", "rollback"], ["0.02"]), checked),
+    }
+
+
 def alarms(name: str) -> dict[str, tuple[list[str], list[str]]]:
     """The tables of when alarms come."""
     return {
@@ -198,7 +218,7 @@ def results(stage: str, model: str, protocol: str = "", seed: int = 0) -> pd.Dat
 def stages(model: str) -> list[pd.DataFrame]:
     """The results of every stage of a model."""
     return [
-        *(results(stage, model) for stage in ("measure", "ablate", "transfer")),
+        *(results(stage, model) for stage in ("measure", "ablate", "transfer", "certify")),
         *(
             results(stage, model, protocol)
             for stage in ("train", "evaluate")

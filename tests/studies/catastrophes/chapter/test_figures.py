@@ -63,6 +63,10 @@ def draw_transfer(folder):
     return figures.transfer_figures(made_up.results("transfer", "reference"), TITLE, folder)
 
 
+def draw_certified(folder):
+    return figures.certified_figures(made_up.results("certify", "reference"), TITLE, folder)
+
+
 def draw_live(folder):
     results, latency = made_up.results("live-validate", "reference", HEADLINE), made_up.latency("reference")
     return figures.live_figures(results, latency, folder, TITLE)
@@ -95,6 +99,7 @@ def draw_controller(folder):
         ),
         (draw_ablation, ["features", "controllers", "settings"]),
         (draw_transfer, ["transfer"]),
+        (draw_certified, ["certified-saving"]),
         (draw_live, ["cbr-by-policy", "frontier", "causality-gap", "switch-time", "latency", "alarm-delay"]),
         (draw_controller, ["state-machine"]),
     ],

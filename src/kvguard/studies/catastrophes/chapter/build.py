@@ -24,7 +24,13 @@ _log = logging.getLogger(__name__)
 
 REPORTS = Path("reports")
 PAGE, TABLES = REPORTS / "report.html", REPORTS / "tables"
-STAGES = ("measure", "ablate", "transfer", "live-validate")  # those without a protocol of their own
+STAGES = (
+    "measure",
+    "ablate",
+    "transfer",
+    "live-validate",
+    "certify",
+)  # those without a protocol of their own
 LIMIT = 10_000_000  # bytes of a page that still opens at once
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvguard.report.numbers import Cell, Kind, Table
+from kvguard.studies.catastrophes.chapter.certified_tables import certified_tables
 from kvguard.studies.catastrophes.chapter.comparison import compared_table, failures_said
 from kvguard.studies.catastrophes.chapter.live_tables import live_tables
 from kvguard.studies.catastrophes.chapter.onset_tables import onset_tables
@@ -80,7 +81,16 @@ _SWEPT: tuple[Column, ...] = (*_GUARDED, ("lead time, median", "lead_time_median
 
 def tables(pipeline: Pipeline) -> dict[str, Table]:
     """Return every table of the report by name."""
-    groups = (_measured, onset_tables, _trained, _evaluated, _ablated, _transferred, live_tables)
+    groups = (
+        _measured,
+        onset_tables,
+        _trained,
+        _evaluated,
+        _ablated,
+        _transferred,
+        live_tables,
+        certified_tables,
+    )
     return {table.name: table for group in groups for table in group(pipeline)}
 
 

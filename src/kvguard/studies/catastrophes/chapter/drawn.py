@@ -30,6 +30,8 @@ def draw(pipeline: Pipeline) -> None:
         ):
             if layout.results(stage, model).is_file():
                 figures_of(_results(stage, model), heading, layout.plots(stage, model))
+        if layout.results("certify", model).is_file():
+            figures.certified_figures(_results("certify", model), title, layout.plots("certify", model))
         if layout.results("live-validate", model).is_file():
             latency = read_table("results", layout.live(model) / "latency.parquet")
             plots = layout.plots("live-validate", model)

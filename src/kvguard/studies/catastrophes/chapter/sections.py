@@ -153,6 +153,15 @@ PLANS = (
         live_sentences,
     ),
     _Plan(
+        "certified",
+        "How far may one compress?",
+        "Certified: texts to which compression adds a catastrophe, and texts whose right answer it turns "
+        "wrong, are no larger shares than the limits, with the confidence asked for. A certificate is about "
+        "prompts like those that it was made of; `kvguard recommend` makes one for a workload of your own.",
+        ("certified-coverage", "certified-fresh"),
+        (("certify", "certified-saving.png", "KV memory saving that is certified, against the limit"),),
+    ),
+    _Plan(
         "protocols",
         "The protocols beside one another",
         "The same traces, trained on and judged by each.",

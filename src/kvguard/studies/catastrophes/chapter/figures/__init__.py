@@ -1,6 +1,7 @@
 """The figures of the pipeline, a module for each stage that draws: PNG files, see ``drawing``."""
 
 from kvguard.studies.catastrophes.chapter.figures.ablation import ablation_figures, transfer_figures
+from kvguard.studies.catastrophes.chapter.figures.certificates import certified_figures
 from kvguard.studies.catastrophes.chapter.figures.evaluation import evaluation_figures
 from kvguard.studies.catastrophes.chapter.figures.labels import model_title
 from kvguard.studies.catastrophes.chapter.figures.live import live_figures
@@ -9,6 +10,7 @@ from kvguard.studies.catastrophes.chapter.figures.training import training_figur
 
 __all__ = [
     "ablation_figures",
+    "certified_figures",
     "evaluation_figures",
     "live_figures",
     "model_title",
