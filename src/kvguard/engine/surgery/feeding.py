@@ -1,5 +1,4 @@
-"""Texts are fed behind caches, many at once: the one place where a forward pass over cut caches is laid "
-"out."""
+"""Texts are fed behind caches, many at once: where a forward pass over cut caches is laid out."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Fed:
-    """What a batch of texts left: the logits asked for [N, V], and every row's cache with its text "
-    "appended."""
+    """What a batch of texts left: the logits asked for [N, V], and every row's cache with its text."""
 
     logits: Tensor
     caches: list[DocumentCache]
@@ -126,8 +124,7 @@ def _feed(
 
 
 def _side_by_side(kept: Sequence[DocumentCache]) -> tuple[DynamicCache, list[Tensor]]:
-    """Return a cache of all rows, padded on the right, and the positions of its entries per layer [B, H, "
-    "N]."""
+    """Return a cache of all rows, padded on the right, and its positions per layer [B, H, N]."""
     pairs, positions = [], []
     shared: dict[tuple[int, ...], Tensor] = {}
     for layer in range(len(kept[0].keys)):
