@@ -283,9 +283,8 @@ class Budget(Follower):
             )
         self._known[seat] = n = kept[0].shape[1]
         for index, ranked in enumerate(kept):
-            order = (
-                ranked.long().argsort(dim=-1).argsort(dim=-1)
-            )  # of an entry, best first, its place by position
+            # Of an entry, best first, its place by position.
+            order = ranked.long().argsort(dim=-1).argsort(dim=-1)
             if in_order:
                 stored[index, seat, :, :n] = ranked.sort(dim=-1).values
             else:

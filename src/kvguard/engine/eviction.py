@@ -33,9 +33,8 @@ def best(scores: Tensor, n: int, positions: Tensor, flags: Tensor | None) -> Ten
     exempt = flags[:, None].expand(-1, positions.shape[1], -1).gather(2, positions)
     ranks = scores.argsort(dim=-1).argsort(dim=-1)
     displaced = torch.where(exempt, positions + ranks.shape[-1], ranks).topk(n, dim=-1).indices
-    return torch.where(
-        exempt.flatten(1).any(dim=1)[:, None, None], displaced, best
-    )  # a row alone, not its group
+    # A row alone, not its group.
+    return torch.where(exempt.flatten(1).any(dim=1)[:, None, None], displaced, best)
 
 
 def window_of(positions: Tensor, ends: Tensor, n_sink: int, flags: Tensor | None) -> Tensor:

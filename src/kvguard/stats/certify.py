@@ -49,9 +49,7 @@ def certify(p: Sequence[Sequence[float] | Floats], delta: float) -> list[int]:
     done, share = [0] * len(p), [delta / max(len(p), 1)] * len(p)
     open_ = [i for i in range(len(p)) if len(p[i])]
     for i in set(range(len(p))) - set(open_):
-        share[i] = (
-            0.0  # nothing is asked of it: its share is nobody's, since nobody may gain by such policies
-        )
+        share[i] = 0.0  # nothing is asked of it: nobody may gain by such policies
     moved = True
     while moved:
         moved = False

@@ -261,9 +261,8 @@ def _tell(
     elif kind == "end:phrase":
         kwargs = words = {"phrase": f"{rng.choice(_TINTS)} {rng.choice(_NOUNS)}"}
     elif kind == "avoid:word":
-        first = {"list:count", "form:one_word"} & set(
-            kinds
-        )  # an answer that is cut would avoid a later one anyway
+        # An answer that is cut would avoid a later one anyway.
+        first = {"list:count", "form:one_word"} & set(kinds)
         kwargs = words = {"word": things[0] if first else rng.choice(things)}
     elif kind == "avoid:letter":
         apt = [letter for letter in LETTERS if 0 < sum(letter in thing for thing in things) < len(things)]

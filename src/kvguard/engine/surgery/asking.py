@@ -120,9 +120,8 @@ def generate(
     for batch in in_batches(sizes, batch_rows):
         fed = append(model, [kept[i] for i in batch], [contexts[i] for i in batch])
         rows = [
-            Row(
-                torch.zeros(cache.end, dtype=torch.long), logits, cache.kept()
-            )  # the engine reads their number alone
+            # Of its ids the engine reads their number alone.
+            Row(torch.zeros(cache.end, dtype=torch.long), logits, cache.kept())
             for logits, cache in zip(fed.logits, fed.caches, strict=True)
         ]
         said = decode(model, rows, Decoding(max_new_tokens, eos_ids), batch_size=len(rows))

@@ -137,9 +137,8 @@ def reposition(
     for layer, (k, old, to) in enumerate(zip(cache.keys, cache.positions, new, strict=True)):
         nowhere = old >= NOWHERE
         move = rope.move(old.masked_fill(nowhere, 0), to.masked_fill(nowhere, 0), k)
-        heads = (
-            k[:, None] if len(old) == len(k) else k[None]
-        )  # a head with positions of its own is a row of its own
+        # A head with positions of its own is a row of its own.
+        heads = k[:, None] if len(old) == len(k) else k[None]
         keys.append(move(layer, heads).reshape(k.shape))
     moved = [torch.where(old >= NOWHERE, old, to) for old, to in zip(cache.positions, new, strict=True)]
     return replace(cache, keys=tuple(keys), positions=tuple(moved), end=end)

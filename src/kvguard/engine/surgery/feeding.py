@@ -109,9 +109,8 @@ def _feed(
         rope.check(old.end + len(text), "question")
     told = Texts.of(texts, [old.end for old in kept], model.device)
     cache, positions = _side_by_side(kept)
-    shared: dict[
-        int, Tensor
-    ] = {}  # layers whose entries stand alike share positions, and with them their mask
+    # Layers whose entries stand alike share positions, and with them their mask.
+    shared: dict[int, Tensor] = {}
     for p in positions:
         if id(p) not in shared:
             fresh = told.keys[:, None].expand(-1, p.shape[1], -1)
