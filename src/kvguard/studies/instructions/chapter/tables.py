@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvguard.report.numbers import Cell, Group, Kind, Numbers, Table
+from kvguard.studies.instructions.statistics.judged import CALLS
 from kvguard.studies.instructions.statistics.measure import STAGE
 
 Column = tuple[str, str, Kind]  # head, metric, how it is written
@@ -110,6 +111,11 @@ _SPECS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
             ("kappa", "kappa", Kind.FRACTION),
             ("agreement %", "agreement", Kind.PERCENT),
         ),
+    ),
+    "judge-calls": (
+        "What came of asking the judge",
+        "Calls, replies that were kept from before, verdicts, and what was no verdict and never became one.",
+        tuple((name.replace("_", " "), name, Kind.SMALL if name == "cost" else Kind.COUNT) for name in CALLS),
     ),
 }
 
