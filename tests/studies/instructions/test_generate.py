@@ -72,18 +72,13 @@ def test_a_prompt_that_does_not_say_what_its_arguments_say_is_left_out():
         study._check_said(row, "key")
 
 
-def test_the_same_prompt_in_other_marks_is_a_repetition(tmp_path):
-    out, n = tmp_path / "more.jsonl", 0
-
-    def same(asked):
-        nonlocal n
-        n += 1
-        made = json.loads(answer(asked))
-        return json.dumps({**made, "prompt": "Tea.  " * n + "!" * n if made["kwargs"] == [{}] else "Tea"})
-
-    with double(same) as server:
-        result = run(server, out, "-n", "3")
-    assert result.exit_code == 1
+def test_the_same_prompt_in_other_marks_is_a_repetition(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "draw", lambda rng, rules: ("punctuation:no_comma",))
+    said = iter(["Tell me of tea. No commas.", "Tell me of TEA!  No commas.", "Of tea, no commas: tell me."])
+    with double(lambda asked: json.dumps({"prompt": next(said, "of tea"), "kwargs": [{}]})) as server:
+        result = run(server, tmp_path / "more.jsonl", "-n", "3")
+    assert result.exit_code == 0
+    assert result.output.count("repeats a prompt") == 1
 
 
 def test_an_endpoint_that_is_down_ends_it_in_one_line_and_keeps_what_there_is(tmp_path, monkeypatch):
