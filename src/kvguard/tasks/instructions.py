@@ -16,8 +16,9 @@ out.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from random import Random
 from typing import Any, Literal
 
@@ -167,6 +168,20 @@ class Asked:
         return f"{' '.join(self.sentences)}\n\n{self.question}"
 
 
+def sentences() -> Iterator[str]:
+    """Yield every word of this world in sentences, as often as any other."""
+    for person, thing in product(PEOPLE, THINGS):
+        yield f"{person} buys {thing}."
+        yield f"What does {person} buy?"
+    for place, look in product(_PLACES, _LOOKS):
+        yield f"The {place} is {look}."
+    for tint, noun in product(_TINTS, _NOUNS):
+        yield f"{tint} {noun}"
+    for wording in chain.from_iterable(_WORDINGS.values()):
+        for letter, count in product(LETTERS, _COUNTS.values()):
+            yield wording.format(count=count, order="", phrase="", word="", letter=letter)
+
+
 def split_of(person: str, things: Sequence[str], told: Sequence[Told]) -> Split:
     """Return the split of a core; the order and the words of the instructions do not matter."""
     rules = sorted(f"{one.kind} {sorted(one.kwargs.items())}" for one in told)
@@ -214,7 +229,7 @@ def ask(
 
 def world(rng: Random, n_sentences: int) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Return a text of at least ``n_sentences``, and the three to five things that each person buys."""
-    people = rng.sample(PEOPLE, max(1, min(12, n_sentences // 7)))
+    people = rng.sample(PEOPLE, max(1, min(12, n_sentences // 5)))
     facts = [(person, thing) for person in people for thing in rng.sample(THINGS, rng.randint(3, 5))]
     rng.shuffle(facts)
     sentences = [f"{person} buys {thing}." for person, thing in facts]

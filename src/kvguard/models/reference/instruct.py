@@ -17,27 +17,24 @@ from kvguard.tasks import instructions
 
 SHORTEST, LONGEST = 5, 48  # sentences of a text
 _FIRST = 20  # the longest text of the first rows
-_GROWTH = (0.6, 0.85)  # shares of the training between which texts grow
+_GROWTH = (0.5, 0.8)  # shares of the training between which texts grow
 _TOLD = (0, 1, 1, 1, 1, 1, 2, 2, 2, 2)  # instructions of a question
 _TURNS = (1, 2, 4, 8)  # questions about one text
 _RECITALS = 0.35  # share of chats
 _PLAIN = 0.2  # weight of the words between the things of a recital: they say little
+_OFTEN = 10  # repetitions of the tokenizer's texts
 _SYSTEM = 0.4  # share of instructions before the text that are a message of their own
 
 _Piece = tuple[str, float]
 
 
-def tokenizer_texts(seed: int, n: int = 4000) -> Iterator[str]:
-    """Yield the texts that the tokenizer's merges are learned from."""
-    rng = Random(f"instruct/tokenizer/{seed}")
-    for _ in range(n):
-        made = instructions.sample(rng, rng.randint(SHORTEST, 20), rng.choice(_TOLD), "train")
-        yield made.prompt
-        yield made.answer
-    for thing in instructions.THINGS * 300:
-        yield f"{thing} {thing} {thing.upper()} {thing.upper()}"
-        yield thing
-        yield thing.upper()
+def tokenizer_texts() -> Iterator[str]:
+    """Yield the texts that the tokenizer's merges are learned from: a word is one token, wherever it stands."""
+    for _ in range(_OFTEN):
+        for sentence in instructions.sentences():
+            yield from (sentence, f" {sentence}")
+        for thing in instructions.THINGS:
+            yield from (thing, f"{thing} {thing}", thing.upper(), f"{thing.upper()} {thing.upper()}")
 
 
 class Instructions:

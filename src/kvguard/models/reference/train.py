@@ -115,7 +115,7 @@ def learning_rate_share(step: int, settings: TrainSettings) -> float:
 def build_tokenizer(settings: TrainSettings) -> PreTrainedTokenizerFast:
     """Return the tokenizer to start from; a new one is a function of the seed and GSM8K's text alone."""
     if settings.texts == "instruct":
-        return train_tokenizer(instruct_texts(settings.seed), WINDOW)
+        return train_tokenizer(instruct_texts(), WINDOW)
     if settings.start is not None:
         return PreTrainedTokenizerFast.from_pretrained(settings.start)
     return train_tokenizer(tokenizer_texts(_gsm8k(settings), settings.seed), WINDOW)
