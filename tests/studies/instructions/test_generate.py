@@ -20,7 +20,12 @@ def answer(asked):
         rule = rules._registry[id](id)
         names = rule.get_instruction_args_keys()
         given = {"prompt_to_repeat": prompt[0]} if "prompt_to_repeat" in names else {}
-        for name, values in (("keywords", ["tea"]), ("forbidden_words", ["tea"]), ("keyword", "tea"), ("letter", "t")):
+        for name, values in (
+            ("keywords", ["tea"]),
+            ("forbidden_words", ["tea"]),
+            ("keyword", "tea"),
+            ("letter", "t"),
+        ):
             given |= {name: values} if name in names else {}
         prompt.append(rule.build_description(**given))
         kwargs.append(rule.get_instruction_args() or {})

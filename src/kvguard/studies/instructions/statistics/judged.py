@@ -10,7 +10,6 @@ from kvguard.stats.bootstrap import Floats
 from kvguard.store.results import Results
 from kvguard.studies.instructions.statistics.answers import Answers
 
-
 CALLS = (
     "called", "cached", "yes", "no", "nonsense", "refused", "timeout", "rate_limited", "failed", "capped",
     "given_up", "cost",
@@ -45,7 +44,7 @@ def add_agreement(results: Results, answers: Answers) -> None:
 
 
 def add_calls(results: Results, notes: Sequence[Mapping[str, float | None]]) -> None:
-    """Add the table ``judge-calls``: what came of asking the judge, over all runs; none of it is a verdict."""
+    """Add the table ``judge-calls``: what came of asking the judge, over all runs."""
     if notes:
         total = {name: sum(note.get(name) or 0 for note in notes) for name in CALLS}
         unpriced = any(note.get("cost") is None for note in notes)
