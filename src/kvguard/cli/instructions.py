@@ -112,7 +112,7 @@ def run(
     from kvguard.models.load import load_model
     from kvguard.studies.instructions import layout
     from kvguard.studies.instructions.params import load_params
-    from kvguard.studies.instructions.prepare import prepare
+    from kvguard.studies.instructions.prepare import plan, prepare
     from kvguard.studies.instructions.run import run as run_study
 
     given = {name: value for name, value in given.items() if value is not None}
@@ -127,9 +127,10 @@ def run(
     params = load_params(settings_path, given)
     model, root = asked.settings()
     check_model(root, model)
-    loaded = load_model(model, root.spec(model), root.device)
+    planned = plan(params, root.compressors)
     folder = out or layout.folder_of(model, params.suite)
-    study, settings = prepare(params, loaded, root.compressors, root.catastrophes)
+    loaded = load_model(model, root.spec(model), root.device)
+    study, settings = prepare(planned, loaded, root.catastrophes)
     with _tracked(track, model, params) as log:
         ended = run_study(study, folder, settings, lambda line: click.echo(line, err=True))
         if ended.stopped_after is not None:

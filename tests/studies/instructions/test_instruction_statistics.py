@@ -59,7 +59,7 @@ def test_each_question_has_its_control():
         "text_removal@0.5", "snapkv@0.25",
     ]  # fmt: skip
     rng = np.random.default_rng(0)
-    rows = [row(str(k), arm, rng.random(2) < 0.8) for k in range(40) for arm in arms]
+    rows = [row(str(k), arm, (rng.random(2) < 0.8).tolist()) for k in range(40) for arm in arms]
     found = numbers(rows)
     tables = {}
     for table, subject, _ in found:

@@ -198,7 +198,8 @@ def _own(suite, example, text):
     return [(found.strict_pass, found.loose_pass) for found in results] or [(False, False)] * len(ids)
 
 
-@pytest.mark.parametrize("suite", ["ifeval", pytest.param("ifbench", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["ifeval", "ifbench"])
 def test_verdicts_equal_the_librarys_own_on_every_real_prompt_twice_and_in_other_orders(suite):
     path, n = REAL[suite]
     if not path.exists():

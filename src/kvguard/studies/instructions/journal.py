@@ -37,6 +37,8 @@ class Journal:
     ----------
     rows : dict
         The results so far, by example and arm.
+    notes : list of dict
+        What each run so far said about itself last.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class Journal:
         try:
             self._blocks: list[Block] = []
             self.rows: dict[Key, dict[str, Any]] = {}
+            self.notes: list[dict[str, Any]] = []
             wanted = json.loads(json.dumps(settings))
             found = self._read()
             if found is not None:
@@ -64,6 +67,7 @@ class Journal:
             self._file = self.path.open("a", encoding="utf-8")
             if found is None:
                 self._write({"settings": wanted})
+            self._number = len(self.notes)
         except BaseException:
             self._lock.release()
             raise
@@ -94,6 +98,11 @@ class Journal:
         self.rows[key] = dict(row)
         self._write(row)
 
+    def note(self, said: Mapping[str, Any]) -> None:
+        """Store what this run says about itself, in place of what it said before."""
+        self.notes[self._number :] = [dict(said)]
+        self._write({"note": said, "run": self._number})
+
     def _write(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
@@ -108,12 +117,15 @@ class Journal:
         if len(whole) < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        settings, self._blocks, self.rows = parse(self.path, whole)
+        settings, self._blocks, self.rows, self.notes = parse(self.path, whole)
         return settings
 
 
-def parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Block], dict[Key, dict[str, Any]]]:
-    """Return a journal's settings, blocks and results.
+Parsed = tuple[dict[str, Any] | None, list[Block], dict[Key, dict[str, Any]], list[dict[str, Any]]]
+
+
+def parse(path: Path, content: bytes) -> Parsed:
+    """Return a journal's settings, blocks, results and notes.
 
     Raises
     ------
@@ -121,6 +133,7 @@ def parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Block
         A line of it is none of a journal's.
     """
     settings, blocks, rows = None, list[Block](), dict[Key, dict[str, Any]]()
+    notes: list[dict[str, Any]] = []
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
             entry = json.loads(line)
@@ -128,6 +141,8 @@ def parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Block
                 settings = entry["settings"]
             elif "block" in entry:
                 blocks.append(tuple((key, arm) for key, arm in entry["block"]))
+            elif "note" in entry:
+                notes[entry["run"] :] = [entry["note"]]
             else:
                 rows[entry["key"], entry["arm"]] = entry
         except (ValueError, KeyError, TypeError):
@@ -136,11 +151,11 @@ def parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Block
             ) from None
     if rows and settings is None:
         raise KvguardError(f"{path}: it does not say of what run it is: name another folder with --out")
-    return settings, blocks, rows
+    return settings, blocks, rows, notes
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the settings and the results of a run, whether it has ended or not.
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the settings, the results and the notes of a run, whether it has ended or not.
 
     Raises
     ------
@@ -153,10 +168,10 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             f"{folder} holds no results of kvguard instructions: run it with --out {folder} first"
         )
     content = path.read_bytes()
-    settings, _, rows = parse(path, content[: content.rfind(b"\n") + 1])
+    settings, _, rows, notes = parse(path, content[: content.rfind(b"\n") + 1])
     if settings is None:
         raise KvguardError(f"{path}: no result yet: run it again")
-    return settings, list(rows.values())
+    return settings, list(rows.values()), notes
 
 
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError
 from kvguard.config import Count, Natural, Positive, Section, Share, Text, first_mistake, read_settings
 from kvguard.errors import KvguardError
 from kvguard.guard.settings import GuardParams
-from kvguard.studies.instructions.arms import TREATMENTS
 
-Treatment = Annotated[Text, Field(pattern="|".join(f"^{name}$" for name in TREATMENTS))]
+Treatment = Literal[
+    "protected:instructions", "protected:system", "fair", "guard:restore", "guard:rollback"
+]  # those of arms.py
 
 
 class JudgeParams(Section):

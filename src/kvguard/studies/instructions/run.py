@@ -84,6 +84,8 @@ def run(study: Study, folder: Path, settings: Mapping[str, Any], show: Show) -> 
                 if (row["key"], row["arm"]) not in journal.rows:  # else from before this block was cut short
                     journal.add(row)
                     show(progress.line(row))
+            if study.scoring.judge is not None:
+                journal.note(study.scoring.judge.summary)
         return Ended(len(journal.rows) - kept, kept, None)
 
 

@@ -21,6 +21,10 @@ class Judges(Protocol):
     def judge(self, example: Example, instruction: Instruction, text: str) -> bool | None:
         """Tell whether an answer follows an instruction; None where it got no verdict."""
 
+    @property
+    def summary(self) -> dict[str, float | None]:
+        """How often what came of asking, and the cost so far in dollars."""
+
 
 @dataclass(frozen=True)
 class Scoring:

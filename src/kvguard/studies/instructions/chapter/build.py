@@ -17,6 +17,7 @@ from kvguard.studies.instructions.chapter.figures import draw
 from kvguard.studies.instructions.chapter.findings import findings
 from kvguard.studies.instructions.chapter.tables import tables
 from kvguard.studies.instructions.statistics.answers import Answers
+from kvguard.studies.instructions.statistics.judged import add_calls
 from kvguard.studies.instructions.statistics.measure import STAGE, measure
 
 TITLE = "Does a model still do what it was told?"
@@ -67,7 +68,7 @@ _SECTIONS = (  # anchor, title, text, tables, figures
         "judge",
         "Rules and judge",
         "Rules first; the judge where there is none, blind to how an answer came about.",
-        ("judge",),
+        ("judge", "judge-calls"),
         (),
     ),
 )
@@ -81,10 +82,11 @@ def build(folder: Path, n_resamples: int, seed: int) -> Results:
     KvguardError
         The folder holds no results.
     """
-    settings, rows = journal.read(folder)
+    settings, rows, notes = journal.read(folder)
     model, suite = settings["model"], settings["suite"]
     answers = Answers.of(rows, n_resamples, seed)
     results = measure(answers, model, suite)
+    add_calls(results, notes)
     results.write(layout.results(folder))
     frame = results.frame
     numbers = Numbers(frame, by_protocol=(STAGE,))

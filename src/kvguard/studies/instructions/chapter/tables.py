@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvguard.report.numbers import Cell, Group, Kind, Numbers, Table
+from kvguard.studies.instructions.statistics.judged import CALLS
 from kvguard.studies.instructions.statistics.measure import STAGE
 
 Column = tuple[str, str, Kind]  # head, metric, how it is written
@@ -24,7 +25,8 @@ _SPECS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         "Prompt level: all instructions of a prompt; instruction level: each. Strict: of the text as it is; "
         "loose: without what chat models put around an answer. Forgotten: of the instructions that are "
         "followed uncompressed, those that are not. CBR: looping or non-termination. Removed and protected "
-        "are shares of the prompt's entries. In brackets: 95 % intervals over prompts.",
+        "are shares of the prompt's entries. In brackets: 95 % intervals over prompts. Arms that do not apply "
+        "to some examples are of the others: the paired tables compare like with like.",
         (
             ("examples", "n", Kind.COUNT),
             ("prompt, strict %", "prompt_strict", Kind.PERCENT),
@@ -110,6 +112,11 @@ _SPECS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
             ("kappa", "kappa", Kind.FRACTION),
             ("agreement %", "agreement", Kind.PERCENT),
         ),
+    ),
+    "judge-calls": (
+        "What came of asking the judge",
+        "Calls, replies that were kept from before, verdicts, and what was no verdict and never became one.",
+        tuple((name.replace("_", " "), name, Kind.SMALL if name == "cost" else Kind.COUNT) for name in CALLS),
     ),
 }
 

@@ -116,7 +116,6 @@ class _Anthropic(_Endpoint):
             lambda: self._client.messages.create(
                 model=self._model,
                 max_tokens=self._max_tokens,
-                temperature=0.0,
                 system=system,
                 messages=[{"role": "user", "content": question}],
             )

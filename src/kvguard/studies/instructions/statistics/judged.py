@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from kvguard.stats.bootstrap import Floats
 from kvguard.store.results import Results
 from kvguard.studies.instructions.statistics.answers import Answers
+
+CALLS = (
+    "called", "cached", "yes", "no", "nonsense", "refused", "timeout", "rate_limited", "failed", "capped",
+    "given_up", "cost",
+)  # fmt: skip
 
 
 def add_agreement(results: Results, answers: Answers) -> None:
@@ -34,6 +41,14 @@ def add_agreement(results: Results, answers: Answers) -> None:
         "all",
         {"kappa": kappa(rule, judge, weights), "agreement": _mean(weights, rule == judge)},
     )
+
+
+def add_calls(results: Results, notes: Sequence[Mapping[str, float | None]]) -> None:
+    """Add the table ``judge-calls``: what came of asking the judge, over all runs."""
+    if notes:
+        total = {name: sum(note.get(name) or 0 for note in notes) for name in CALLS}
+        unpriced = any(note.get("cost") is None for note in notes)
+        results.add("judge-calls", "all", {**total, "cost": None if unpriced else total["cost"]})
 
 
 def kappa(first: np.ndarray, second: np.ndarray, weights: Floats) -> Floats:

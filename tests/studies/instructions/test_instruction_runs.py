@@ -68,7 +68,7 @@ def test_budgets_are_equal_to_within_a_token_across_presses_and_treatments(make_
 def test_an_arm_that_does_not_fit_an_example_says_so_and_is_not_scored(make_study, tmp_path):
     study = make_study(("snapkv@0.9",), TREATMENTS)
     run(study, tmp_path, SETTINGS, lambda _: None)
-    _, rows = journal.read(tmp_path)
+    _, rows, _ = journal.read(tmp_path)
     unfit = {row["unfit"] for row in rows if "unfit" in row}
     assert any("protected entries exceed" in why for why in unfit)
     assert "it has no system prompt" in unfit
@@ -205,13 +205,13 @@ def test_the_guard_watches_all_arms_and_acts_in_its_own(make_study, loaded, tmp_
     watched = Watched(guard.hazard, guard.point, guard.params, thinking_mask(loaded.tokenizer, ("so",)))
     treatments = ("guard:restore", "guard:rollback")
     run(make_study(treatments=treatments, guard=watched), tmp_path, SETTINGS, lambda _: None)
-    _, rows = journal.read(tmp_path)
+    _, rows, _ = journal.read(tmp_path)
     assert all(row["hazard"] is not None for row in rows if row["n_tokens"])
     acted = {row["arm"].partition("+")[2] for row in rows if row["actions"]}
     assert acted == set(treatments)
     plain = {(row["key"], row["arm"]): row["text"] for row in rows if "guard" not in row["arm"]}
     run(make_study(), tmp_path / "unwatched", SETTINGS, lambda _: None)
-    _, unwatched = journal.read(tmp_path / "unwatched")
+    _, unwatched, _ = journal.read(tmp_path / "unwatched")
     assert {(row["key"], row["arm"]): row["text"] for row in unwatched} == plain
     build(tmp_path, 100, 0)
 
@@ -221,6 +221,10 @@ class Moody:
 
     def __init__(self):
         self.asked = []
+
+    @property
+    def summary(self):
+        return {"called": float(len(self.asked)), "cost": None}
 
     def judge(self, example, instruction, text):
         self.asked.append((example.key, instruction.id, text))
@@ -234,7 +238,7 @@ def test_what_no_rule_checks_is_the_judges_or_not_scored_and_asked_once(make_stu
 
     judge = Moody()
     run(make_study(rules=unruled, judge=judge, both=0.5), tmp_path, SETTINGS, lambda _: None)
-    _, rows = journal.read(tmp_path)
+    _, rows, _ = journal.read(tmp_path)
     for row in rows:
         assert row["strict"][0] == row["loose"][0] == row["judged"][0]
         assert (row["judged"][0] is None) == (len(row["text"]) % 2 == 1)
@@ -242,6 +246,7 @@ def test_what_no_rule_checks_is_the_judges_or_not_scored_and_asked_once(make_stu
     n_asked = len(judge.asked)
     run(make_study(rules=unruled, judge=judge, both=0.5), tmp_path, SETTINGS, lambda _: None)
     assert len(judge.asked) == n_asked
-    numbers = build(tmp_path, 100, 0).metrics("judge", "followed")
+    numbers = build(tmp_path, 100, 0).metrics("judge", "judge-calls", "followed")
+    assert numbers["judge-calls"]["all"]["called"]["value"] == n_asked
     assert numbers["judge"]["all"]["n_unscored"]["value"] > 0
     assert numbers["followed"]["baseline"]["unscored"]["value"] > 0
