@@ -11,12 +11,16 @@ import click
 
 from kvguard import stage
 from kvguard.cli.asking import Asked, check_model, serving_options
+from kvguard.cli.directed_gate import gate
 
 if TYPE_CHECKING:
     from kvguard.studies.directed.experiment import Subject
     from kvguard.studies.directed.params import Params, Protocol
 
 _EXAMPLES = """\b
+Whether a model's caches are exact:
+  kvguard directed gate --model path:DIR
+\b
 Scored, one experiment, its report:
   kvguard directed score --model reference_long --dataset reading -n 50 --condition bare --condition oracle
   kvguard directed experiment decoder-01 --model path:DIR --dataset path:squad2.jsonl -n 400
@@ -60,6 +64,9 @@ def _scoring(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(epilog=_EXAMPLES)
 def directed() -> None:
     """Does reading a document behind a prefix make its cache better, and survive compression better?"""
+
+
+directed.add_command(gate)
 
 
 @directed.command()

@@ -1,7 +1,8 @@
 """Caches that are cut, moved and scored, exactly.
 
-A text is read once, behind a prefix that is then cut away (:func:`read`); what it left is asked later, any number of
-times (:func:`answer_nll`, :func:`generate`). Batched and ragged; who sees whom is decided by positions alone.
+A text is read once, behind a prefix that is then cut away (:func:`read`); what it left is asked later, any
+number of times (:func:`answer_nll`, :func:`generate`). Batched and ragged; who sees whom is decided by
+positions alone.
 """
 
 from kvguard.engine.surgery.asking import Asked, answer_nll, generate, score

@@ -35,10 +35,11 @@ class DocumentCache:
     keys, values : tuple of Tensor
         One per layer, [H, n, D]; layers may hold different numbers of entries.
     positions : tuple of Tensor
-        One per layer, [1 or H, n] int64: the position that each key is rotated to; :data:`NOWHERE` where a head-wise
-        press masks an entry, :data:`UNKNOWN` where a press does not tell what it kept.
+        One per layer, [1 or H, n] int64: the position that each key is rotated to; :data:`NOWHERE` where a
+        head-wise press masks an entry, :data:`UNKNOWN` where a press does not tell what it kept.
     end : int
-        The position of the token that comes next: no count of entries, of which a press may have removed some.
+        The position of the token that comes next: no count of entries, of which a press may have removed
+        some.
     """
 
     keys: tuple[Tensor, ...]
@@ -79,8 +80,8 @@ def select(cache: DocumentCache, indices: Tensor | Sequence[Tensor]) -> Document
     Parameters
     ----------
     indices : Tensor or sequence of Tensor
-        [n] int64 for all layers, or one per layer: a sliding-window layer holds fewer entries and is selected by
-        its own indices.
+        [n] int64 for all layers, or one per layer: a sliding-window layer holds fewer entries and is selected
+        by its own indices.
 
     Raises
     ------
@@ -90,13 +91,14 @@ def select(cache: DocumentCache, indices: Tensor | Sequence[Tensor]) -> Document
     chosen = [indices] * len(cache.keys) if isinstance(indices, Tensor) else list(indices)
     if len(chosen) != len(cache.keys):
         raise KvguardError(
-            f"select: {len(chosen)} sets of indices for {len(cache.keys)} layers: pass one for each, or one for all"
+            f"select: {len(chosen)} sets of indices for {len(cache.keys)} layers: pass one for each, or one "
+            "for all"
         )
     for layer, (index, length) in enumerate(zip(chosen, cache.lengths, strict=True)):
         if len(index) and not (int(index.min()) >= 0 and int(index.max()) < length):
             raise KvguardError(
-                f"select: layer {layer} holds {length} entries, and index {int(index.max())} is asked for (least "
-                f"{int(index.min())}): select layers that hold less by indices of their own"
+                f"select: layer {layer} holds {length} entries, and index {int(index.max())} is asked for "
+                f"(least {int(index.min())}): select layers that hold less by indices of their own"
             )
     picked = [index.to(keys.device) for index, keys in zip(chosen, cache.keys, strict=True)]
     return replace(
@@ -128,8 +130,8 @@ def reposition(
     rope.check(end, "reposition")
     if any(bool((p < 0).any()) for p in cache.positions):
         raise KvguardError(
-            "reposition: a press kept entries without telling which, so that nobody knows where their keys stand; move "
-            "before it compresses, or use a press that only scores"
+            "reposition: a press kept entries without telling which, so that nobody knows where their keys "
+            "stand; move before it compresses, or use a press that only scores"
         )
     keys = []
     for layer, (k, old, to) in enumerate(zip(cache.keys, cache.positions, new, strict=True)):

@@ -1,4 +1,5 @@
-"""Texts are fed behind caches, many at once: the one place where a forward pass over cut caches is laid out."""
+"""Texts are fed behind caches, many at once: the one place where a forward pass over cut caches is laid "
+"out."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ class Texts:
     Parameters
     ----------
     ids, positions, keys : Tensor
-        [B, T]: token ids; the positions they are fed at (padding at that of the last token); and where their keys are
-        seen from (padding nowhere).
+        [B, T]: token ids; the positions they are fed at (padding at that of the last token); and where their
+        keys are seen from (padding nowhere).
     """
 
     ids: Tensor
@@ -46,7 +47,8 @@ class Texts:
 
 @dataclass(frozen=True)
 class Fed:
-    """What a batch of texts left: the logits asked for [N, V], and every row's cache with its text appended."""
+    """What a batch of texts left: the logits asked for [N, V], and every row's cache with its text "
+    "appended."""
 
     logits: Tensor
     caches: list[DocumentCache]
@@ -124,7 +126,8 @@ def _feed(
 
 
 def _side_by_side(kept: Sequence[DocumentCache]) -> tuple[DynamicCache, list[Tensor]]:
-    """Return a cache of all rows, padded on the right, and the positions of its entries per layer [B, H, N]."""
+    """Return a cache of all rows, padded on the right, and the positions of its entries per layer [B, H, "
+    "N]."""
     pairs, positions = [], []
     shared: dict[tuple[int, ...], Tensor] = {}
     for layer in range(len(kept[0].keys)):

@@ -60,8 +60,8 @@ def pressing(
     own = next((inner for inner in presses_in(press) if type(inner).__call__ is not Base.__call__), None)
     if own is not None:
         raise KvguardError(
-            f"{who}: {type(own).__name__} compresses a whole prompt at once, and here only the document's entries are "
-            "kept; use a press that goes layer by layer"
+            f"{who}: {type(own).__name__} compresses a whole prompt at once, and here only the document's "
+            "entries are kept; use a press that goes layer by layer"
         )
     introduce(model, press, who)
     with foreign(f"{who}: the layers of {model.config.model_type} cannot be found", "use no press with it"):
@@ -116,7 +116,8 @@ class _Hook:
         module.masked_key_indices = None  # type: ignore[assignment]
         everything = {**kwargs, **told, "hidden_states": hidden, "past_key_values": cache}
         hooked(press, self._who, module, everything, (output[0][r : r + 1, entries], weights))
-        assert layer.keys is not None and layer.values is not None
+        assert layer.keys is not None
+        assert layer.values is not None
         return _left(piece, layer.keys[0], layer.values[0], module.masked_key_indices)  # type: ignore[arg-type]
 
     def _told(self, index: int, piece: Piece, like: Tensor) -> dict[str, Any]:

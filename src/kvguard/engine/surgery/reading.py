@@ -22,7 +22,7 @@ from kvguard.errors import KvguardError
 if TYPE_CHECKING:
     from kvpress import BasePress
 
-Attention = Literal["causal", "bidirectional"]
+Attention = Literal["causal", "bidirectional", "isolated"]
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,18 @@ def read(
         Compresses what is kept: it sees the kept entries where they are moved to, and the hidden states that
         they were computed from, under the prefix. Without a prefix it keeps what kvpress keeps.
         Sliding-window layers are not compressed.
-    attention : {"causal", "bidirectional"}
-        Who sees whom while reading: the tokens before, or all of prefix and document (a prefix LM).
+    attention : {"causal", "bidirectional", "isolated"}
+        Who sees whom while reading: the tokens before; all of prefix and document (a prefix LM); or the
+        tokens before, but none of the document what stands between BOS and it: the prefix then has length and
+        no content.
     batch_rows : int
         Documents of one forward pass at most.
 
     Returns
     -------
     list of DocumentCache
-        In the order of ``readings``. A sliding-window layer holds what it would hold had the document been read at
-        the front: the last ``window - 1`` entries.
+        In the order of ``readings``. A sliding-window layer holds what it would hold had the document been
+        read at the front: the last ``window - 1`` entries.
 
     Raises
     ------
@@ -108,9 +110,13 @@ def read(
 
 @dataclass(frozen=True)
 class _Row:
-    """What is cut from a text: entries ``gap`` to ``gap + n_cut``; those behind move forward into the gap."""
+    """What is cut from a text: entries ``gap`` to ``gap + n_cut``; those behind move forward into the gap.
+
+    The document begins at ``first``; ``end`` entries are kept.
+    """
 
     gap: int
+    first: int
     n_cut: int
     end: int
 
@@ -118,7 +124,9 @@ class _Row:
     def of(cls, reading: Reading, n_opening: int) -> _Row:
         n_before = len(reading.before)
         n_cut = 0 if reading.keep_prefix else n_before
-        return cls(n_opening, n_cut, n_opening + n_before + len(reading.document) - n_cut)
+        return cls(
+            n_opening, n_opening + n_before, n_cut, n_opening + n_before + len(reading.document) - n_cut
+        )
 
     @property
     def entries(self) -> Tensor:
@@ -128,6 +136,11 @@ class _Row:
     def moved(self, positions: Tensor) -> Tensor:
         """Return the new positions of the tokens at ``positions`` [T]; cut ones stay."""
         return torch.where(positions >= self.gap + self.n_cut, positions - self.n_cut, positions)
+
+    def hidden(self, positions: Tensor) -> Tensor:
+        """Tell which tokens an isolated document does not see. [T, T]"""
+        before = (positions >= self.gap) & (positions < self.first)
+        return (positions >= self.first)[:, None] & before
 
 
 def _read(
@@ -141,6 +154,9 @@ def _read(
     told = Texts.of(texts, [0] * len(texts), model.device)
     windows = sliding_windows(model)
     seen = masks(told.positions, [told.keys[:, None]] * len(windows), windows, block=how == "bidirectional")
+    if how == "isolated":
+        hidden = torch.stack([row.hidden(at) for row, at in zip(rows, told.positions, strict=True)])[:, None]
+        seen = [mask & ~hidden for mask in seen]
     new = torch.stack([row.moved(at) for row, at in zip(rows, told.positions, strict=True)])
     none = told.ids.new_zeros(0)
     cache = DynamicCache()
@@ -167,7 +183,8 @@ class _Cutting:
     def layer(self, index: int) -> list[Piece]:
         """Return what is kept of every row."""
         full, window = self._cache.layers[index], self._windows[index]
-        assert full.keys is not None and full.values is not None
+        assert full.keys is not None
+        assert full.values is not None
         moved = self._move(index, full.keys)
         kept = []
         for r, row in enumerate(self._rows):

@@ -1,12 +1,14 @@
 """Keys are moved to other positions: rotated by the difference of the model's own two rotations.
 
-Which rotation a layer applies, if any, is found out and not assumed: the same tokens are run at two places, and the
-rotation that takes every key from the one to the other is the layer's. A model where none does is rejected by name.
-So partial rotations, interleaved ones, layers with a base of their own and layers without any need no entry here.
+Which rotation a layer applies, if any, is found out and not assumed: the same tokens are run at two places,
+and the rotation that takes every key from the one to the other is the layer's. A model where none does is
+rejected by name. So partial rotations, interleaved ones, layers with a base of their own and layers without
+any need no entry here.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -36,17 +38,22 @@ class Rotation:
         For modules that have several bases.
     apply : callable
         The model's own ``apply_rotary_pos_emb``: it knows which dimensions are pairs.
+    partial : bool
+        It is given only as many dimensions as there are cosines, the first ones; those behind know no
+        position.
     """
 
     module: nn.Module
     layer_type: str | None
     apply: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    partial: bool
 
     def between(self, old: Tensor, new: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosine and sine of the angles from positions ``old`` to ``new`` [B, T]: [B, T, d] float32.
 
-        From what the model multiplies with, in its dtype, so that its roundings are undone too; of length 1, so that
-        a scale that the model puts on its cosines stays, and standing still is exactly standing still.
+        From what the model multiplies with, in its dtype, so that its roundings are undone too; of length 1,
+        so that a scale that the model puts on its cosines stays, and standing still is exactly standing
+        still.
         """
         (cos_old, sin_old), (cos, sin) = (
             [part.double() for part in self.embeddings(at, like)] for at in (old, new)
@@ -63,13 +70,14 @@ class Rotation:
 
     def turn(self, keys: Tensor, angle: tuple[Tensor, Tensor]) -> Tensor:
         """Rotate keys [B, H, T, D] by an angle of :meth:`between`."""
-        n = angle[0].shape[-1]
+        n = angle[0].shape[-1] if self.partial else keys.shape[-1]
         turned = self.apply(keys[..., :n].float(), keys[..., :n].float(), *angle)[1].to(keys.dtype)
-        return turned if n == keys.shape[-1] else torch.cat([turned, keys[..., n:]], dim=-1)
+        return torch.cat([turned, keys[..., n:]], dim=-1) if self.partial else turned
 
     @property
     def limit(self) -> int | None:
-        """Tokens up to which its frequencies do not depend on the length of the text; None: whatever the length."""
+        """Tokens up to which its frequencies do not depend on the length of the text; None: whatever the "
+        "length."""
         kind = getattr(self.module, "rope_type", "default")
         kind = kind if isinstance(kind, str) else kind.get(self.layer_type, "default")
         if "dynamic" in kind:
@@ -125,8 +133,8 @@ class Rope:
         self.name = str(config.model_type)
         if "chunked_attention" in (getattr(config, "layer_types", None) or []):
             raise KvguardError(
-                f"{self.name}: its layers attend within chunks of the text, which moving would cut elsewhere; "
-                "use a model without chunked attention"
+                f"{self.name}: its layers attend within chunks of the text, which moving would cut "
+                "elsewhere; use a model without chunked attention"
             )
         candidates = list(_candidates(model))
         made_for = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
@@ -144,8 +152,8 @@ class Rope:
         """Reject a text in which keys cannot be moved exactly, or that the model was not made for."""
         if n_tokens > self.longest:
             raise KvguardError(
-                f"{what}: {n_tokens} tokens, and {self.name} rotates keys by fixed angles for the first {self.longest} "
-                "only; shorten the document or the prefix"
+                f"{what}: {n_tokens} tokens, and {self.name} rotates keys by fixed angles for the first "
+                f"{self.longest} only; shorten the document or the prefix"
             )
 
     def move(self, old: Tensor, new: Tensor, like: Tensor) -> Move:
@@ -167,7 +175,8 @@ def _candidates(model: PreTrainedModel) -> Iterator[Rotation]:
         kind = getattr(module, "rope_type", None)
         if kind is not None:
             for layer_type in [None] if isinstance(kind, str) else sorted(kind):
-                yield from (Rotation(module, layer_type, apply) for apply in applies)
+                for apply, partial in itertools.product(applies, (False, True)):
+                    yield Rotation(module, layer_type, apply, partial)
 
 
 def _found_out(
@@ -175,30 +184,35 @@ def _found_out(
 ) -> list[Rotation | None]:
     here, there = _keys_at(model, 0), _keys_at(model, shift)
     old = torch.arange(_N_PROBE, device=here[0].device)[None]
-    tolerance = torch.finfo(here[0].dtype).eps ** 0.5
-    moves = [Move([None] * len(here), old, old, here[0])]
-    for rotation in candidates:
-        try:
-            moves.append(Move([rotation] * len(here), old, old + shift, here[0]))
-        except (
-            Exception
-        ):  # a module of another kind, that of images say, takes other positions: it is no candidate
-            continue
     found: list[Rotation | None] = []
     for layer, (before, after) in enumerate(zip(here, there, strict=True)):
-        errors = [float((move(layer, before) - after).abs().max() / after.abs().max()) for move in moves]
-        best = min(range(len(moves)), key=errors.__getitem__)
-        if not errors[best] <= tolerance:
+        errors: dict[Rotation | None, float] = {None: _error(before, after)}
+        for rotation in candidates:
+            try:
+                turned = rotation.turn(before, rotation.between(old, old + shift, before))
+                errors[rotation] = _error(turned, after)
+            except Exception:  # a module of another kind, that of images say, takes other positions
+                continue
+        best = min(errors, key=errors.__getitem__)
+        if not errors[best] <= torch.finfo(after.dtype).eps ** 0.5:
             raise KvguardError(
-                f"{name}: keys of layer {layer} cannot be moved exactly: no rotary embedding of the model takes them "
-                f"from one position to another (error {errors[best]:.1e}); use a model with rotary positions"
+                f"{name}: keys of layer {layer} cannot be moved exactly: no rotary embedding of the model "
+                f"takes them from one position to another (error {errors[best]:.1e}); use a model with "
+                "rotary positions"
             )
-        found.append(moves[best]._rotations[layer])
+        found.append(best)
     return found
 
 
+def _error(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
 def _keys_at(model: PreTrainedModel, start: int) -> list[Tensor]:
-    """Return the keys [1, H, T, D] of a few tokens, layer by layer, as the model makes them from ``start`` on."""
+    """Return the keys [1, H, T, D] of a few tokens, layer by layer, as the model makes them from ``start`` "
+    "on."""
     ids = torch.arange(1, 1 + _N_PROBE, device=model.device)[None]
     positions = ids - 1 + start
     windows = sliding_windows(model)

@@ -1,14 +1,15 @@
 """Attention in which positions alone decide who sees whom, over any cache of any Hugging Face model.
 
-A token sees the entries at its own position and before it, in a sliding-window layer those at a distance below the
-window. Padding, and what a press masks, stands :data:`NOWHERE`: nobody sees it. So the mask needs neither the order
-of entries nor how many a layer holds, and ``cache_position`` has no say in it.
+A token sees the entries at its own position and before it, in a sliding-window layer those at a distance
+below the window. Padding, and what a press masks, stands :data:`NOWHERE`: nobody sees it. So the mask needs
+neither the order of entries nor how many a layer holds, and ``cache_position`` has no say in it.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import kvpress  # noqa: F401  (wraps every attention function registered so far: ours must come after)
@@ -105,16 +106,16 @@ def _positional_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    sight: Sight,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the model's own implementation does, with the mask of the pass; shapes are its own."""
+    sight = _under_way.get()
     mask = sight.mask(int(module.layer_idx), query.shape[1])  # type: ignore[arg-type]
     result: tuple[Tensor, Tensor | None] = sight.attend(module)(module, query, key, value, mask, **kwargs)
     return result
 
 
+_under_way: ContextVar[Sight] = ContextVar("sight")  # some models pass no arguments on to their attention
 AttentionInterface.register(NAME, _positional_attention)
 
 
@@ -149,11 +150,13 @@ def forward(
     Raises
     ------
     KvguardError
-        If layers of the model do not attend through transformers' interface, so that masks would not reach them.
+        If layers of the model do not attend through transformers' interface, so that masks would not reach
+        them.
     """
     usual = str(getattr(model, "usual_attention", model.config._attn_implementation))
     sight = Sight(masks, implementation or ("eager" if usual == "eager" else "sdpa"), model.dtype)
     head = model.get_output_embeddings()
+    token = _under_way.set(sight)
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][wanted][None], *inputs[1:]))
     name = model.config.model_type
     try:
@@ -162,10 +165,11 @@ def forward(
             foreign(f"{name}: the model cannot be fed a cache and positions", "use another model"),
         ):
             logits: Tensor = model(
-                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, sight=sight
+                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
             ).logits
     finally:
         hook.remove()
+        _under_way.reset(token)
     if len(sight.asked) < len(masks):
         raise KvguardError(
             f"{name}: {len(masks) - len(sight.asked)} of {len(masks)} layers do not attend through "
