@@ -99,12 +99,12 @@ def score(
 
 
 @directed.command()
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @_scoring
-@click.option("--track", is_flag=True, help="Log the run in MLflow, in the repository's store.")
+@click.option("--track", is_flag=True, help="Log each run in MLflow, in the repository's store.")
 @stage.one_line_errors
 def experiment(
-    name: str,
+    names: tuple[str, ...],
     asked: Asked,
     datasets: tuple[str, ...],
     n: int | None,
@@ -112,20 +112,21 @@ def experiment(
     settings_path: Path | None,
     track: bool,
 ) -> None:
-    """Run one of the experiments of the study's settings: tables, figures, results."""
-    params, subject = _opened(asked, settings_path)
-    protocol = params.protocol(name)
-    if not track:
-        click.echo(_run(name, protocol, params, subject, datasets, n, out))
-        return
+    """Run experiments of the study's settings: tables, results, the examples that a page shows."""
     from kvguard import tracking
     from kvguard.studies.directed.layout import Layout
     from kvguard.studies.directed.params import snapshot
 
-    logged = {"datasets": list(datasets), "n": n, **snapshot(protocol)}
-    with tracking.run("directed", model=subject.name, protocol=name, params=logged) as run:
-        click.echo(_run(name, protocol, params, subject, datasets, n, out, run.log_metrics))
-        run.log_artifact(Layout(out, subject.name).experiment(name))
+    params, subject = _opened(asked, settings_path)
+    protocols = {name: params.protocol(name) for name in names}
+    for name, protocol in protocols.items():
+        if not track:
+            click.echo(_run(name, protocol, params, subject, datasets, n, out))
+            continue
+        logged = {"datasets": list(datasets), "n": n, **snapshot(protocol)}
+        with tracking.run("directed", model=subject.name, protocol=name, params=logged) as run:
+            click.echo(_run(name, protocol, params, subject, datasets, n, out, run.log_metrics))
+            run.log_artifact(Layout(out, subject.name).experiment(name))
 
 
 @directed.command()
@@ -161,8 +162,9 @@ def _run(
     on_metrics: Callable[[Any], None] = lambda metrics: None,
 ) -> str:
     """Score on every data set, draw conclusions, and return them as a table."""
+    from kvguard.studies.directed.analysis.analyse import headline
     from kvguard.studies.directed.chapter.terminal import told
-    from kvguard.studies.directed.experiment import conclude, headline, score_dataset
+    from kvguard.studies.directed.experiment import conclude, score_dataset
     from kvguard.studies.directed.layout import Layout
 
     layout = Layout(out, subject.name)
@@ -171,7 +173,7 @@ def _run(
             scored = score_dataset(name, protocol, subject, dataset, n, params, layout, on_progress)
         click.echo(f"{dataset}: {scored.n_made} rows scored, {scored.n_kept} found", err=True)
     results = conclude(name, protocol, params, layout)
-    on_metrics(headline(results))
+    on_metrics(headline(results.frame))
     return f"{told(results, protocol)}\n\n{layout.experiment(name)}"
 
 

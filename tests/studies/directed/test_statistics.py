@@ -57,9 +57,9 @@ def table(wide: pd.DataFrame, dataset: str = "made", setting: str = "none", docu
 
 def found(results, name: str, subject: str, metric: str) -> float:
     frame = results.frame
-    [value] = frame[
-        (frame["table"] == name) & (frame["subject"] == subject) & (frame["metric"] == metric)
-    ]["value"]
+    [value] = frame[(frame["table"] == name) & (frame["subject"] == subject) & (frame["metric"] == metric)][
+        "value"
+    ]
     return float(value)
 
 
@@ -130,7 +130,9 @@ def test_hard_examples_are_the_highest_baseline_values_and_quantiles_split_them(
     assert found(results, "quantiles made all none nll", "far 5", "benefit") == pytest.approx(
         (top["bare"] - top["far"]).mean()
     )
-    assert found(results, "levels made all none nll", "oracle", "mean") == pytest.approx(wide["oracle"].mean())
+    assert found(results, "levels made all none nll", "oracle", "mean") == pytest.approx(
+        wide["oracle"].mean()
+    )
     ranks = stats.rankdata(wide.to_numpy(), axis=1).mean(axis=0)
     assert found(results, "levels made all none nll", "oracle", "rank") == pytest.approx(ranks[4])
 
