@@ -16,10 +16,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Settings of a pipeline that runs in minutes; docker/check reads this line too.
 SMALL := sample.n=24 generate.preset=small evaluate.n_trials=60 live_validate.n=16 live_validate.decoding_n=8 live_validate.switch_traces=10
 
+# What `make directed` runs; studies/directed/dvc.yaml runs the same.
+DIRECTED_DECODER := decoder-01 decoder-02 decoder-03 compression-01
+
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro small test lint format lock transition instructions bench paper ui image-check clean
+.PHONY: help setup repro small test lint format lock transition instructions directed bench paper ui image-check clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -79,6 +82,10 @@ transition: setup ## measure where along context length SnapKV makes reference_l
 
 instructions: setup ## ask reference_instruct to follow instructions under eviction, protected and not (docs/instructions.md)
 	kvguard instructions run --model reference_instruct --settings studies/instructions/params.yaml --track
+
+directed: setup ## read documents behind prefixes that are then cut away: every track on embedded models (docs/directed.md)
+	kvguard directed experiment $(DIRECTED_DECODER) --model reference_long --dataset reading -n 60
+	kvguard directed report
 
 bench: setup ## timed comparisons, one after another (benchmarks/serve.py and lm_eval_check.py want arguments: see their --help)
 	for name in boost features guard memory sweep tables transition; do python benchmarks/$$name.py; done

@@ -3,21 +3,23 @@
     python benchmarks/directed.py --model reference --examples 128
 
 Both sides use all cores, or the accelerator, and must say the same NLLs to 1e-5 before any speed is shown.
-Texts are random token ids: they cost as much as real ones.
+Texts are those of the embedded reading task.
 """
 
 import os
 import time
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvguard.engine.surgery import Asked, Reading, answer_nll, read
-from kvguard.models.load import load_model
+from kvguard.models.load import LoadedModel, load_model
 from kvguard.studies.catastrophes.params import load_params
+from kvguard.studies.directed.params import DatasetParams
+from kvguard.studies.directed.sources import open_dataset
+from kvguard.studies.directed.tokens import Tokens
 
 
 @click.command()
@@ -26,14 +28,14 @@ from kvguard.studies.catastrophes.params import load_params
     "--examples", default=128, show_default=True, help="Documents, each with a prefix and a question."
 )
 @click.option("--alone", default=32, show_default=True, help="Of these, how many are also run one at a time.")
-@click.option("--tokens", default=100, show_default=True, help="Length of a document, give or take a third.")
+@click.option("--sentences", default=12, show_default=True, help="Length of a document.")
 @click.option("--rows", default=32, show_default=True, help="Rows of a forward pass.")
 @click.option("--repeats", default=3, show_default=True, help="The best of so many runs counts.")
-def main(model: str, examples: int, alone: int, tokens: int, rows: int, repeats: int) -> None:
+def main(model: str, examples: int, alone: int, sentences: int, rows: int, repeats: int) -> None:
     """Score answers under directed caches, batched and one at a time."""
-    loaded = load_model(model, load_params().spec(model)).model
-    readings, asked = texts(loaded, examples, tokens)
-    bos = loaded.config.bos_token_id
+    everything = load_model(model, load_params().spec(model))
+    loaded, bos = everything.model, Tokens.of(everything).bos
+    readings, asked = texts(everything, examples, sentences)
     some = range(0, examples, max(1, examples // alone))
     both: list[list[Tensor]] = [[], []]
     best = [float("inf"), float("inf")]
@@ -57,18 +59,14 @@ def main(model: str, examples: int, alone: int, tokens: int, rows: int, repeats:
     )
 
 
-def texts(model: PreTrainedModel, n: int, tokens: int) -> tuple[list[Reading], list[Asked]]:
-    """Return documents of different lengths, with prefixes of 12 tokens, questions of 14 and answers of 3."""
-    random = np.random.default_rng(0)
-    size = model.config.get_text_config().vocab_size
-
-    def ids(length: int) -> list[int]:
-        found: list[int] = random.integers(3, size, length).tolist()
-        return found
-
-    lengths = random.integers(tokens * 2 // 3, tokens * 4 // 3, n)
-    readings = [Reading(ids(length), ids(12), ids(1)) for length in lengths]
-    return readings, [Asked(ids(14), ids(3)) for _ in range(n)]
+def texts(loaded: LoadedModel, n: int, sentences: int) -> tuple[list[Reading], list[Asked]]:
+    """Return made documents, read behind their questions and asked them, see ``embedded:reading``."""
+    tokens, params = Tokens.of(loaded), DatasetParams(source="embedded:reading", sentences=sentences)
+    examples = open_dataset("reading", params, 0).examples[:n]
+    line = tokens.ids("\n")
+    readings = [Reading(tokens.ids(one.context), tokens.ids(one.question), line) for one in examples]
+    asked = [Asked([*line, *tokens.ids(one.question), *line], tokens.ids(one.target)[:8]) for one in examples]
+    return readings, asked
 
 
 def alone_nll(model: PreTrainedModel, reading: Reading, asked: Asked, bos: int | None) -> Tensor:

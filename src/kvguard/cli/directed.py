@@ -11,12 +11,16 @@ import click
 
 from kvguard import stage
 from kvguard.cli.asking import Asked, check_model, serving_options
+from kvguard.cli.directed_gate import gate
 
 if TYPE_CHECKING:
     from kvguard.studies.directed.experiment import Subject
     from kvguard.studies.directed.params import Params, Protocol
 
 _EXAMPLES = """\b
+Whether a model's caches are exact:
+  kvguard directed gate --model path:DIR
+\b
 Scored, one experiment, its report:
   kvguard directed score --model reference_long --dataset reading -n 50 --condition bare --condition oracle
   kvguard directed experiment decoder-01 --model path:DIR --dataset path:squad2.jsonl -n 400
@@ -62,6 +66,9 @@ def directed() -> None:
     """Does reading a document behind a prefix make its cache better, and survive compression better?"""
 
 
+directed.add_command(gate)
+
+
 @directed.command()
 @_scoring
 @click.option("--condition", "conditions", multiple=True, help="A condition; again for another; bare is one.")
@@ -92,12 +99,12 @@ def score(
 
 
 @directed.command()
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @_scoring
-@click.option("--track", is_flag=True, help="Log the run in MLflow, in the repository's store.")
+@click.option("--track", is_flag=True, help="Log each run in MLflow, in the repository's store.")
 @stage.one_line_errors
 def experiment(
-    name: str,
+    names: tuple[str, ...],
     asked: Asked,
     datasets: tuple[str, ...],
     n: int | None,
@@ -105,20 +112,21 @@ def experiment(
     settings_path: Path | None,
     track: bool,
 ) -> None:
-    """Run one of the experiments of the study's settings: tables, figures, results."""
-    params, subject = _opened(asked, settings_path)
-    protocol = params.protocol(name)
-    if not track:
-        click.echo(_run(name, protocol, params, subject, datasets, n, out))
-        return
+    """Run experiments of the study's settings: tables, results, the examples that a page shows."""
     from kvguard import tracking
     from kvguard.studies.directed.layout import Layout
     from kvguard.studies.directed.params import snapshot
 
-    logged = {"datasets": list(datasets), "n": n, **snapshot(protocol)}
-    with tracking.run("directed", model=subject.name, protocol=name, params=logged) as run:
-        click.echo(_run(name, protocol, params, subject, datasets, n, out, run.log_metrics))
-        run.log_artifact(Layout(out, subject.name).experiment(name))
+    params, subject = _opened(asked, settings_path)
+    protocols = {name: params.protocol(name) for name in names}
+    for name, protocol in protocols.items():
+        if not track:
+            click.echo(_run(name, protocol, params, subject, datasets, n, out))
+            continue
+        logged = {"datasets": list(datasets), "n": n, **snapshot(protocol)}
+        with tracking.run("directed", model=subject.name, protocol=name, params=logged) as run:
+            click.echo(_run(name, protocol, params, subject, datasets, n, out, run.log_metrics))
+            run.log_artifact(Layout(out, subject.name).experiment(name))
 
 
 @directed.command()
@@ -154,8 +162,9 @@ def _run(
     on_metrics: Callable[[Any], None] = lambda metrics: None,
 ) -> str:
     """Score on every data set, draw conclusions, and return them as a table."""
+    from kvguard.studies.directed.analysis.analyse import headline
     from kvguard.studies.directed.chapter.terminal import told
-    from kvguard.studies.directed.experiment import conclude, headline, score_dataset
+    from kvguard.studies.directed.experiment import conclude, score_dataset
     from kvguard.studies.directed.layout import Layout
 
     layout = Layout(out, subject.name)
@@ -164,7 +173,7 @@ def _run(
             scored = score_dataset(name, protocol, subject, dataset, n, params, layout, on_progress)
         click.echo(f"{dataset}: {scored.n_made} rows scored, {scored.n_kept} found", err=True)
     results = conclude(name, protocol, params, layout)
-    on_metrics(headline(results))
+    on_metrics(headline(results.frame))
     return f"{told(results, protocol)}\n\n{layout.experiment(name)}"
 
 

@@ -17,6 +17,13 @@ def by_cell(rows):
     return {(row.example, row.cell): row for row in rows}
 
 
+def nll_at_once(model, ids, answer):
+    """The mean NLL of the answer that ends a text, from one pass over the text."""
+    with torch.no_grad():
+        told = model(torch.tensor([ids])).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    return float(-told.gather(1, torch.tensor(answer)[:, None]).mean())
+
+
 def test_without_a_prefix_the_nll_is_that_of_the_whole_text_read_at_once(bench):
     opened, dataset, _ = bench()
     with opened as decoder:

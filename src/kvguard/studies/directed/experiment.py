@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from kvguard.config import check_known
 from kvguard.store.files import write_json
 from kvguard.store.results import Results
 from kvguard.store.tables import read_table, write_table
-from kvguard.studies.directed.analysis.analyse import ALL, analyse
+from kvguard.studies.directed.analysis.analyse import analyse
 from kvguard.studies.directed.chapter.shown import shown
 from kvguard.studies.directed.layout import Layout
 from kvguard.studies.directed.params import Params
@@ -77,14 +77,6 @@ def conclude(name: str, protocol: Protocol, params: Params, layout: Layout) -> R
     results = analyse(found, layout.model, name, protocol, params.analysis, params.seed)
     results.write(layout.results(name))
     return results
-
-
-def headline(results: Results) -> dict[str, Any]:
-    """Return the numbers that a run logs: those of all examples."""
-    names = dict.fromkeys(results.frame["table"])
-    return results.metrics(
-        *(name for name in names if f" {ALL} " in name and not name.startswith("quantiles"))
-    )
 
 
 def read_tables(paths: Sequence[Path]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kvguard.config import check_known
-from kvguard.stats.bootstrap import Floats
+from kvguard.stats.bootstrap import Floats, Interval
 from kvguard.stats.effects import highest, interaction, quantile_groups, random_effects
 from kvguard.stats.trends import trend
 from kvguard.store.results import Results
@@ -64,6 +64,19 @@ def analyse(
         _crossed(results, sample, protocol)
     _pool(results, pooled)
     return results
+
+
+def headline(results: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Return the numbers of all examples: {table: {subject: {metric: {value, low, high}}}}."""
+    nested: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for name, subject, metric, value, low, high in results[
+        ["table", "subject", "metric", "value", "low", "high"]
+    ].itertuples(index=False):
+        kind, *_ = name.split(" ")
+        if f" {ALL} " in name and kind != "quantiles":
+            one = Interval(value, low, high).as_dict()
+            nested.setdefault(name, {}).setdefault(subject, {})[metric] = one
+    return nested
 
 
 def samples(table: pd.DataFrame, protocol: Protocol, params: AnalysisParams, seed: int) -> Iterator[Sample]:

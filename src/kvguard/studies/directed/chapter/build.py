@@ -11,7 +11,7 @@ from markupsafe import Markup
 from kvguard.errors import KvguardError
 from kvguard.report import markup, page
 from kvguard.report.numbers import Cell, Kind, fraction, known
-from kvguard.store.files import write_text
+from kvguard.store.files import write_json, write_text
 from kvguard.studies.directed import layout
 from kvguard.studies.directed.analysis.analyse import ALL, HARD
 from kvguard.studies.directed.chapter.figures import draw
@@ -50,6 +50,9 @@ def build(root: Path, params: Params) -> str:
     made = {(one.model, one.name): list(tables(one)) for one in found}
     for one in found:
         markup.write(made[one.model, one.name], one.layout.experiment(one.name) / "report")
+    for model in layout.models(root):
+        numbers = {one.name: one.headline() for one in found if one.layout == model}
+        write_json(model.metrics, numbers)
     where = layout.page(root)
     write_text(
         where, page.render([_chapter(found, made)], command=_COMMAND, tables=f"{root}/MODEL/NAME/report")

@@ -13,7 +13,7 @@ import pandas as pd
 from kvguard.report.numbers import Numbers
 from kvguard.stats.bootstrap import Interval
 from kvguard.store.tables import read_table
-from kvguard.studies.directed.analysis.analyse import ALL, HARD, STAGE
+from kvguard.studies.directed.analysis.analyse import ALL, HARD, STAGE, headline
 from kvguard.studies.directed.layout import Layout
 from kvguard.studies.directed.params import Protocol
 
@@ -63,6 +63,10 @@ class Found:
     def subjects(self, table: Sequence[str]) -> list[str]:
         """Return the subjects of a table."""
         return self._numbers.subjects(STAGE, self.model, self.name, " ".join(table))
+
+    def headline(self) -> dict[str, Any]:
+        """Return the numbers of all examples, nested."""
+        return headline(self.frame)
 
     def examples(self) -> dict[str, list[dict[str, Any]]]:
         """Return the examples that are shown, by data set."""
