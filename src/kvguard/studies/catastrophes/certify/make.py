@@ -87,7 +87,7 @@ def make_traces(
 
 def make_guarded(live: Live, loaded: LoadedModel, out: Path) -> pd.DataFrame:
     """Return live generations under ``out``, without and with the guard, made where they are missing."""
-    return read_judged(run_live(live, loaded, out).table, kind="live")
+    return read_judged(run_live(live, loaded, out, stage="recommend").table, kind="live")
 
 
 def live_of(
@@ -98,7 +98,7 @@ def live_of(
     Raises
     ------
     KvguardError
-        The folder holds no guard, or the guard was trained on texts of another budget.
+        The folder holds no guard.
     """
     hazard, point, card = load(guarded.bundle, guarded.point)
     sweep = _evenly(plan_sweep(params, model, prompts, preset), loaded)
@@ -117,7 +117,14 @@ def live_of(
 
 
 def guard_of(params: Params, guarded: Guarded) -> GuardOf:
-    """Return what a certificate says of a guard."""
+    """Return what a certificate says of a guard.
+
+    Raises
+    ------
+    KvguardError
+        The folder holds no guard, or not this operating point.
+    """
+    load(guarded.bundle, guarded.point)
     return GuardOf(
         digest=digest_of(guarded.bundle),
         point=guarded.point,
