@@ -2,7 +2,9 @@
 
 A certified setting *breaks* where its rate on the held-out part is above a limit. That rate is a draw, too:
 of a setting whose rate is just below the limit it is above now and then, and no promise is broken. So it is
-told as well how often it is so far above that the held-out part contradicts the certificate. And the prompts of the run are also taken for the whole population, whose rates are known: calibration prompts are
+told as well how often it is so far above that the held-out part contradicts the certificate.
+
+And the prompts of the run are taken for the whole population, whose rates are known: calibration prompts are
 drawn from it with replacement, as certificates take them to be, and what is certified breaks where the known
 rate is above. Splits and draws share their prompts: intervals are of so many of them, not of other runs.
 """
@@ -73,8 +75,7 @@ def coverage(losses: Losses, limits: Limits, splits: Splits, drawn: Floats) -> M
     -------
     dict
         violations: the share of splits in which some certified setting's rate on the held-out part is above a
-        limit. contradicted: in which it is so far above that an exact test at 5 % would reject the certificate.
-        violations_known: the share of draws in which its known rate is. certified: of splits in which
+        limit. contradicted: in which it is so far above that an exact test at 5 % says so. violations_known: the share of draws in which its known rate is. certified: of splits in which
         anything is. Each with the exact interval of so many. kv_saved: the mean share of memory that the
         best certified setting saves, 0 where there is none.
     """
