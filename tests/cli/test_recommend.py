@@ -29,7 +29,7 @@ def test_a_screen_and_a_certificate_and_again_from_what_is_there(workspace):
     assert first.exit_code == 0, first.output
     screen = first.stdout
     assert len(screen.splitlines()) <= 30
-    for words in ("6 arithmetic prompts", "best: ", "with 12 prompts", "streaming_llm", "certified to"):
+    for words in ("6 arithmetic prompts", "best (*): ", "with 12 prompts", "streaming_llm", "certified to"):
         assert words in screen
     path = workspace / "recommend" / "tiny" / "certificate.json"
     found = Certificate.load(path)
