@@ -76,9 +76,9 @@ def coverage(losses: Losses, limits: Limits, splits: Splits, drawn: Floats) -> M
     dict
         violations: the share of splits in which some certified setting's rate on the held-out part is above a
         limit. contradicted: in which it is so far above that an exact test at 5 % says so. violations_known:
-        the share of draws in which its known rate is. certified: of splits in which anything is. Each with the
-        exact interval of so many. kv_saved: the mean share of memory that the best certified setting saves, 0
-        where there is none.
+        the share of draws in which its known rate is. certified: of splits in which anything is. Each with
+        the exact interval of so many. kv_saved: the mean share of memory that the best certified setting
+        saves, 0 where there is none.
     """
     certified = certified_by(splits.calibration, losses, limits)
     everyone = np.ones((1, len(losses.prompt_ids)))
