@@ -20,8 +20,8 @@ def in_rounds(
 ) -> pd.DataFrame:
     """Return the traces of the settings that a recommendation looks at, see :func:`.recommend.recommend`.
 
-    A sequence of ratios ends at the first that is not certified, and most of the work is beyond it, since texts
-    that loop are the longest. So the mildest ratio of each compressor comes first, then the next two, four, ...
+    A sequence of ratios ends at the first that is not certified, and most of the work lies beyond it: texts
+    that loop are the longest. So each compressor's mildest ratio comes first, then its next two, four, ...
 
     Parameters
     ----------
