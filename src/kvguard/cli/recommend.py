@@ -90,6 +90,7 @@ def recommend(
     from kvguard.studies.catastrophes.certify import make
     from kvguard.studies.catastrophes.certify.recommend import Limits, check_enough
     from kvguard.studies.catastrophes.certify.recommend import recommend as certify
+    from kvguard.studies.catastrophes.certify.rounds import in_rounds
     from kvguard.studies.catastrophes.certify.screen import About, certificate, screen
 
     model, params = asked.settings()
@@ -106,13 +107,8 @@ def recommend(
     loaded = load_model(model, params.spec(model), params.device)
     folder.mkdir(parents=True, exist_ok=True)
     remember(folder, params, model)
-    price = None
-    if guarded is None:
-        traces = make.make_traces(params, model, loaded, prompts, preset, folder / "sweep")
-    else:
-        live = make.live_of(params, model, loaded, prompts, preset, guarded)
-        traces = make.make_guarded(live, loaded, folder / "live")
-        price = make.price_of(live, loaded)
+    maker = make.Maker(params, model, loaded, prompts, guarded)
+    traces = in_rounds(preset, limits, maker, folder / ("live" if guarded is not None else "sweep"))
     found = certify(traces, limits, model=model)
     about = About(
         model=model,
@@ -123,7 +119,7 @@ def recommend(
         compressors=params.compressors,
         guard=guarded,
         guard_of=guard_of,
-        price=price,
+        price=maker.price(preset),
     )
     path = folder / FILE
     write_json(path, certificate(found, about).model_dump(mode="json"))

@@ -146,7 +146,7 @@ def certified_tables() -> dict[str, tuple[list[str], list[str]]]:
 
     simulated = ["none", "simulated"]
     fine = ["0.01", "0.02", "0.05", "0.1", "0.2"]
-    counted = ["violations", "violations_known", "certified", "kv_saved"]
+    counted = ["violations", "contradicted", "violations_known", "certified", "kv_saved"]
     checked = ["certified", "tested", "ratio", "kv_saved", "added", "lost", "broken"]
     return {
         "coverage": (subjects(["snapkv", "random", "all"], simulated, ["0.02", "0.1"]), counted),

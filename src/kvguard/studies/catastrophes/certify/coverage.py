@@ -1,8 +1,10 @@
 """Whether certificates keep their promise: prompts are split again and again, one part certifies, one checks.
 
 A certified setting *breaks* where its rate on the held-out part is above a limit. That rate is a draw, too:
-of a setting whose rate is just below the limit it is above now and then, and no promise is broken. So the
-prompts of the run are also taken for the whole population, whose rates are known: calibration prompts are
+of a setting whose rate is just below the limit it is above now and then, and no promise is broken. So it is
+told as well how often it is so far above that the held-out part contradicts the certificate.
+
+And the prompts of the run are taken for the whole population, whose rates are known: calibration prompts are
 drawn from it with replacement, as certificates take them to be, and what is certified breaks where the known
 rate is above. Splits and draws share their prompts: intervals are of so many of them, not of other runs.
 """
@@ -17,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvguard.errors import KvguardError
-from kvguard.stats.binomial import rate
+from kvguard.stats.binomial import p_below, rate
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.catastrophes.certify.losses import Bools, Floats, Losses
 from kvguard.studies.catastrophes.certify.recommend import Limits, certified_by, lost_of
+
+_LEVEL = 0.05  # at which a held-out part contradicts a certificate
 
 
 @dataclass(frozen=True)
@@ -71,30 +75,45 @@ def coverage(losses: Losses, limits: Limits, splits: Splits, drawn: Floats) -> M
     -------
     dict
         violations: the share of splits in which some certified setting's rate on the held-out part is above a
-        limit. violations_known: the share of draws in which its known rate is. certified: of splits in which
-        anything is. Each with the exact interval of so many. kv_saved: the mean share of memory that the
-        best certified setting saves, 0 where there is none.
+        limit. contradicted: in which it is so far above that an exact test at 5 % says so. violations_known:
+        the share of draws in which its known rate is. certified: of splits in which anything is. Each with
+        the exact interval of so many. kv_saved: the mean share of memory that the best certified setting
+        saves, 0 where there is none.
     """
     certified = certified_by(splits.calibration, losses, limits)
     everyone = np.ones((1, len(losses.prompt_ids)))
     broken = certified & breaks(splits.held_out, losses, limits)
+    contradicted = certified & breaks(splits.held_out, losses, limits, level=_LEVEL)
     known = certified_by(drawn, losses, limits) & breaks(everyone, losses, limits)
     saved = np.where(certified, losses.cost["kv_saved"].mean(axis=0), 0.0).max(axis=1, initial=0.0)
     return {
         "violations": _share(broken.any(axis=1)),
+        "contradicted": _share(contradicted.any(axis=1)),
         "violations_known": _share(known.any(axis=1)),
         "certified": _share(certified.any(axis=1)),
         "kv_saved": float(saved.mean()),
     }
 
 
-def breaks(weights: Floats, losses: Losses, limits: Limits) -> Bools:
-    """Return which settings' rates are above a limit in each sample of the prompts. [R, S]"""
-    n = weights.sum(axis=1, keepdims=True)
-    found: Bools = weights @ losses.added / n > limits.max_added_cbr
+def breaks(weights: Floats, losses: Losses, limits: Limits, level: float | None = None) -> Bools:
+    """Return which settings' rates are above a limit in each sample of the prompts. [R, S]
+
+    Parameters
+    ----------
+    level
+        Only rates so far above that a limit is rejected at this level by an exact test.
+    """
+
+    def above(counts: Floats, n: Floats, limit: float) -> Bools:
+        if level is None:
+            return np.asarray(counts / np.maximum(n, 1) > limit)
+        at_least = 1 - p_below(np.maximum(counts - 1, 0), n, limit)
+        return np.asarray((at_least <= level) & (counts > 0) & (counts > limit * n))
+
+    found = above(weights @ losses.added, weights.sum(axis=1, keepdims=True), limits.max_added_cbr)
     if limits.max_lost_answers is not None:
-        n_scored = np.maximum((weights @ losses.scored)[:, None], 1)
-        found = found | (weights @ lost_of(losses) / n_scored > limits.max_lost_answers)
+        n_scored = (weights @ losses.scored)[:, None]
+        found = found | above(weights @ lost_of(losses), n_scored, limits.max_lost_answers)
     return found
 
 

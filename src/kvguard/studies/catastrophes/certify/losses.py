@@ -79,7 +79,8 @@ class Losses:
     @property
     def scored(self) -> Bools:
         """Which prompts are scored. [P]"""
-        return ~np.isnan(self.lost).any(axis=1)
+        found: Bools = ~np.isnan(self.lost).any(axis=1)
+        return found
 
     @property
     def policies(self) -> dict[tuple[str, str], list[int]]:

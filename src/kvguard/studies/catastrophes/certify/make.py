@@ -77,47 +77,15 @@ def calibration_prompts(params: Params, model: str, n: int) -> pd.DataFrame:
     return drawn[~drawn["question"].isin(trained)].iloc[:n].reset_index(drop=True)
 
 
-def make_traces(
-    params: Params, model: str, loaded: LoadedModel, prompts: pd.DataFrame, preset: Preset, out: Path
-) -> pd.DataFrame:
-    """Return the judged traces of a sweep under ``out``, made where they are missing."""
-    sweep = _evenly(plan_sweep(params, model, prompts, preset), loaded)
-    return read_judged(run_sweep(sweep, out).traces)
-
-
-def make_guarded(live: Live, loaded: LoadedModel, out: Path) -> pd.DataFrame:
-    """Return live generations under ``out``, without and with the guard, made where they are missing."""
-    return read_judged(run_live(live, loaded, out).table, kind="live")
-
-
-def live_of(
-    params: Params, model: str, loaded: LoadedModel, prompts: pd.DataFrame, preset: Preset, guarded: Guarded
-) -> Live:
-    """Return what is run live: every setting watched, and acted on.
+def guard_of(params: Params, guarded: Guarded) -> GuardOf:
+    """Return what a certificate says of a guard.
 
     Raises
     ------
     KvguardError
-        The folder holds no guard, or the guard was trained on texts of another budget.
+        The folder holds no guard, or not this operating point.
     """
-    hazard, point, card = load(guarded.bundle, guarded.point)
-    sweep = _evenly(plan_sweep(params, model, prompts, preset), loaded)
-    settings = LiveValidateParams(
-        n=len(prompts),
-        seed=params.certify.seed,
-        conditions=tuple(f"{c.compressor}@{c.ratio!r}" for c in sweep.conditions[1:]),
-        actions=(guarded.action,),  # type: ignore[arg-type]  # checked there
-        baselines=(),
-        prompts_per_part=sweep.settings.prompts_per_part,
-        decoding_n=0,
-        switch_traces=0,
-    )
-    words = FeaturizeParams(thinking_words=card.thinking_words)
-    return Live(sweep, settings, params.guard, words, {"hazard": point}, (hazard,))
-
-
-def guard_of(params: Params, guarded: Guarded) -> GuardOf:
-    """Return what a certificate says of a guard."""
+    load(guarded.bundle, guarded.point)
     return GuardOf(
         digest=digest_of(guarded.bundle),
         point=guarded.point,
@@ -126,14 +94,67 @@ def guard_of(params: Params, guarded: Guarded) -> GuardOf:
     )
 
 
-def price_of(live: Live, loaded: LoadedModel) -> Price:
-    """Time the guard on some of the prompts."""
-    results = Results(STAGE, live.name)
-    _, threads = plan_workers(live.sweep.settings, loaded, len(live.sweep.prompts))
-    with cpu_threads(threads):
-        measure_latency(results, live, loaded, batch_size=_ROWS, n_tokens=_TOKENS, rounds=_ROUNDS)
-    found = results.metrics("latency")["latency"]
-    return Price(found["overhead"]["share"]["value"], found["restore"]["ms"]["value"])
+@dataclass(frozen=True)
+class Maker:
+    """Makes the judged traces of some settings, where they are missing.
+
+    Attributes
+    ----------
+    guarded
+        With a guard the traces are live generations, without it and with it.
+    """
+
+    params: Params
+    model: str
+    loaded: LoadedModel
+    prompts: pd.DataFrame
+    guarded: Guarded | None
+
+    def __call__(self, preset: Preset, out: Path) -> pd.DataFrame:
+        """Return the judged traces of a preset, kept under ``out``.
+
+        Raises
+        ------
+        KvguardError
+            A prompt does not fit the model or a press, or memory or disk run out.
+        """
+        if self.guarded is None:
+            return read_judged(run_sweep(self._sweep(preset), out).traces)
+        made = run_live(self._live(preset, self.guarded), self.loaded, out, stage="recommend")
+        return read_judged(made.table, kind="live")
+
+    def price(self, preset: Preset) -> Price | None:
+        """Time the guard, if there is one, on some of the prompts."""
+        if self.guarded is None:
+            return None
+        live, results = self._live(preset, self.guarded), Results(STAGE, self.model)
+        _, threads = plan_workers(live.sweep.settings, self.loaded, len(self.prompts))
+        with cpu_threads(threads):
+            measure_latency(results, live, self.loaded, batch_size=_ROWS, n_tokens=_TOKENS, rounds=_ROUNDS)
+        found = results.metrics("latency")["latency"]
+        return Price(found["overhead"]["share"]["value"], found["restore"]["ms"]["value"])
+
+    def _sweep(self, preset: Preset) -> Sweep:
+        return _evenly(plan_sweep(self.params, self.model, self.prompts, preset), self.loaded)
+
+    def _live(self, preset: Preset, guarded: Guarded) -> Live:
+        """Return what is run live: every setting watched, and acted on."""
+        hazard, point, card = load(guarded.bundle, guarded.point)
+        sweep = self._sweep(preset)
+        settings = LiveValidateParams.model_validate(
+            {
+                "n": len(self.prompts),
+                "seed": self.params.certify.seed,
+                "conditions": tuple(f"{c.compressor}@{c.ratio!r}" for c in sweep.conditions[1:]),
+                "actions": (guarded.action,),
+                "baselines": (),
+                "prompts_per_part": sweep.settings.prompts_per_part,
+                "decoding_n": 0,
+                "switch_traces": 0,
+            }
+        )
+        words = FeaturizeParams(thinking_words=card.thinking_words)
+        return Live(sweep, settings, self.params.guard, words, {"hazard": point}, (hazard,))
 
 
 def _evenly(sweep: Sweep, loaded: LoadedModel) -> Sweep:

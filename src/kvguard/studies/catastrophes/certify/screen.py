@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,19 @@ from kvguard.engine.presses import Condition
 from kvguard.guard.certificate import Bounds, Certificate, Certified, GuardOf, PressOf, promise, usage
 from kvguard.guard.settings import Action
 from kvguard.report.terminal import table
-from kvguard.stats.binomial import rate
-from kvguard.studies.catastrophes.certify.losses import UNGUARDED
+from kvguard.studies.catastrophes.certify.losses import UNGUARDED, Setting
 from kvguard.studies.catastrophes.certify.make import Guarded, Price
 from kvguard.studies.catastrophes.certify.recommend import Recommendation, Row
 from kvguard.sweep.settings import CompressorSpec
 
-_HEADS = ("setting", "certified", "saved", "added", "lost", "alarms", "regenerated")
+_HEADS = (
+    *("policy", "certified to", "added", "lost", "KV saved", "alarms", "redrawn"),
+    *("not", "added", "lost"),
+)
+_NOTE = "losses: of so many prompts; alarms: share of texts; redrawn: tokens a text that the guard threw away"
+_WIDTH = 108
+
+Cell = str | float | None
 
 
 @dataclass(frozen=True)
@@ -107,63 +114,68 @@ def screen(found: Recommendation, about: About, path: Path) -> str:
         f"asked for: added catastrophes at most {limits.max_added_cbr:g}{lost}, "
         f"confidence {limits.confidence:g}",
         _best(found, about),
-        table(_HEADS, [_cells(row, found) for row in _shown(found)]),
+        f"{table(_HEADS, _policies(found))}\n{_NOTE}",
         _twice(found),
     ]
     if found.best is not None:
-        parts += [certificate(found, about).promise, _lines(found.best, about, path)]
+        promised = textwrap.fill(certificate(found, about).promise, _WIDTH)
+        parts += [promised, _lines(found.best, about, path)]
     return "\n\n".join(parts)
 
 
-def _shown(found: Recommendation) -> list[Row]:
-    """Return each policy's last certified setting and the first that is not."""
-    shown = []
+def _policies(found: Recommendation) -> list[list[Cell]]:
+    """Return a row for each policy: how far it is certified, and what keeps it from the next ratio."""
+    lines = []
     for policy in dict.fromkeys(row.setting.policy for row in found.rows):
         rows = [row for row in found.rows if row.setting.policy == policy]
         k = sum(row.certified for row in rows)
-        shown += rows[max(k - 1, 0) : k + 1]
-    return shown
+        last, following = (rows[k - 1] if k else None), (rows[k] if k < len(rows) else None)
+        guarded = policy[1] != UNGUARDED
+        star = " *" if last is not None and last == found.best else ""
+        lines.append(
+            [
+                policy[0] + (f" under {policy[1]}" if guarded else "") + star,
+                *_ratio_and_losses(last, "nothing"),
+                last.kv_saved if last is not None else None,
+                last.acted if last is not None and guarded else None,
+                last.n_rewound if last is not None and guarded else None,
+                *_ratio_and_losses(following, "-"),
+            ]
+        )
+    return lines
 
 
-def _cells(row: Row, found: Recommendation) -> list[str | float | None]:
-    def counted(losses: int | None, n: int) -> str | None:
-        return None if losses is None else f"{losses} of {n}"
-
-    guarded = row.setting.action != UNGUARDED
-    return [
-        str(row.setting) + (" *" if row == found.best else ""),
-        "yes" if row.certified else "no",
-        row.kv_saved,
-        counted(row.added, row.n),
-        counted(row.lost, row.n_scored),
-        row.acted if guarded else None,
-        row.n_rewound if guarded else None,
-    ]
+def _ratio_and_losses(row: Row | None, otherwise: str) -> list[Cell]:
+    if row is None:
+        return [otherwise, None, None]
+    lost = None if row.lost is None else f"{row.lost}/{row.n_scored}"
+    return [f"{row.setting.ratio:g}", f"{row.added}/{row.n}", lost]
 
 
 def _best(found: Recommendation, about: About) -> str:
+    """Say what saves most, and what the guard costs where it serves most."""
     best = found.best
     if best is None:
         return "best: nothing is certified: do not compress, or allow more losses"
-    lines = [
-        f"best: {best.setting}: saves {best.kv_saved:.0%} of the KV memory, a mean over the steps of a text"
-    ]
-    at_most = rate(best.added, best.n).high
-    lines[0] += f"; added catastrophes {best.added / best.n:.3f} (95 % interval to {at_most:.3f})"
-    if best.setting.action != UNGUARDED:
-        bare = found.row(type(best.setting)(best.setting.compressor, UNGUARDED, best.setting.ratio))
-        lines.append(_price(best, bare, about.price))
+    saved = f"{best.kv_saved:.0%} of the KV memory, a mean over the steps of a text"
+    lines = [f"best (*): {best.setting} saves {saved}"]
+    guarded = [row for row in found.rows if row.certified and row.setting.action != UNGUARDED]
+    if guarded:
+        lines.append(_price(found, max(guarded, key=lambda row: row.kv_saved), about.price))
     return "\n".join(lines)
 
 
-def _price(best: Row, bare: Row | None, price: Price | None) -> str:
-    """Say what the guard costs at the best setting."""
-    said = [f"acts on {best.acted:.0%} of texts", f"regenerates {best.n_rewound:.1f} tokens a text"]
+def _price(found: Recommendation, row: Row, price: Price | None) -> str:
+    """Say what the guard costs at a setting."""
+    setting = row.setting
+    bare = found.row(Setting(setting.compressor, UNGUARDED, setting.ratio))
+    said = [f"acts on {row.acted:.0%} of texts", f"draws {row.n_steps:.0f} tokens a text"]
     if bare is not None:
-        said.append(f"draws {best.n_steps:.0f} tokens a text ({bare.n_steps:.0f} without it)")
+        said[-1] += f" ({bare.n_steps:.0f} without it)"
+    said.append(f"{row.n_rewound:.1f} of them again")
     if price is not None:
         said.append(f"{price.per_token:+.0%} time a token, {price.restore_ms:.0f} ms a restore")
-    return f"price of the guard: {', '.join(said)}"
+    return f"price of the guard, {setting}: {', '.join(said)}"
 
 
 def _twice(found: Recommendation) -> str:
@@ -191,22 +203,16 @@ def _lines(best: Row, about: About, path: Path) -> str:
     condition = Condition(setting.compressor, setting.ratio)
     serve = ["kvguard", "serve", "--model", about.source]
     serve += ["--compressor", condition.compressor, "--ratio", f"{condition.ratio:g}"]
-    if about.guard is None or setting.action == UNGUARDED:
-        call = f"with {press}(model): model.generate(...)  # kvpress"
-        call = f"press = {press}"
+    if about.guard is None:
+        call = f"press = {press}  # of kvpress"
     else:
-        load = f"Guard.load({str(about.guard.bundle)!r}, {about.guard.point!r}, policy={str(path)!r})"
+        bundle, point = str(about.guard.bundle), about.guard.point
         call = (
-            f"{load}.generate(\n    model, tokenizer, prompts, press={press},\n"
+            f"guard = Guard.load({bundle!r}, {point!r}, policy={str(path)!r})\n"
+            f"guard.generate(model, tokenizer, prompts, press={press},\n"
             f"    action={setting.action!r}, max_new_tokens={about.max_new_tokens})"
         )
-        serve += [
-            "--guard",
-            str(about.guard.bundle),
-            "--action",
-            setting.action,
-            "--point",
-            about.guard.point,
-        ]
+        if setting.action != UNGUARDED:
+            serve += ["--guard", bundle, "--action", setting.action, "--point", point]
     serve += ["--policy", str(path)]
     return f"{call}\n{shlex.join(serve)}"

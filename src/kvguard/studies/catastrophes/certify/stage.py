@@ -178,11 +178,21 @@ def add_fresh(results: Results, losses: Losses, settings: CertifyParams, seed: i
 
 
 def headline(results: Results) -> dict[str, Any]:
-    """Return what the metrics file holds: coverage, the live check, and savings at the alphas of coverage."""
+    """Return what the metrics file holds: coverage, the live check, and savings at the alphas of coverage.
+
+    Returns
+    -------
+    dict
+        {table: {compressor: {guard: {alpha: {metric: number}}}}}
+    """
     found = results.metrics("coverage", "saving", "fresh")
-    kept = set(found["coverage"])
-    saving = {subject: numbers for subject, numbers in found["saving"].items() if subject in kept}
-    return {**found, "saving": saving}
+    told: dict[str, Any] = {}
+    for table, subjects in found.items():
+        for subject, numbers in subjects.items():
+            if table != "saving" or subject in found["coverage"]:
+                compressor, guard, alpha = subject.split("/")
+                told.setdefault(table, {}).setdefault(compressor, {}).setdefault(guard, {})[alpha] = numbers
+    return told
 
 
 def _subjects(losses: Losses) -> list[tuple[str, Losses]]:

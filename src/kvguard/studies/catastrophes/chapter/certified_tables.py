@@ -12,6 +12,7 @@ _COVERAGE: tuple[Column, ...] = (
     ("anything certified, % of splits", "certified", Kind.PERCENT),
     ("KV saved, %", "kv_saved", Kind.PERCENT),
     ("broken, held-out rate, %", "violations", Kind.PERCENT),
+    ("contradicted, %", "contradicted", Kind.PERCENT),
     ("broken, known rate, %", "violations_known", Kind.PERCENT),
 )
 _FRESH: tuple[Column, ...] = (
@@ -37,8 +38,9 @@ def certified_tables(pipeline: Pipeline) -> list[Table]:
             pipeline, "certified-coverage", "Do certificates hold?",
             f"{asked}{settings.n_splits} random splits of the sweep's prompts: one part certifies, the other "
             "checks. Broken, held-out rate: a certified setting's rate on the other part is above a limit, "
-            "which chance does as well to one just below it. Broken, known rate: the same prompts as the "
-            "whole population, calibration prompts drawn from it with replacement. Brackets: exact intervals "
+            "which chance does as well to one just below it; contradicted: so far above that an exact test "
+            "at 5 % says so. Broken, known rate: the same prompts as the whole "
+            "population, calibration prompts drawn from it with replacement. Brackets: exact intervals "
             "of so many splits. KV saved: a mean over splits, 0 where nothing is certified. All: one family, "
             "the others each by themselves. The guard is simulated.",
             "coverage", _COVERAGE,

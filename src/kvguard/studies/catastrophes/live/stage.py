@@ -44,12 +44,19 @@ class LiveRun:
     table: Path
 
 
-def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) -> LiveRun:
+def run_live(
+    live: Live, loaded: LoadedModel, out: Path, progress: bool = True, stage: str = STAGE
+) -> LiveRun:
     """Generate what is missing under ``out`` and judge it all into ``live.parquet`` and ``scores.parquet``.
 
     First what is run from the start; then what goes on from its ``static`` rows: the policies that act,
     and the continuations of failing traces. Parts that match their fingerprint are kept; a run that was
     killed goes on where it stopped and ends with the same bytes.
+
+    Parameters
+    ----------
+    stage
+        Who asks, for errors.
 
     Raises
     ------
@@ -62,7 +69,7 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     plan = compile_sweep(live.sweep, loaded, folder, partial(cut_by_policy, live, loaded), restorable=True)
     table = out / "live.parquet"
     table.unlink(missing_ok=True)
-    n_made = make_missing(Work(STAGE, plan, partial(make_live_parts, live), folder), loaded, progress)
+    n_made = make_missing(Work(stage, plan, partial(make_live_parts, live), folder), loaded, progress)
     rows = _raw([part.path("live_parts", folder) for part in plan.parts])
     uncompressed = uncompressed_lengths(rows)
     rows = _judged(live, loaded, rows, uncompressed)
@@ -75,7 +82,7 @@ def run_live(live: Live, loaded: LoadedModel, out: Path, progress: bool = True) 
     further = [*branches, *switched]
     below = folder / "further"
     below.mkdir(exist_ok=True)
-    work = Work(STAGE, plan.with_parts(further), partial(_make_further, live, folder, cases), below)
+    work = Work(stage, plan.with_parts(further), partial(_make_further, live, folder, cases), below)
     n_made += make_missing(work, loaded, progress)
     if further:
         continued = _raw([part.path("live_parts", below) for part in further])

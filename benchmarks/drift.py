@@ -1,0 +1,108 @@
+"""How soon a drift is told of traffic that changed, and how often of traffic that did not.
+
+    python benchmarks/drift.py --model reference --task-source ../shared/data/gsm8k/test.jsonl
+
+Calibration prompts and live ones are asked under guard: live ones of the same task, of that with more
+demonstrations (longer prompts), of another task, and of the same task at a severer ratio. Every kind is
+streamed in many random orders.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from kvguard.engine.presses import build_press
+from kvguard.guard.drift import Drift
+from kvguard.guard.session import Guard
+from kvguard.models.load import LoadedModel, load_model
+from kvguard.stats.binomial import rate
+from kvguard.studies.catastrophes.params import load_params
+from kvguard.sweep.plan import stop_strings
+from kvguard.tasks import make_task
+from kvguard.tasks.base import Task
+
+Scores = NDArray[np.float64]
+
+
+def scores_of(guard: Guard, loaded: LoadedModel, task: Task, n: int, seed: int, ratio: float) -> Scores:
+    """Ask prompts under guard, and return what it thought of each. [n]"""
+    spec = load_params().compressors["snapkv"]
+    stops = stop_strings(task, loaded)
+    outputs = guard.generate(
+        loaded.model,
+        loaded.tokenizer,
+        [loaded.encode(prompt) for prompt in task.prompts(n, seed)["prompt"]],
+        press=build_press(spec, ratio),
+        max_new_tokens=256,
+        stop=stops.strings if stops is not None else (),
+        answered=task.answered,
+    )
+    return np.array([output.score for output in outputs])
+
+
+def delays(calibration: Scores, live: Scores, orders: int, seed: int) -> list[int | None]:
+    """Return how many live texts it took in each of many random orders; None: it was not told."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(orders):
+        drift = Drift(rng.permutation(calibration), seed=number)
+        for value in rng.permutation(live):
+            if drift.observe(float(value)):
+                break
+        found.append(drift.since)
+    return found
+
+
+@click.command(help=__doc__)
+@click.option("--model", default="reference", show_default=True)
+@click.option("--bundle", type=click.Path(path_type=Path), default="models/reference", show_default=True)
+@click.option("--ratio", default=0.5, show_default=True, help="Of SnapKV.")
+@click.option("--severe", default=0.75, show_default=True, help="The ratio that it shifts to.")
+@click.option("--calibration", default=200, show_default=True)
+@click.option("-n", "n", default=200, show_default=True, help="Live prompts of each kind.")
+@click.option("--orders", default=200, show_default=True)
+@click.option("--task-source", type=click.Path(), help="GSM8K's test.jsonl, for another task.")
+def main(
+    model: str,
+    bundle: Path,
+    ratio: float,
+    severe: float,
+    calibration: int,
+    n: int,
+    orders: int,
+    task_source: str | None,
+) -> None:
+    """Measure, and print a line for each kind of traffic."""
+    params = load_params()
+    guard, loaded = Guard.load(bundle), load_model(model, params.spec(model), "cpu")
+    task = params.task(model)
+    pool = scores_of(guard, loaded, task, calibration + n, 6006, ratio)
+    kinds = {
+        "longer prompts": (task.model_copy(update={"n_shots": 2 * task.n_shots}), ratio),
+        f"snapkv@{severe:g}": (task, severe),
+    }
+    if task_source is not None:
+        kinds["gsm8k"] = (make_task("gsm8k", source=task_source), ratio)
+    rng = np.random.default_rng(7)
+    same: list[int | None] = []
+    for number in range(orders):
+        mixed = rng.permutation(pool)
+        same += delays(mixed[:calibration], mixed[calibration:], 1, number)
+    told = sum(one is not None for one in same)
+    found = rate(told, len(same))
+    click.echo(f"the same: told in {told} of {len(same)} orders ({found.low:.3f} to {found.high:.3f})")
+    for name, (other, at) in kinds.items():
+        live = scores_of(guard, loaded, other, n, 7007, at)
+        after = delays(pool[:calibration], live, orders, 1)
+        known = sorted(one for one in after if one is not None)
+        middle = f"after {int(np.median(known))} texts (median)" if known else "never"
+        click.echo(
+            f"{name}: told in {len(known)} of {len(after)} orders, {middle}; mean score {live.mean():.3f}, "
+            f"{pool.mean():.3f} before; alarms {np.mean(live == 1):.3f}, {np.mean(pool == 1):.3f} before"
+        )
+
+
+if __name__ == "__main__":
+    main()
