@@ -22,7 +22,7 @@ DIRECTED_DECODER := decoder-01 decoder-02 decoder-03 compression-01
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro small test lint format lock transition instructions directed bench paper ui image-check clean
+.PHONY: help setup repro small test lint format lock transition real-model instructions directed bench paper ui image-check clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -79,6 +79,16 @@ lock: ## pin the newest allowed versions in requirements.lock, torch as it is
 transition: setup ## measure where along context length SnapKV makes reference_long unreliable (docs/transition.md)
 	kv-transition all -c config/experiments/reference.yaml
 	@echo "runs/transition-reference/report.html"
+
+# What two CPU cores do in hours: fewer prompts, conditions and live policies than the default run.
+REAL_MODEL := model=smollm135m_gsm8k transfer_to=reference sample.n=100 generate.preset=short generate.prompts_per_part=25 \
+	train.fits=1 live_validate.n=24 live_validate.conditions=[snapkv@0.5] live_validate.actions=[restore,rollback,restart] \
+	live_validate.baselines=[] live_validate.decoding_n=0 live_validate.switch_traces=0 \
+	$(if $(BASE),models.smollm135m_gsm8k.source=path:$(abspath $(BASE))) \
+	$(if $(GSM8K),tasks.gsm8k_zero_shot.source=$(abspath $(GSM8K)))
+
+real-model: setup ## run the pipeline on SmolLM2-135M, fine-tuned on GSM8K (hours; BASE=its folder GSM8K=test.jsonl without the hub; docs/real-models.md)
+	dvc exp run $(foreach setting,$(REAL_MODEL),-S '$(setting)') report
 
 instructions: setup ## ask reference_instruct to follow instructions under eviction, protected and not (docs/instructions.md)
 	kvguard instructions run --model reference_instruct --settings studies/instructions/params.yaml --track
