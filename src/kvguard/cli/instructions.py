@@ -11,6 +11,7 @@ import click
 
 from kvguard import stage
 from kvguard.cli.asking import Asked, check_model, serving_options
+from kvguard.cli.instructions_generate import generate
 
 if TYPE_CHECKING:
     from kvguard.store.results import Results
@@ -39,6 +40,9 @@ def instructions() -> None:
 
     Without a command it is `run`: see `kvguard instructions run --help`.
     """
+
+
+instructions.add_command(generate)
 
 
 @instructions.command()

@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 from click.testing import CliRunner
-
 from doubles import double
+
 from kvguard.cli.instructions_generate import generate
 from kvguard.studies.instructions import generate as study
 from kvguard.studies.instructions.suites import load_suite

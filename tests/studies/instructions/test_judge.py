@@ -3,8 +3,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-
 from doubles import double
+
 from kvguard.errors import KvguardError
 from kvguard.studies.instructions.examples import Example, Instruction
 from kvguard.studies.instructions.judge import endpoints, make_judge

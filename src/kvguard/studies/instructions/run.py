@@ -75,18 +75,29 @@ def run(study: Study, folder: Path, settings: Mapping[str, Any], show: Show) -> 
     with Journal(folder, settings) as journal, enough_memory(study.how.loaded.name):
         _check_unchanged(study, journal)
         kept = len(journal.rows)
-        progress = Progress(study, journal.rows)
-        for block in _blocks(study, journal):
-            if study.stop_when is not None and progress.widest() <= study.stop_when:
-                return Ended(len(journal.rows) - kept, kept, progress.n_complete)
-            journal.begin(block)
-            for row in _results(study, encoded, block):
-                if (row["key"], row["arm"]) not in journal.rows:  # else from before this block was cut short
-                    journal.add(row)
-                    show(progress.line(row))
-            if study.scoring.judge is not None:
-                journal.note(study.scoring.judge.summary)
-        return Ended(len(journal.rows) - kept, kept, None)
+        try:
+            stopped = _go_on(study, encoded, journal, show)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted: {len(journal.rows)} results are kept in {folder}: run it again to go on"
+            ) from None
+        return Ended(len(journal.rows) - kept, kept, stopped)
+
+
+def _go_on(study: Study, encoded: Mapping[str, Encoded], journal: Journal, show: Show) -> int | None:
+    """Make what is missing; return after how many examples it was clear, None if it came to the end."""
+    progress = Progress(study, journal.rows)
+    for block in _blocks(study, journal):
+        if study.stop_when is not None and progress.widest() <= study.stop_when:
+            return progress.n_complete
+        journal.begin(block)
+        for row in _results(study, encoded, block):
+            if (row["key"], row["arm"]) not in journal.rows:  # else from before this block was cut short
+                journal.add(row)
+                show(progress.line(row))
+        if study.scoring.judge is not None:
+            journal.note(study.scoring.judge.summary)
+    return None
 
 
 def _encoded(study: Study) -> dict[str, Encoded]:

@@ -46,8 +46,8 @@ _SECTIONS = (  # anchor, title, text, tables, figures
     (
         "types",
         "Which instructions",
-        "By type, by where they stand, and which of two goes first.",
-        ("positions", "first-forgotten", "types"),
+        "By type (the table of all is tables/types.md), by where they stand, and which of two goes first.",
+        ("positions", "first-forgotten"),
         ("types.png",),
     ),
     (
@@ -130,7 +130,7 @@ def _chapter(
             tables=_there(found, names),
         )
         for anchor, title, text, names, figures in _SECTIONS
-        if _there(found, names)
+        if _there(found, names) or _there(pictures, figures)
     ]
     said = Findings(model, findings(answers, numbers, model, suite), [tile])
     return Chapter("Instructions", TITLE, lead, [said], sections, caveat=_caveat(settings))

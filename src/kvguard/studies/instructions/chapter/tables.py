@@ -25,8 +25,8 @@ _SPECS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         "Prompt level: all instructions of a prompt; instruction level: each. Strict: of the text as it is; "
         "loose: without what chat models put around an answer. Forgotten: of the instructions that are "
         "followed uncompressed, those that are not. CBR: looping or non-termination. Removed and protected "
-        "are shares of the prompt's entries. In brackets: 95 % intervals over prompts. Arms that do not apply "
-        "to some examples are of the others: the paired tables compare like with like.",
+        "are shares of the prompt's entries. In brackets: 95 % intervals over prompts. An arm that does not "
+        "apply to some examples is of the others: the paired tables compare like with like.",
         (
             ("examples", "n", Kind.COUNT),
             ("prompt, strict %", "prompt_strict", Kind.PERCENT),
