@@ -41,7 +41,9 @@ def test_everything_that_is_told_and_bought_stands_in_the_prompt_in_its_place(ma
 
 
 @given(asked(), st.sampled_from(SPLITS))
-def test_neither_the_wording_nor_the_order_nor_the_text_around_it_moves_a_core_to_the_other_split(made, other):
+def test_neither_the_wording_nor_the_order_nor_the_text_around_it_moves_a_core_to_the_other_split(
+    made, other
+):
     split = instructions.split_of(made.person, made.things, made.told)
     assert instructions.split_of(made.person, made.things, made.told[::-1]) == split
 
@@ -74,7 +76,12 @@ def test_a_text_that_names_nothing_follows_nothing(silence):
         ("end:phrase", {"phrase": "red moon"}, "milk. Red moon!", "red moon milk"),
         ("avoid:word", {"word": "ash"}, "milk on the dash", "Ash, milk"),
         ("avoid:letter", {"letter": "a"}, "milk", "milk And corn"),
-        ("repeat:question", {"question": "What does Ana buy?"}, " what does ana buy? milk", "milk. What does Ana buy?"),
+        (
+            "repeat:question",
+            {"question": "What does Ana buy?"},
+            " what does ana buy? milk",
+            "milk. What does Ana buy?",
+        ),
     ],
 )
 def test_a_rule_tells_answers_in_other_forms_apart_as_a_reader_would(kind, kwargs, good, bad):

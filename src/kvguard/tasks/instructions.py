@@ -1,6 +1,6 @@
 """Instructions that a small model can follow, and that a rule can check, on texts of any length.
 
-    Never use the word milk. Ana buys milk. The house is small. Ana buys rice. The river is old. Ana buys silk.
+    Never use the word milk. Ana buys milk. The house is small. Ana buys rice. Ana buys silk.
 
     What does Ana buy?
 
@@ -219,7 +219,7 @@ def ask(
 
 
 def world(rng: Random, n_sentences: int) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
-    """Return a text of ``n_sentences``, five at least, its person, and the three to five things that they buy."""
+    """Return a text of ``n_sentences`` (five at least), its person, and the 3 to 5 things bought."""
     person, things = rng.choice(PEOPLE), tuple(rng.sample(THINGS, rng.randint(3, 5)))
     sentences = [f"The {rng.choice(_PLACES)} is {rng.choice(_LOOKS)}." for _ in range(n_sentences)]
     for place, thing in zip(sorted(rng.sample(range(n_sentences), len(things))), things, strict=True):

@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 from click.testing import CliRunner
-
 from doubles import double
+
 from kvguard.cli.instructions_generate import generate
 from kvguard.studies.instructions import generate as study
 from kvguard.studies.instructions.suites import load_suite
@@ -13,14 +13,19 @@ from kvguard.studies.instructions.suites.library import library
 
 
 def answer(asked):
-    """What a model that does as it is told would write: the rules' own words, with arguments that they draw."""
+    """What a model that does as it is told would write, in the rules' own words."""
     rules = library("ifeval")
     prompt, kwargs = [f"Write about {abs(hash(asked)) % 10**6} things."], []
     for id in re.findall(r"^\d+\. ([a-z_:-]+);", asked, re.MULTILINE):
         rule = rules._registry[id](id)
         names = rule.get_instruction_args_keys()
         given = {"prompt_to_repeat": prompt[0]} if "prompt_to_repeat" in names else {}
-        for name, values in (("keywords", ["tea"]), ("forbidden_words", ["tea"]), ("keyword", "tea"), ("letter", "t")):
+        for name, values in (
+            ("keywords", ["tea"]),
+            ("forbidden_words", ["tea"]),
+            ("keyword", "tea"),
+            ("letter", "t"),
+        ):
             given |= {name: values} if name in names else {}
         prompt.append(rule.build_description(**given))
         kwargs.append(rule.get_instruction_args() or {})

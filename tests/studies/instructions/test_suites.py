@@ -47,7 +47,7 @@ ANSWERS = (
     "Tea is tea.",
     "Tea, tea! AND MORE TEA.\n\nSee P.S. yes. Two sentences? Three.",
     "Il fiume Po scorre in Italia e attraversa molte città del nord.",
-    "*highlighted* <<title>> [place] ******\n* one\n* two\n***\n\"quoted\"",
+    '*highlighted* <<title>> [place] ******\n* one\n* two\n***\n"quoted"',
     '{"a": 1}',
     "My answer is yes.",
     "1 2 3 ... !!! \u2028 \x00 \ud83d\ude00 日本語",
@@ -88,7 +88,9 @@ def test_checking_leaves_everybody_elses_random_numbers_alone(file):
 
 def test_arguments_that_are_zero_count():
     rules = library("ifeval")
-    rules.check("change_case:capital_word_frequency", {"capital_frequency": 0, "capital_relation": "less than"})
+    rules.check(
+        "change_case:capital_word_frequency", {"capital_frequency": 0, "capital_relation": "less than"}
+    )
     with pytest.raises(KvguardError, match="lacks capital_frequency"):
         rules.check("change_case:capital_word_frequency", {"capital_relation": "less than"})
 
@@ -131,7 +133,9 @@ def test_a_rule_whose_data_are_not_there_gives_no_verdict_whatever_the_text(file
     monkeypatch.setattr(nltk_data, "_there", lambda data: False)
     monkeypatch.setattr(nltk_data, "provide", lambda: None)
     rules = Library("ifeval")
-    assert {"length_constraints:number_sentences", "change_case:capital_word_frequency"} == set(rules.unchecked)
+    assert {"length_constraints:number_sentences", "change_case:capital_word_frequency"} == set(
+        rules.unchecked
+    )
     for example in load_suite("ifeval", file, None, 0, "user"):
         for text in ANSWERS:
             found = rules(example, text)
@@ -144,7 +148,8 @@ def test_a_rule_whose_data_are_not_there_gives_no_verdict_whatever_the_text(file
 def test_the_first_examples_are_those_of_any_larger_number(name, file):
     path = None if name == "embedded" else file
     assert load_suite(name, path, 2, 3, "user") == load_suite(name, path, 4, 3, "user")[:2]
-    assert load_suite(name, path, 4, 3, "user") != load_suite(name, path, 4, 4, "user")
+    orders = {tuple(one.key for one in load_suite(name, path, 4, seed, "user")) for seed in range(5)}
+    assert len(orders) > 1
 
 
 @pytest.mark.parametrize("placement", ["user", "system"])

@@ -26,7 +26,7 @@ _Piece = tuple[str, float]
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """Yield the texts that the tokenizer's merges are learned from: a word is one token, wherever it stands."""
+    """Yield the texts that the tokenizer's merges are learned from."""
     for _ in range(_OFTEN):
         for sentence in instructions.sentences():
             yield from (sentence, f" {sentence}")
