@@ -148,7 +148,8 @@ def test_a_rule_whose_data_are_not_there_gives_no_verdict_whatever_the_text(file
 def test_the_first_examples_are_those_of_any_larger_number(name, file):
     path = None if name == "embedded" else file
     assert load_suite(name, path, 2, 3, "user") == load_suite(name, path, 4, 3, "user")[:2]
-    assert load_suite(name, path, 4, 3, "user") != load_suite(name, path, 4, 4, "user")
+    orders = {tuple(one.key for one in load_suite(name, path, 4, seed, "user")) for seed in range(5)}
+    assert len(orders) > 1
 
 
 @pytest.mark.parametrize("placement", ["user", "system"])
