@@ -1,8 +1,9 @@
 """The reference encoder-decoder: a small T5 that finds a fact in a text, trained on a CPU in minutes.
 
-The encoder reads a text, perhaps behind a question, its own or another, or behind noise; the decoder is asked, or has
-only what the encoder was told. What stands before the text is hidden from the decoder half of the time. So every
-combination that the directed study asks about was met in training, and none of them more than others.
+The encoder reads a text, perhaps behind a question, its own or another, or behind noise; the decoder is
+asked, or has only what the encoder was told. What stands before the text is hidden from the decoder half of
+the time. So every combination that the directed study asks about was met in training, and none of them more
+than others.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class EncDecSettings:
 
 @dataclass(frozen=True)
 class Pair:
-    """What an encoder reads, of which the first ``hidden`` tokens are not shown to the decoder, and what is said.
+    """What an encoder reads, of which the first ``hidden`` tokens are not shown to the decoder, and what is
+    said.
 
     ``scored`` marks the tokens of ``said`` that are answers.
     """
@@ -93,7 +95,8 @@ def build(shape: str, words: PreTrainedTokenizerFast) -> T5ForConditionalGenerat
 def train(
     settings: EncDecSettings, on_metrics: Callable[[dict[str, float], int], None] | None = None
 ) -> T5ForConditionalGeneration:
-    """Train to the end and return the model; goes on from its checkpoint, and sees then what it would have seen."""
+    """Train to the end and return the model; goes on from its checkpoint, and sees then what it would have "
+    "seen."""
     torch.manual_seed(settings.seed)
     words = tokenizer()
     encode = _encoder(words)
