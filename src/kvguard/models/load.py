@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvguard.errors import KvguardError
 from kvguard.models.adapters import adapter_folder, merge
-from kvguard.models.availability import check_available, loading, pick_device, resolve
+from kvguard.models.availability import check_available, loading, model_class, pick_device, resolve
 from kvguard.models.decoding import text_of
 from kvguard.models.encoding import Encoder
 from kvguard.models.end_tokens import end_tokens
@@ -82,7 +83,7 @@ class LoadedModel:
 
 
 def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
-    """Load a model and its tokenizer.
+    """Load a decoder and its tokenizer.
 
     Parameters
     ----------
@@ -96,9 +97,18 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
     Raises
     ------
     KvguardError
-        If the source cannot be found or loaded.
+        If the source cannot be found or loaded, or is an encoder-decoder.
     """
-    from transformers import AutoModelForCausalLM
+    return _loaded(name, spec, device, encoder_decoder=False)
+
+
+def load_encoder_decoder(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
+    """Load an encoder-decoder and its tokenizer; arguments and errors as in :func:`load_model`."""
+    return _loaded(name, spec, device, encoder_decoder=True)
+
+
+def _loaded(name: str, spec: ModelSpec, device: str, *, encoder_decoder: bool) -> LoadedModel:
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     if logging.is_progress_bar_enabled():
@@ -108,13 +118,21 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
     source = resolve(name, spec)
     tokenizer = load_tokenizer(name, spec)
     with loading(name, spec, where):
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, revision=spec.revision)
+    if config.is_encoder_decoder != encoder_decoder:
+        kinds = ["a decoder", "an encoder-decoder"]
+        raise KvguardError(
+            f"model {name}: it is {kinds[config.is_encoder_decoder]}, and {kinds[encoder_decoder]} is needed "
+            "here: name another model"
+        )
+    with loading(name, spec, where):
+        model = model_class(config).from_pretrained(
             source, revision=spec.revision, device_map={"": where}, **_how(spec, where.type)
         )
         if spec.adapter is not None:
             model = merge(model, adapter_folder(name, spec))
     model.usual_attention = model.config._attn_implementation
-    model.cuda_graphs = spec.cuda_graphs  # type: ignore[assignment]
+    model.cuda_graphs = spec.cuda_graphs
     return LoadedModel(name, model.eval(), tokenizer, _fingerprint(name, source, spec, model))
 
 

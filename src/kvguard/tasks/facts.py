@@ -4,7 +4,8 @@
     What does Cora keep in the box?
     3 coins and 5 keys
 
-Whoever answers has to find a sentence by a name, and copy from it. Pure Python: harnesses that know no model import it.
+Whoever answers has to find a sentence by a name, and copy from it. Pure Python: harnesses that know no model
+import it.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,8 @@ WEIGHTS = _HERE / "weights"
 # In folders of their own: no stage of the pipeline asks them, and stages depend on the whole of ``weights``.
 LONG = _HERE / "weights_long" / "qwen2_long"
 INSTRUCT = _HERE / "weights_instruct" / "qwen2_instruct"
-_APART = {path.name: path for path in (LONG, INSTRUCT)}
+ENCDEC = _HERE / "weights_encdec" / "t5"
+_APART = {path.name: path for path in (LONG, INSTRUCT, ENCDEC)}
 
 REFERENCE_PATHS: dict[str, Path] = {
     "reference": WEIGHTS / "qwen2",
@@ -19,7 +20,6 @@ REFERENCE_PATHS: dict[str, Path] = {
 def embedded(name: str) -> Path:
     """Return the folder of ``embedded:<name>``."""
     return _APART.get(name, WEIGHTS / name)
-
 
 
 def embedded_adapter(name: str) -> Path:
