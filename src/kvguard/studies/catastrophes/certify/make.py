@@ -21,6 +21,7 @@ from kvguard.sweep.plan import Sweep, plan_workers
 from kvguard.sweep.run import run_sweep
 from kvguard.sweep.settings import Preset
 from kvguard.sweep.workers import cpu_threads
+from kvguard.tasks.base import Sample, Task
 from kvguard.tasks.own import OwnPrompts
 
 if TYPE_CHECKING:
@@ -75,6 +76,12 @@ def calibration_prompts(params: Params, model: str, n: int) -> pd.DataFrame:
             f"{error} ({len(trained)} of them are kept for training guards, sample.n)"
         ) from None
     return drawn[~drawn["question"].isin(trained)].iloc[:n].reset_index(drop=True)
+
+
+def n_scored(task: Task, prompts: pd.DataFrame) -> int:
+    """Count the prompts whose answers the task can score."""
+    samples = (Sample.of(row) for _, row in prompts.iterrows())
+    return sum(task.score("", sample)[task.headline] is not None for sample in samples)
 
 
 def guard_of(params: Params, guarded: Guarded) -> GuardOf:

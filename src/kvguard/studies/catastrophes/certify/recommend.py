@@ -169,7 +169,7 @@ def recommend(traces: pd.DataFrame, limits: Limits, *, model: str | None = None)
 def recommend_of(losses: Losses, limits: Limits) -> Recommendation:
     """Certify what can be certified of paired losses; see :func:`recommend`."""
     n, n_scored = len(losses.prompt_ids), int(losses.scored.sum())
-    _reject_too_few(n, n_scored, len(losses.policies), limits)
+    check_enough(n, n_scored, len(losses.policies), limits)
     everyone = np.ones((1, n))
     [certified] = certified_by(everyone, losses, limits)
     [twice] = certified_by(2 * everyone, losses, limits)
@@ -226,23 +226,21 @@ def lost_of(losses: Losses) -> Floats:
     return found
 
 
-def check_enough(prompts: pd.DataFrame, n_policies: int, limits: Limits) -> None:
-    """Reject, before anything is generated, prompts that could certify nothing even without a loss.
+def check_enough(n: int, n_scored: int, n_policies: int, limits: Limits) -> None:
+    """Reject prompts that could certify nothing, even without a loss.
 
     Parameters
     ----------
-    prompts
-        A prompts table.
+    n, n_scored
+        Prompts, and those of them that are scored.
+    n_policies
+        Compressors, twice with a guard.
 
     Raises
     ------
     KvguardError
-        With the number that would do; or answers are to be kept, and there are none.
+        With the number that would do; or answers are to be kept, and none is scored.
     """
-    _reject_too_few(len(prompts), int((prompts["references"].map(len) > 0).sum()), n_policies, limits)
-
-
-def _reject_too_few(n: int, n_scored: int, n_policies: int, limits: Limits) -> None:
     if limits.max_lost_answers is not None and not n_scored:
         raise KvguardError(
             "max_lost_answers: no answer of this task is scored: add answers to the prompts, or ask for no "

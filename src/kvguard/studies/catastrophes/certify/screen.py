@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from kvguard.engine.presses import Condition
 from kvguard.guard.certificate import Bounds, Certificate, Certified, GuardOf, PressOf, promise, usage
 from kvguard.guard.settings import Action
@@ -93,7 +95,7 @@ def _certified(found: Recommendation, row: Row) -> Certified:
         added=row.added,
         lost=row.lost,
         kv_saved=round(row.kv_saved, 6),
-        scores=tuple(round(float(one), 4) for one in scores) if guarded else (),
+        scores=tuple(round(float(one), 4) for one in scores[~np.isnan(scores)]) if guarded else (),
     )
 
 
