@@ -18,11 +18,11 @@ RULE = "Do not use any commas in your response."
 EXAMPLE = Example(
     "1",
     "ifeval",
-    "I am planning a trip to Japan, and I would like thee to write an itinerary for my journey in a Shakespearean "
-    f"style. {RULE}",
+    "I am planning a trip to Japan, and I would like thee to write an itinerary for my journey in a "
+    f"Shakespearean style. {RULE}",
     (Instruction("punctuation:no_comma", {}, RULE),),
     system="You are brief.",
-)  # fmt: skip
+)
 
 
 @pytest.mark.real_model
