@@ -56,7 +56,7 @@ def test_a_run_ends_in_a_report_and_is_gone_on_with(model_folder, tmp_path, monk
     ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"--model path:{model_folder} --suite ifeval --suite-path own.jsonl --max-new-tokens 8".split()
-    words += "--out out --protect instructions".split()
+    words += ["--out", "out", "--protect", "instructions"]
     first = typed(*words, "-n", "2")
     assert first.exit_code == 0, first.output
     assert "10 results made, 0 kept" in first.stdout
