@@ -92,7 +92,7 @@ def _types(row: Mapping[str, Any], number: int) -> str:
 
 
 def _positions(row: Mapping[str, Any], number: int) -> str | None:
-    """Return where an instruction stands: as the suite says, else the third of the prompt that it begins in."""
+    """Return where an instruction stands: as the suite says, else in which third of the prompt it begins."""
     start = row["starts"][number]
     if row["position"] is not None or start is None:
         return row["position"]
