@@ -45,16 +45,18 @@ def test_what_is_wrong_is_said_in_one_line_before_a_model_is_loaded(
 
 def test_a_run_ends_in_a_report_and_is_gone_on_with(model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [
-        "--model",
-        f"path:{model_folder}",
-        "--max-new-tokens",
-        "8",
-        "--out",
-        "out",
-        "--protect",
-        "instructions",
+    rows = [
+        {
+            "key": number,
+            "prompt": f"Tell of {word}. Do not use any commas in your response.",
+            "instruction_id_list": ["punctuation:no_comma"],
+            "kwargs": [{}],
+        }
+        for number, word in enumerate(("a fox", "hens", "some owls"))
     ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"--model path:{model_folder} --suite ifeval --suite-path own.jsonl --max-new-tokens 8".split()
+    words += ["--out", "out", "--protect", "instructions"]
     first = typed(*words, "-n", "2")
     assert first.exit_code == 0, first.output
     assert "10 results made, 0 kept" in first.stdout

@@ -77,6 +77,18 @@ def test_an_arm_that_does_not_fit_an_example_says_so_and_is_not_scored(make_stud
     assert results.metrics("followed")["followed"]["snapkv@0.9+protected:system"]["unfit"]["value"] > 0
 
 
+def test_a_press_that_rejects_a_prompt_costs_no_other_arm(make_study, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("too odd a prompt")
+
+    monkeypatch.setattr("kvpress.SnapKVPress.score", fails)
+    run(make_study(("snapkv@0.5", "random@0.5"), n=1), tmp_path, SETTINGS, lambda _: None)
+    _, rows, _ = journal.read(tmp_path)
+    assert {row["arm"]: "too odd a prompt" in row.get("unfit", "") for row in rows} == {
+        "baseline": False, "random@0.5": False, "snapkv@0.5": True,
+    }  # fmt: skip
+
+
 def test_each_result_is_on_disk_before_it_is_told_and_a_second_run_asks_nothing(make_study, tmp_path):
     study, told = make_study(), []
 
@@ -105,7 +117,14 @@ def test_cut_anywhere_it_ends_with_the_same_results(make_study, tmp_path, cut):
     content = lines(whole)
     torn.mkdir()
     (torn / journal.NAME).write_bytes(content[: int(len(content) * cut)])
-    run(make_study(treatments=("fair",)), torn, SETTINGS, lambda _: None)
+    kept, scored = lines(torn).rpartition(b"\n")[0].count(b'"strict"'), []
+
+    def count(example, text):
+        scored.append(example.key)
+        return small_suite.verify(example, text)
+
+    run(make_study(treatments=("fair",), rules=count), torn, SETTINGS, lambda _: None)
+    assert len(scored) == content.count(b'"strict"') - kept, "what is stored is not judged again"
     assert sorted(lines(torn).splitlines()) == sorted(content.splitlines())
 
 

@@ -22,7 +22,7 @@ EXAMPLE = Example(
     f"Shakespearean style. {RULE}",
     (Instruction("punctuation:no_comma", {}, RULE),),
     system="You are brief.",
-)  # fmt: skip
+)
 
 
 @pytest.mark.real_model

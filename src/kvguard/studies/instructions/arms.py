@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from kvguard.config import check_known
 from kvguard.errors import KvguardError
 
 BASELINE, STREAMING, RANDOM, TEXT_REMOVAL = "baseline", "streaming_llm", "random", "text_removal"
 OWN = (BASELINE, STREAMING, RANDOM, TEXT_REMOVAL)  # names of ours, beside those of the compressors
+Treatment = Literal["protected:instructions", "protected:system", "fair", "guard:restore", "guard:rollback"]
 PLAIN = ""
-PROTECTED, SYSTEM, FAIR = "protected:instructions", "protected:system", "fair"
-RESTORE, ROLLBACK = "guard:restore", "guard:rollback"
-TREATMENTS = (PROTECTED, SYSTEM, FAIR, RESTORE, ROLLBACK)
+TREATMENTS: tuple[str, ...] = get_args(Treatment)
+PROTECTED, SYSTEM, FAIR, RESTORE, ROLLBACK = TREATMENTS
 DEFAULT_RATIO = 0.5  # of StreamingLLM: the share removed
 
 _FORM = re.compile(

@@ -16,6 +16,7 @@ from kvguard.engine.prefill import full_pass, prefill
 from kvguard.engine.presses import Condition, PressSpec, attention_for
 from kvguard.engine.requests import Decoding, Request, Row
 from kvguard.engine.stops import StopStrings
+from kvguard.errors import KvguardError
 from kvguard.guard.actions import Action, Guarded, GuardedRun, GuardParams
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.features import Bools
@@ -95,7 +96,7 @@ def prefilled(how: How, encoded: Encoded, arms: Sequence[Arm]) -> Iterator[Asked
     All arms with a cache share the pass (one more for each attention implementation), which sees every token
     of the prompt; under text removal a pass sees those alone that StreamingLLM would have kept.
     """
-    model, n = how.loaded.model, len(encoded.ids)
+    model = how.loaded.model
     ids = torch.tensor(encoded.ids, dtype=torch.long, device=model.device)
     presses: dict[Arm, BasePress | None] = {}
     for arm in arms:
@@ -107,17 +108,40 @@ def prefilled(how: How, encoded: Encoded, arms: Sequence[Arm]) -> Iterator[Asked
             )
         except Unfit as error:
             yield arm, str(error)
-    named = {arm: Condition(str(arm), arm.ratio_of(n)) for arm in presses}
-    by_attention: dict[str, list[Arm]] = {}
+    by_attention: dict[str, dict[Arm, BasePress | None]] = {}
     for arm, press in presses.items():
-        by_attention.setdefault(attention_for(press), []).append(arm)
+        by_attention.setdefault(attention_for(press), {})[arm] = press
     for implementation, together in by_attention.items():
-        done = prefill(model, ids, {named[arm]: presses[arm] for arm in together}, implementation)
-        for arm in together:
-            yield _asked(encoded, arm, Row(ids, done.logits, done.kept[named[arm]]))
+        yield from _read(how, encoded, ids, together, implementation)
     for arm in arms:
         if arm.press == TEXT_REMOVAL:
             yield _asked(encoded, arm, _without_text(how, ids, arm))
+
+
+def _read(
+    how: How,
+    encoded: Encoded,
+    ids: Tensor,
+    presses: Mapping[Arm, BasePress | None],
+    implementation: str,
+) -> Iterator[Asked | tuple[Arm, str]]:
+    """Read a prompt in one pass for all of these arms; where a press rejects it, arm by arm."""
+    named = {arm: Condition(str(arm), arm.ratio_of(len(ids))) for arm in presses}
+    try:
+        done = prefill(
+            how.loaded.model, ids, {named[arm]: press for arm, press in presses.items()}, implementation
+        )
+    except KvguardError as error:
+        if Arm(BASELINE) in presses and len(presses) == 1:
+            raise
+        for arm, press in presses.items():
+            if len(presses) == 1:
+                yield arm, str(error)
+            else:
+                yield from _read(how, encoded, ids, {arm: press}, implementation)
+        return
+    for arm in presses:
+        yield _asked(encoded, arm, Row(ids, done.logits, done.kept[named[arm]]))
 
 
 def _asked(encoded: Encoded, arm: Arm, row: Row) -> Asked:

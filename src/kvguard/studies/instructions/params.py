@@ -11,10 +11,7 @@ from pydantic import Field, ValidationError
 from kvguard.config import Count, Natural, Positive, Section, Share, Text, first_mistake, read_settings
 from kvguard.errors import KvguardError
 from kvguard.guard.settings import GuardParams
-
-Treatment = Literal[
-    "protected:instructions", "protected:system", "fair", "guard:restore", "guard:rollback"
-]  # those of arms.py
+from kvguard.studies.instructions.arms import Treatment
 
 
 class JudgeParams(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,9 @@ def _go_on(study: Study, encoded: Mapping[str, Encoded], journal: Journal, show:
         if study.stop_when is not None and progress.widest() <= study.stop_when:
             return progress.n_complete
         journal.begin(block)
-        for row in _results(study, encoded, block):
-            if (row["key"], row["arm"]) not in journal.rows:  # else from before this block was cut short
-                journal.add(row)
-                show(progress.line(row))
+        for row in _results(study, encoded, block, journal.rows):
+            journal.add(row)
+            show(progress.line(row))
         if study.scoring.judge is not None:
             journal.note(study.scoring.judge.summary)
     return None
@@ -141,7 +140,10 @@ def _blocks(study: Study, journal: Journal) -> Iterator[Block]:
         yield tuple(key for missing in left[start : start + study.together] for key in missing)
 
 
-def _results(study: Study, encoded: Mapping[str, Encoded], block: Block) -> Iterator[dict[str, Any]]:
+def _results(
+    study: Study, encoded: Mapping[str, Encoded], block: Block, stored: Container[Key]
+) -> Iterator[dict[str, Any]]:
+    """Make a block; yield the results that are not stored yet, from before it was cut short."""
     arms = {str(arm): arm for arm in study.arms}
     wanted: dict[str, list[Arm]] = {}
     for key, arm in block:
@@ -151,12 +153,15 @@ def _results(study: Study, encoded: Mapping[str, Encoded], block: Block) -> Iter
         for found in prefilled(study.how, encoded[key], own):
             if isinstance(found, Asked):
                 asked.append(found)
-            else:
-                arm, why = found
+                continue
+            arm, why = found
+            if (key, str(arm)) not in stored:
                 yield {"key": key, "arm": str(arm), "example": _digest(encoded[key].example), "unfit": why}
     for one, answer in decoded(study.how, asked) if asked else ():
-        tokens = answer.pop("token_ids")
-        text, name = study.how.text(tokens), str(one.arm)
+        tokens, name = answer.pop("token_ids"), str(one.arm)
+        if (one.key, name) in stored:
+            continue
+        text = study.how.text(tokens)
         example = encoded[one.key].example
         scores = study.scoring.score(example, name, text, tokens, answer["stop_reason"])
         facts = {**_facts(encoded[one.key]), **one.facts, "n_tokens": len(tokens)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvguard.report.numbers import Numbers, known, percent, points
 from kvguard.stats.bootstrap import LEVEL
-from kvguard.studies.instructions.arms import BASELINE, TREATMENTS
+from kvguard.studies.instructions.arms import BASELINE, FAIR, PROTECTED, SYSTEM, TREATMENTS
 from kvguard.studies.instructions.statistics.answers import Answers
 from kvguard.studies.instructions.statistics.forgetting import ALL
 from kvguard.studies.instructions.statistics.measure import STAGE
@@ -54,7 +54,11 @@ class _Said:
     def strategy(self) -> Iterator[str]:
         subjects = self._subjects("strategy")
         for protected in (False, True):
-            own = [one for one in subjects if any(f"+{name}" in one for name in TREATMENTS[:3]) == protected]
+            own = [
+                one
+                for one in subjects
+                if any(f"+{name}" in one for name in (PROTECTED, SYSTEM, FAIR)) == protected
+            ]
             if not own:
                 continue
             clear = self._clear("strategy", own)

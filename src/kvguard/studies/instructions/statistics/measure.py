@@ -92,4 +92,8 @@ def _types(row: Mapping[str, Any], number: int) -> str:
 
 
 def _positions(row: Mapping[str, Any], number: int) -> str | None:
-    return row["position"]
+    """Return where an instruction stands: as the suite says, else in which third of the prompt it begins."""
+    start = row["starts"][number]
+    if row["position"] is not None or start is None:
+        return row["position"]
+    return ("start", "middle", "end")[3 * start // row["n_prompt"]]
