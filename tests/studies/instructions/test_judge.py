@@ -110,7 +110,7 @@ def test_a_wrong_key_or_model_is_one_line(kind, said, tmp_path):
     "url", ["anthropic", "openai", "https://api.anthropic.com", "https://example.org/v1"]
 )
 def test_a_missing_key_is_one_line(url):
-    with pytest.raises(KvguardError, match="set (ANTHROPIC|OPENAI)_API_KEY"):
+    with pytest.raises(KvguardError, match=r"set (ANTHROPIC|OPENAI)_API_KEY"):
         make_judge(url)
 
 

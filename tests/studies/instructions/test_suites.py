@@ -55,6 +55,8 @@ ANSWERS = (
     "<think>no commas, please</think> fine",
 )
 
+FIXED = (ANSWERS[0], *ANSWERS[3:6], ANSWERS[8])  # empty, good here and bad there, adversarial
+
 
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -210,13 +212,13 @@ def test_verdicts_equal_the_librarys_own_on_every_real_prompt_twice_and_in_other
     verify, seen = verifier(suite), {}
     for order in (examples, examples[::-1], random.Random(1).sample(examples, n)):
         for example in order:
-            for text in (*ANSWERS[:-1], example.prompt):
+            for text in (*FIXED, example.prompt):
                 found = verify(example, text)
                 verdicts = list(zip(found.strict, found.loose, strict=True))
                 assert seen.setdefault((example.key, text), verdicts) == verdicts
     unchecked = library(suite).unchecked
     for example in examples:
-        for text in (*ANSWERS[:-1], example.prompt):
+        for text in (*FIXED, example.prompt):
             own = _own(suite, example, text)
             for place, one in enumerate(example.instructions):
                 verdict = seen[example.key, text][place]
