@@ -20,9 +20,9 @@ Better = Literal["lower", "higher"]
 class DatasetParams(Section):
     """Where examples come from, and how long their documents may be.
 
-    ``source`` is ``path:FILE``, ``hub:NAME``, ``embedded:reading`` or ``embedded:facts``; ``split`` is one of the hub's,
-    ``sentences`` the length of a made document. A document of more than ``max_tokens`` tokens, or than the
-    model's window holds, is an error, skipped or cut at its end, as ``longer`` says.
+    ``source`` is ``path:FILE``, ``hub:NAME``, ``embedded:reading`` or ``embedded:facts``; ``split`` is one of
+    the hub's, ``sentences`` the length of a made document. A document of more than ``max_tokens`` tokens, or
+    than the model's window holds, is an error, skipped or cut at its end, as ``longer`` says.
     """
 
     source: Text
