@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from kvguard.studies.directed.params import DatasetParams
 
 Row = Mapping[str, Any]
-_MADE = 2000  # examples of the reading task
+_MADE = 600  # examples of the reading task
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def open_dataset(name: str, params: DatasetParams, seed: int) -> Dataset:
         found, judge = read_examples(Path(rest).expanduser()), _says
     elif kind == "hub":
         check_known(f"datasets.{name}.source", rest, HUB)
-        found, judge = examples_of(list(HUB[rest](params.split))), _says
+        found, judge = examples_of(list(islice(HUB[rest](params.split), params.pool))), _says
     elif params.source == "embedded:reading":
         return Dataset(name, _reading(params.sentences, seed), _adds_up)
     elif params.source == "embedded:facts":

@@ -13,6 +13,7 @@ from kvguard.report.drawing import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, VE
 from kvguard.stats.bootstrap import Interval
 from kvguard.studies.directed.analysis.analyse import ALL
 from kvguard.studies.directed.chapter.found import SUBSETS, Found
+from kvguard.studies.directed.params import PLAIN
 
 _COLOURS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -35,7 +36,7 @@ def _forest(found: Found, setting: str, metric: str, path: Path) -> tuple[Path, 
     """Draw d of each condition and data set, and over data sets, of all and of hard examples."""
     conditions, several = found.others, len(found.datasets) > 1
     size = (4.4, 1.6 + 0.34 * len(conditions) * max(1, 0.6 * (len(found.datasets) + several)))
-    title = f"{found.model}: effect on {metric}, {setting}"
+    title = f"{found.model}: effect on {metric}{_under(setting)}; right is better"
     with canvas(path, title, (1, 2), size, sharey=True) as (axes,):
         for axis, (subset, called) in zip(axes, SUBSETS.items(), strict=True):
             for place, dataset in enumerate(found.datasets):
@@ -51,14 +52,13 @@ def _forest(found: Found, setting: str, metric: str, path: Path) -> tuple[Path, 
                     fmt="D", color=INK, capsize=2.5, label="pooled",
                 )  # fmt: skip
             axis.axvline(0, color=GREY, linewidth=1)
-            axis.set_xlabel(
-                f"Cohen's d against {found.protocol.baseline}, {called} examples; right is better"
-            )
+            axis.set_title(f"{called} examples")
+            axis.set_xlabel(f"d against {found.protocol.baseline}")
         axes[0].set_yticks(np.arange(len(conditions)), conditions)
         axes[0].invert_yaxis()
         if several:
             axes[1].legend(loc="best")
-    return path, f"{found.name}: d of each condition on {metric} ({setting}), with 95 % intervals"
+    return path, f"{found.name}: d of each condition on {metric}{_under(setting)}, with 95 % intervals"
 
 
 def _gradient(found: Found, metric: str, path: Path) -> tuple[Path, str]:
@@ -126,6 +126,10 @@ def _dots(axis: Axes, rows: pd.DataFrame, offset: float, place: int, label: str)
         rows["value"], np.arange(len(rows)) + offset, xerr=whiskers(rows), fmt=_MARKERS[place % 6],
         color=_COLOURS[place % 6], capsize=2.5, label=label,
     )  # fmt: skip
+
+
+def _under(setting: str) -> str:
+    return "" if setting == PLAIN else f" under {setting}"
 
 
 def _offset(place: int, n: int) -> float:
