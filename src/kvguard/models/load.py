@@ -125,9 +125,12 @@ def _loaded(name: str, spec: ModelSpec, device: str, *, encoder_decoder: bool) -
             f"model {name}: it is {kinds[config.is_encoder_decoder]}, and {kinds[encoder_decoder]} is needed "
             "here: name another model"
         )
+    how = _how(spec, where.type)
+    if encoder_decoder and spec.attention == "auto":
+        del how["attn_implementation"]  # not all of them have sdpa: transformers knows which
     with loading(name, spec, where):
         model = model_class(config).from_pretrained(
-            source, revision=spec.revision, device_map={"": where}, **_how(spec, where.type)
+            source, revision=spec.revision, device_map={"": where}, **how
         )
         if spec.adapter is not None:
             model = merge(model, adapter_folder(name, spec))
