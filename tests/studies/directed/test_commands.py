@@ -82,6 +82,7 @@ def test_a_report_of_nothing_says_what_to_run(run, tmp_path):
     assert "run `kvguard directed experiment" in run("report", "--out", str(tmp_path / "none"), ok=False)
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_that_it_scored(run, tmp_path):
     command = [
         sys.executable,
