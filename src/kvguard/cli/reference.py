@@ -89,6 +89,43 @@ def train(
     click.echo(f"{out}: weights and tokenizer at step {step}")
 
 
+@reference.command("train-encdec")
+@click.option("--shape", type=click.Choice(["t5", "t5_wide"]), required=True)
+@click.option(
+    "--run-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Checkpoints; an existing one is resumed. runs/reference-SHAPE by default.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where weights and tokenizer go; RUN_FOLDER/export by default.",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@stage.one_line_errors
+def train_encdec(shape: str, run_folder: Path | None, out: Path | None, steps: int, seed: int) -> None:
+    """Train a reference encoder-decoder on a CPU, and export it; resumes, logs to MLflow."""
+    import dataclasses
+    import logging
+
+    from kvguard import tracking
+    from kvguard.models.reference.encdec import EncDecSettings, accuracy, export, train
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    folder = run_folder or Path("runs") / f"reference-{shape}"
+    settings = EncDecSettings(shape, folder, steps, seed)
+    out = out or folder / "export"
+    with tracking.run("reference", model=shape, params=dataclasses.asdict(settings)) as run:
+        model = train(settings, run.log_metrics)
+        scores = accuracy(model, 200, seed)
+        run.log_metrics(scores, steps)
+        step = export(settings, out)
+        run.log_outputs([out])
+    told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    click.echo(f"{out}: weights and tokenizer at step {step}; {told}")
+
+
 @reference.command()
 @model_options
 @click.option("-n", "n", type=click.IntRange(min=1), default=500, show_default=True, help="Prompts.")

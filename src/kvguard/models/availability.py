@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvguard.errors import KvguardError
 
@@ -92,10 +92,9 @@ def weight_bytes(config: PretrainedConfig, dtype: str, quantisation: str) -> int
     NF4 holds every linear layer but the last in four bits; embeddings and the rest keep ``dtype``.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model_class(config).from_config(config)
     size = getattr(torch, dtype).itemsize
     total = sum(parameter.numel() for parameter in model.parameters())
     if quantisation == "none":
@@ -104,6 +103,13 @@ def weight_bytes(config: PretrainedConfig, dtype: str, quantisation: str) -> int
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     packed = sum(module.weight.numel() for module in linear)
     return int((total - packed) * size + packed * _NF4_BYTES)
+
+
+def model_class(config: PretrainedConfig) -> type[Any]:
+    """Return the class of transformers that loads a model with a head for texts."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def free_bytes(device: torch.device) -> int:

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvguard.models.availability import check_available, loading, pick_device, resolve
+from kvguard.errors import KvguardError
+from kvguard.models.availability import check_available, loading, model_class, pick_device, resolve
 from kvguard.models.decoding import text_of
 from kvguard.models.encoding import Encoder
 from kvguard.models.end_tokens import end_tokens
@@ -81,7 +82,7 @@ class LoadedModel:
 
 
 def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
-    """Load a model and its tokenizer.
+    """Load a decoder and its tokenizer.
 
     Parameters
     ----------
@@ -95,9 +96,18 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
     Raises
     ------
     KvguardError
-        If the source cannot be found or loaded.
+        If the source cannot be found or loaded, or is an encoder-decoder.
     """
-    from transformers import AutoModelForCausalLM
+    return _loaded(name, spec, device, encoder_decoder=False)
+
+
+def load_encoder_decoder(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
+    """Load an encoder-decoder and its tokenizer; arguments and errors as in :func:`load_model`."""
+    return _loaded(name, spec, device, encoder_decoder=True)
+
+
+def _loaded(name: str, spec: ModelSpec, device: str, *, encoder_decoder: bool) -> LoadedModel:
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     if logging.is_progress_bar_enabled():
@@ -107,11 +117,19 @@ def load_model(name: str, spec: ModelSpec, device: str = "auto") -> LoadedModel:
     source = resolve(name, spec)
     tokenizer = load_tokenizer(name, spec)
     with loading(name, spec, where):
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, revision=spec.revision)
+    if config.is_encoder_decoder != encoder_decoder:
+        kinds = ["a decoder", "an encoder-decoder"]
+        raise KvguardError(
+            f"model {name}: it is {kinds[config.is_encoder_decoder]}, and {kinds[encoder_decoder]} is needed "
+            "here: name another model"
+        )
+    with loading(name, spec, where):
+        model = model_class(config).from_pretrained(
             source, revision=spec.revision, device_map={"": where}, **_how(spec, where.type)
         )
     model.usual_attention = model.config._attn_implementation
-    model.cuda_graphs = spec.cuda_graphs  # type: ignore[assignment]
+    model.cuda_graphs = spec.cuda_graphs
     return LoadedModel(name, model.eval(), tokenizer, _fingerprint(source, spec, model))
 
 

@@ -8,6 +8,9 @@ WEIGHTS = _HERE / "weights"
 # In a folder of its own: no stage of the pipeline asks it, and stages depend on the whole of ``weights``.
 LONG = _HERE / "weights_long" / "qwen2_long"
 
+# Encoder-decoders, likewise: the directed study's alone.
+ENCDEC = _HERE / "weights_encdec"
+
 REFERENCE_PATHS: dict[str, Path] = {
     "reference": WEIGHTS / "qwen2",
     "reference_llama": WEIGHTS / "llama",
@@ -16,4 +19,6 @@ REFERENCE_PATHS: dict[str, Path] = {
 
 def embedded(name: str) -> Path:
     """Return the folder of ``embedded:<name>``."""
-    return LONG if name == LONG.name else WEIGHTS / name
+    if name == LONG.name:
+        return LONG
+    return (ENCDEC if name.startswith("t5") else WEIGHTS) / name

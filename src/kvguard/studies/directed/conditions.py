@@ -184,6 +184,21 @@ def _oracle(example: Example, kit: Kit) -> list[int]:
     return kit.tokens.ids(example.question)
 
 
+def _passage(own: bool, shuffled: bool) -> Condition:
+    """Return tokens of a text before the document: its own or another's, in order or not."""
+    name = f"{'same' if own else 'other'}_{'shuffled' if shuffled else 'coherent'}"
+
+    def make(example: Example, kit: Kit) -> list[int]:
+        rng = kit.rng(name, example)
+        text = example.context if own else rng.choice(_others(example, kit))
+        ids = kit.tokens.ids(text)[: len(kit.tokens.ids(example.question))]
+        if shuffled:
+            rng.shuffle(ids)
+        return ids
+
+    return Condition(make)
+
+
 def _written(kind: str) -> Condition:
     return Condition(lambda example, kit: kit.tokens.ids(kit.written(kind, example)), written=kind)
 
@@ -218,6 +233,10 @@ CONDITIONS: dict[str, Condition] = {
     "surr_extractor": _framed("extractor", False),
     "oracle_full": Condition(_oracle, keep=True),
     **{f"keywords_{n}": _keywords(n) for n in (5, 10, 20)},
+    "same_coherent": _passage(own=True, shuffled=False),
+    "same_shuffled": _passage(own=True, shuffled=True),
+    "other_coherent": _passage(own=False, shuffled=False),
+    "other_shuffled": _passage(own=False, shuffled=True),
     "first_sentence": Condition(
         lambda example, kit: kit.tokens.ids(first_sentence(example.context)), matched=False
     ),

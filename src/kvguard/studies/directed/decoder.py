@@ -7,7 +7,7 @@ the question is asked of that cache. What reads and asks is :mod:`kvguard.engine
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,6 @@ from kvguard.studies.directed.writer import Author, Prompt, Writer, endpoint
 from kvguard.sweep.settings import parse_entry
 
 if TYPE_CHECKING:
-    from kvpress import BasePress
-
     from kvguard.models.load import LoadedModel
 
 
@@ -66,7 +64,7 @@ class DecoderBench:
     ) -> None:
         self.loaded, self.kit, self.writer, self.params = loaded, kit, writer, params
         self.tokens, self.generates = kit.tokens, generates
-        self._specs = {setting: _spec(setting, params) for setting in settings if setting != PLAIN}
+        self._specs = {setting: _spec(setting, params) for setting in settings if "@" in setting}
         self._separator = self.tokens.ids(params.scoring.separator)
 
     @property
@@ -123,9 +121,19 @@ class DecoderBench:
                         rows.append(Row(example.id, cell, {"nll": None}))
                     else:
                         items.append(self._item(example, cell, prefix))
-            press = None if setting == PLAIN else build_press(*_spec(setting, self.params))
-            rows += self._scored(items, press)
+            rows += self._scored(items, self.manner(setting, self.params))
         return rows
+
+    @staticmethod
+    def manner(setting: str, params: Params) -> dict[str, Any]:
+        """Return how documents are read in a setting, as arguments of :func:`read`: under its press.
+
+        Raises
+        ------
+        KvguardError
+            There is no such setting.
+        """
+        return {} if setting == PLAIN else {"press": build_press(*_spec(setting, params))}
 
     def _item(self, example: Example, cell: Cell, prefix: Prefix) -> Item:
         document = [*self.tokens.head, *self.tokens.ids(example.context)]
@@ -141,7 +149,7 @@ class DecoderBench:
         ]
         return Asked(context, self.tokens.ids(example.target))
 
-    def _scored(self, items: Sequence[Item], press: BasePress | None) -> Iterator[Row]:
+    def _scored(self, items: Sequence[Item], manner: Mapping[str, Any]) -> Iterator[Row]:
         """Read and ask items, those of like length in one pass."""
         size = self.params.scoring.batch_rows
         order = sorted(items, key=lambda item: len(item.reading.prefix) + len(item.reading.document))
@@ -151,8 +159,8 @@ class DecoderBench:
                 self.loaded.model,
                 [item.reading for item in batch],
                 bos=self.tokens.bos,
-                press=press,
                 batch_rows=size,
+                **manner,
             )
             nll = answer_nll(self.loaded.model, kept, [item.asked for item in batch], batch_rows=size)
             found: list[dict[str, float]] = [
@@ -202,8 +210,15 @@ class DecoderBench:
 
 
 @contextmanager
-def opened(opening: Opening, generates: bool) -> Iterator[DecoderBench]:
+def opened(
+    opening: Opening, generates: bool, bench: type[DecoderBench] = DecoderBench
+) -> Iterator[DecoderBench]:
     """Load a decoder, and keep the journal of what it writes open as long as it scores.
+
+    Parameters
+    ----------
+    bench
+        What settings are.
 
     Raises
     ------
@@ -216,15 +231,14 @@ def opened(opening: Opening, generates: bool) -> Iterator[DecoderBench]:
     for name in protocol.conditions:
         check_known(f"experiments.{opening.name}.conditions", name, ["bare", *CONDITIONS])
     for setting in protocol.settings:
-        if setting != PLAIN:
-            _spec(setting, params)
+        bench.manner(setting, params)
     loaded = load_model(opening.model, opening.spec, params.device)
     tokens = Tokens.of(loaded, params.scoring.frame)
     author = endpoint(params.writer) if params.writer.base_url else itself(loaded, tokens, params)
     with open_journal(opening.folder / "written.jsonl") as journal:
         writer = Writer(author, params.writer.instructions, journal)
         kit = Kit(tokens, opening.dataset, params.framings, writer.text, params.seed)
-        yield DecoderBench(loaded, kit, writer, params, protocol.settings, generates)
+        yield bench(loaded, kit, writer, params, protocol.settings, generates)
 
 
 def itself(loaded: LoadedModel, tokens: Tokens, params: Params) -> Author:

@@ -20,10 +20,10 @@ Better = Literal["lower", "higher"]
 class DatasetParams(Section):
     """Where examples come from, and how long their documents may be.
 
-    ``source`` is ``path:FILE``, ``hub:NAME`` or ``embedded:reading``. Of the hub's ``split`` the first
-    ``pool`` examples are read; ``sentences`` is the length of a made document. One of more than
-    ``max_tokens`` tokens, or than the model's window holds, is an error, skipped or cut at its end, as
-    ``longer`` says.
+    ``source`` is ``path:FILE``, ``hub:NAME``, ``embedded:reading`` or ``embedded:facts``. Of the hub's
+    ``split`` the first ``pool`` examples are read; ``sentences`` is the length of a made document. One of
+    more than ``max_tokens`` tokens, or than the model's window holds, is an error, skipped or cut at its
+    end, as ``longer`` says.
     """
 
     source: Text

@@ -13,7 +13,7 @@ from kvguard.config import check_known
 from kvguard.errors import KvguardError, foreign
 from kvguard.store.parts import digest
 from kvguard.studies.directed.examples import Example, examples_of, read_examples
-from kvguard.tasks import longarith
+from kvguard.tasks import facts, longarith
 from kvguard.tasks.longarith import LongArith
 from kvguard.tasks.scores import stands_in
 
@@ -52,7 +52,7 @@ def open_dataset(name: str, params: DatasetParams, seed: int) -> Dataset:
     Parameters
     ----------
     params
-        Where it comes from: ``path:FILE``, ``hub:NAME`` or ``embedded:reading``.
+        Where it comes from: ``path:FILE``, ``hub:NAME``, ``embedded:reading`` or ``embedded:facts``.
 
     Raises
     ------
@@ -67,10 +67,12 @@ def open_dataset(name: str, params: DatasetParams, seed: int) -> Dataset:
         found, judge = examples_of(list(islice(HUB[rest](params.split), params.pool))), _says
     elif params.source == "embedded:reading":
         return Dataset(name, _reading(params.sentences, seed), _adds_up)
+    elif params.source == "embedded:facts":
+        return Dataset(name, _facts(params.sentences, seed), _says)
     else:
         raise KvguardError(
             f"datasets.{name}.source: {params.source!r} is no source: write path:FILE, "
-            f"hub:NAME ({', '.join(HUB)}) or embedded:reading"
+            f"hub:NAME ({', '.join(HUB)}), embedded:reading or embedded:facts"
         )
     Random(f"directed/{seed}").shuffle(found)
     return Dataset(name, found, judge)
@@ -84,6 +86,26 @@ def _says(text: str, example: Example) -> bool:
 
 def _adds_up(text: str, example: Example) -> bool:
     return LongArith().score(text, longarith.Sample("", example.answers))["accuracy"] == 1
+
+
+def _facts(sentences: int, seed: int) -> list[Example]:
+    """Return texts of the task that the reference encoder-decoder reads, see :mod:`kvguard.tasks.facts`."""
+    rng = Random(f"directed/facts/{seed}")
+    made = []
+    for nth in range(_MADE):
+        stated = facts.facts(rng, sentences)
+        asked = rng.choice(stated)
+        made.append(
+            Example(
+                f"facts-{nth}",
+                asked.question,
+                facts.text(stated),
+                (asked.answer,),
+                asked.answer,
+                asked.paraphrase,
+            )
+        )
+    return made
 
 
 def _reading(sentences: int, seed: int) -> list[Example]:

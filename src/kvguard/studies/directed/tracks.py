@@ -104,8 +104,23 @@ def _compression(opening: Opening) -> AbstractContextManager[Bench]:
     return opened(opening, generates=True)
 
 
+def _prefix_lm(opening: Opening) -> AbstractContextManager[Bench]:
+    from kvguard.studies.directed.decoder import opened
+    from kvguard.studies.directed.prefixlm import PrefixLMBench
+
+    return opened(opening, generates=False, bench=PrefixLMBench)
+
+
+def _encoder_decoder(opening: Opening) -> AbstractContextManager[Bench]:
+    from kvguard.studies.directed.encdec import opened
+
+    return opened(opening)
+
+
 # A track that joins is one entry here: what opens its bench, models and all.
 TRACKS: dict[str, Track] = {
     "decoder": _decoder,
     "compression": _compression,
+    "prefix_lm": _prefix_lm,
+    "encoder_decoder": _encoder_decoder,
 }
