@@ -84,6 +84,7 @@ def score(
     presses: tuple[str, ...],
 ) -> None:
     """Score answers from the caches that some conditions leave, and print their means."""
+    from kvguard.store.parts import digest
     from kvguard.studies.directed.params import PLAIN, Protocol
 
     params, subject = _opened(asked, settings_path)
@@ -95,7 +96,8 @@ def score(
         settings=(PLAIN, *presses),
         metrics={"nll": "lower", **({"accuracy": "higher", "catastrophe": "lower"} if presses else {})},
     )
-    click.echo(_run("score", protocol, params, subject, datasets, n, out))
+    name = f"score-{digest([protocol.conditions, protocol.settings])[:8]}"
+    click.echo(_run(name, protocol, params, subject, datasets, n, out))
 
 
 @directed.command()
