@@ -101,6 +101,10 @@ class Losses:
             score=self.score[prompts],
         )
 
+    def of_policy(self, compressor: str | None, action: str) -> Losses:
+        """Return those of one policy's settings; without a compressor, of all that have the action."""
+        return self.only(lambda one: compressor in (None, one.compressor) and one.action == action)
+
     def only(self, chosen: Callable[[Setting], bool]) -> Losses:
         """Return those of some settings."""
         places = [place for place, setting in enumerate(self.settings) if chosen(setting)]
