@@ -79,8 +79,7 @@ class Losses:
     @property
     def scored(self) -> Bools:
         """Which prompts are scored. [P]"""
-        found: Bools = ~np.isnan(self.lost).any(axis=1)
-        return found
+        return np.asarray(~np.isnan(self.lost).any(axis=1), dtype=bool)
 
     @property
     def policies(self) -> dict[tuple[str, str], list[int]]:
