@@ -78,7 +78,7 @@ def test_another_models_folder_is_not_overwritten(workspace):
         (["--max-added-cbr", "0"], ["max_added_cbr", "0"]),
         (["--confidence", "1"], ["confidence", "1"]),
         (["--max-lost-answers", "1.5"], ["max_lost_answers", "1.5"]),
-        (["-n", "20"], ["20 prompts", "ask 228"]),
+        (["-n", "20"], ["20 prompts", "ask 183"]),
         (["--compressors", "snapvk"], ["snapvk", "snapkv"]),
         (["--compressors", "none"], ["none is named but the baseline"]),
         (["--ratios", "0.5,x"], ["--ratios"]),

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvguard.errors import KvguardError
 from kvguard.stats.binomial import p_below, rate
@@ -87,10 +85,10 @@ def coverage(losses: Losses, limits: Limits, splits: Splits, drawn: Floats) -> M
     known = certified_by(drawn, losses, limits) & breaks(everyone, losses, limits)
     saved = np.where(certified, losses.cost["kv_saved"].mean(axis=0), 0.0).max(axis=1, initial=0.0)
     return {
-        "violations": _share(broken.any(axis=1)),
-        "contradicted": _share(contradicted.any(axis=1)),
-        "violations_known": _share(known.any(axis=1)),
-        "certified": _share(certified.any(axis=1)),
+        "violations": _share(broken),
+        "contradicted": _share(contradicted),
+        "violations_known": _share(known),
+        "certified": _share(certified),
         "kv_saved": float(saved.mean()),
     }
 
@@ -117,5 +115,7 @@ def breaks(weights: Floats, losses: Losses, limits: Limits, level: float | None 
     return found
 
 
-def _share(happened: NDArray[Any]) -> Interval:
-    return rate(int(happened.sum()), len(happened))
+def _share(found: Bools) -> Interval:
+    """Return the share of the samples in which any setting is found. [R, S]"""
+    happened = int(found.any(axis=1).sum())
+    return rate(happened, len(found))

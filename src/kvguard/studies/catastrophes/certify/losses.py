@@ -79,8 +79,7 @@ class Losses:
     @property
     def scored(self) -> Bools:
         """Which prompts are scored. [P]"""
-        found: Bools = ~np.isnan(self.lost).any(axis=1)
-        return found
+        return np.asarray(~np.isnan(self.lost).any(axis=1), dtype=bool)
 
     @property
     def policies(self) -> dict[tuple[str, str], list[int]]:
@@ -100,6 +99,10 @@ class Losses:
             cost={name: values[prompts] for name, values in self.cost.items()},
             score=self.score[prompts],
         )
+
+    def of_policy(self, compressor: str | None, action: str) -> Losses:
+        """Return those of one policy's settings; without a compressor, of all that have the action."""
+        return self.only(lambda one: compressor in (None, one.compressor) and one.action == action)
 
     def only(self, chosen: Callable[[Setting], bool]) -> Losses:
         """Return those of some settings."""

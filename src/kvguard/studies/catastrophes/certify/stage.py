@@ -152,7 +152,7 @@ def add_fresh(results: Results, losses: Losses, settings: CertifyParams, seed: i
     once = Splits.draw(n, settings.calibration, 1, seed)
     held = once.held_out[0].astype(bool)
     for policy, places in losses.policies.items():
-        chosen = losses.only(lambda setting, policy=policy: setting.policy == policy)
+        chosen = losses.of_policy(*policy)
         for alpha in settings.alphas:
             limits = Limits(alpha, _max_lost(losses, settings), settings.confidence)
             certified = certified_by(once.calibration, chosen, limits)[0]
@@ -197,13 +197,10 @@ def headline(results: Results) -> dict[str, Any]:
 
 def _subjects(losses: Losses) -> list[tuple[str, Losses]]:
     """Return each policy by itself, then those of all compressors together, without and with the guard."""
-    found = [
-        (f"{name}/{guard}", losses.only(lambda one, policy=(name, guard): one.policy == policy))
-        for name, guard in losses.policies
-    ]
+    found = [(f"{name}/{guard}", losses.of_policy(name, guard)) for name, guard in losses.policies]
     guards = dict.fromkeys(guard for _, guard in losses.policies)
     for guard in guards:
-        found.append((f"{ALL}/{guard}", losses.only(lambda one, guard=guard: one.action == guard)))
+        found.append((f"{ALL}/{guard}", losses.of_policy(None, guard)))
     return found
 
 
