@@ -8,13 +8,15 @@ import torch
 from transformers import AutoTokenizer
 
 from kvguard.models.load import LoadedModel, load_model
-from kvguard.models.reference import LONG, REFERENCE_PATHS
+from kvguard.models.reference import INSTRUCT, LONG, REFERENCE_PATHS
 from kvguard.models.reference.corpus import Corpus, tokenizer_texts
-from kvguard.models.reference.evaluate import greedy_scores, long_scores
+from kvguard.models.reference.evaluate import greedy_scores, instruct_scores, long_scores
+from kvguard.models.reference.instruct import Instructions
 from kvguard.models.reference.long import LongTexts
 from kvguard.models.reference.tokenizer import train_tokenizer
-from kvguard.models.reference.train import TrainSettings, train
+from kvguard.models.reference.train import TrainSettings, build_tokenizer, train
 from kvguard.models.spec import ModelSpec
+from kvguard.tasks import instructions
 
 
 def test_padding_an_evaluation_batch_does_not_pad_the_training_rows() -> None:
@@ -115,3 +117,53 @@ def test_long_rows_grow_to_the_window_and_every_one_has_something_to_learn() -> 
         lengths.append(batch.ids.shape[1])
     assert lengths[0] == 192
     assert 192 < max(lengths) <= 2048
+
+
+def test_the_instruct_model_follows_instructions_on_held_out_texts_and_stops() -> None:
+    spec = ModelSpec(source=f"embedded:{INSTRUCT.name}", task="own")
+    loaded = load_model("reference_instruct", spec, "cpu")
+    scores = instruct_scores(loaded.model, loaded.tokenizer, n=48, seed=5)
+    assert scores["followed"] >= 0.85  # a floor under 48 texts; docs/reference-models.md has the figure
+    assert scores["not_stopped"] <= 0.05
+    assert loaded.window >= 2048
+    assert sum(file.stat().st_size for file in INSTRUCT.iterdir()) < 16_000_000
+
+
+def test_instruct_rows_have_something_to_learn_and_no_held_out_question() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
+    rows = Instructions(tokenizer, seed=0, steps=100)
+    for index in (0, 50, 99):
+        batch = rows.batch(index, n_rows=4, row_length=512)
+        assert (batch.weights > 0).any(axis=1).all()
+        assert np.array_equal(batch.ids, rows.batch(index, n_rows=4, row_length=512).ids)
+
+
+def test_every_word_of_the_small_world_is_one_token() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
+    for thing in instructions.THINGS:
+        for form in (thing, f" {thing}", thing.upper(), f" {thing.upper()}"):
+            assert len(tokenizer.encode(form, add_special_tokens=False)) == 1
+
+
+def test_a_training_with_another_tokenizer_takes_the_embeddings_of_tokens_that_both_have(
+    tmp_path: Path,
+) -> None:
+    settings = TrainSettings(
+        architecture="qwen2",
+        run_folder=tmp_path,
+        texts="instruct",
+        start=LONG,
+        total_tokens=2 * 128,
+        rows=1,
+        row_length=128,
+        warmup_steps=10**9,  # nothing is learned
+        evaluate_prompts=1,
+    )
+    model = train(settings)
+    old, new = AutoTokenizer.from_pretrained(LONG).get_vocab(), build_tokenizer(settings).get_vocab()
+    was = load_model("old", ModelSpec(source=f"embedded:{LONG.name}", task="longarith"), "cpu").model
+    shared = sorted(set(old) & set(new))
+    assert len(shared) > 300
+    theirs = was.get_input_embeddings().weight[[old[token] for token in shared]]
+    mine = model.get_input_embeddings().weight[[new[token] for token in shared]]
+    assert torch.allclose(mine, theirs, atol=1e-4)

@@ -14,18 +14,12 @@ def reference() -> None:
 
 
 @reference.command()
-@click.option("--architecture", type=click.Choice(["qwen2", "llama"]), required=True)
+@click.argument("texts", type=click.Choice(["problems", "long", "instruct"]), default="problems")
+@click.option("--architecture", type=click.Choice(["qwen2", "llama"]), default="qwen2", show_default=True)
 @click.option(
     "--gsm8k",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="GSM8K's train.jsonl: running text among the problems, and for a new tokenizer.",
-)
-@click.option(
-    "--texts",
-    type=click.Choice(["problems", "long"]),
-    default="problems",
-    show_default=True,
-    help="long: texts that grow to the whole window, with questions about facts far back in them.",
 )
 @click.option(
     "--start",
@@ -35,7 +29,7 @@ def reference() -> None:
 @click.option(
     "--run-folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Checkpoints; an existing one is resumed. runs/reference-ARCHITECTURE[-long] by default.",
+    help="Checkpoints; an existing one is resumed. runs/reference-ARCHITECTURE-TEXTS by default.",
 )
 @click.option(
     "--out",
@@ -49,9 +43,9 @@ def reference() -> None:
 )
 @stage.one_line_errors
 def train(
+    texts: str,
     architecture: str,
     gsm8k: Path | None,
-    texts: str,
     start: Path | None,
     run_folder: Path | None,
     out: Path | None,
@@ -59,16 +53,21 @@ def train(
     seed: int,
     compiled: bool,
 ) -> None:
-    """Train a reference model, on a GPU if there is one, and export it; resumes, logs to MLflow."""
+    """Train a reference model, on a GPU if there is one, and export it; resumes, logs to MLflow.
+
+    TEXTS are word problems with demonstrations (problems, the default), texts that grow to the whole window
+    with questions about facts far back in them (long), or instructions on short texts (instruct), which get a
+    tokenizer of their own.
+    """
     import dataclasses
     import logging
 
     from kvguard import tracking
-    from kvguard.models.reference.train import LONG, TrainSettings, export
+    from kvguard.models.reference.train import OF_TEXTS, TrainSettings, export
     from kvguard.models.reference.train import train as train_model
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    folder = run_folder or Path("runs") / f"reference-{architecture}{'-long' * (texts == 'long')}"
+    folder = run_folder or Path("runs") / f"reference-{architecture}-{texts}"
     settings = TrainSettings(
         architecture=architecture,
         run_folder=folder,
@@ -77,7 +76,7 @@ def train(
         start=start,
         seed=seed,
         compile=compiled,
-        **(LONG if texts == "long" else {}),
+        **OF_TEXTS[texts],
     )
     if total_tokens is not None:
         settings = dataclasses.replace(settings, total_tokens=total_tokens)

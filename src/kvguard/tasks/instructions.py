@@ -1,6 +1,6 @@
 """Instructions that a small model can follow, and that a rule can check, on texts of any length.
 
-    Never use the word milk. Ana buys milk. The house is small. Ben buys corn. Ana buys rice. Ana buys silk.
+    Never use the word milk. Ana buys milk. The house is small. Ana buys rice. Ana buys silk.
 
     What does Ana buy?
 
@@ -122,10 +122,8 @@ class Asked:
     ----------
     sentences
         The text, without the instructions.
-    bought
-        What each person buys, in the order of the text.
-    person
-        Who is asked for.
+    person, things
+        Who is asked for, and what they buy, in the order of the text.
     told
         The instructions, in the order in which they stand.
     position, place
@@ -133,17 +131,12 @@ class Asked:
     """
 
     sentences: tuple[str, ...]
-    bought: Mapping[str, tuple[str, ...]]
     person: str
+    things: tuple[str, ...]
     told: tuple[Told, ...]
     position: Position
     place: int
     answer: str
-
-    @property
-    def things(self) -> tuple[str, ...]:
-        """What the person buys."""
-        return self.bought[self.person]
 
     @property
     def instruction(self) -> str:
@@ -194,8 +187,7 @@ def sample(
 ) -> Asked:
     """Return the next question of ``split`` about a text of ``n_sentences``, with ``n_told`` instructions."""
     while True:
-        sentences, bought = world(rng, n_sentences)
-        found = ask(rng, sentences, bought, n_told, split, position)
+        found = ask(rng, *world(rng, n_sentences), n_told, split, position)
         if found is not None:
             return found
 
@@ -203,14 +195,13 @@ def sample(
 def ask(
     rng: Random,
     sentences: tuple[str, ...],
-    bought: Mapping[str, tuple[str, ...]],
+    person: str,
+    things: tuple[str, ...],
     n_told: int,
     split: Split,
     position: Position | None = None,
 ) -> Asked | None:
     """Return a question about a text, None if what was drawn is of the other split."""
-    person = rng.choice(list(bought))
-    things = bought[person]
     kinds: tuple[str, ...] = ()
     if n_told == 1:
         kinds = (rng.choice(KINDS),)
@@ -224,22 +215,16 @@ def ask(
     last = len(sentences)
     middle = rng.randint(last // 3, 2 * last // 3)
     place = 0 if at == "start" else middle if at == "middle" else last
-    return Asked(sentences, bought, person, tuple(told), at, place, _answer(person, things, told))
+    return Asked(sentences, person, things, tuple(told), at, place, _answer(person, things, told))
 
 
-def world(rng: Random, n_sentences: int) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Return a text of at least ``n_sentences``, and the three to five things that each person buys."""
-    people = rng.sample(PEOPLE, max(1, min(12, n_sentences // 5)))
-    facts = [(person, thing) for person in people for thing in rng.sample(THINGS, rng.randint(3, 5))]
-    rng.shuffle(facts)
-    sentences = [f"{person} buys {thing}." for person, thing in facts]
-    for _ in range(n_sentences - len(sentences)):
-        aside = f"The {rng.choice(_PLACES)} is {rng.choice(_LOOKS)}."
-        sentences.insert(rng.randint(0, len(sentences)), aside)
-    bought: dict[str, tuple[str, ...]] = {}
-    for person, thing in facts:
-        bought[person] = (*bought.get(person, ()), thing)
-    return tuple(sentences), bought
+def world(rng: Random, n_sentences: int) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Return a text of ``n_sentences`` (five at least), its person, and the 3 to 5 things bought."""
+    person, things = rng.choice(PEOPLE), tuple(rng.sample(THINGS, rng.randint(3, 5)))
+    sentences = [f"The {rng.choice(_PLACES)} is {rng.choice(_LOOKS)}." for _ in range(n_sentences)]
+    for place, thing in zip(sorted(rng.sample(range(n_sentences), len(things))), things, strict=True):
+        sentences[place] = f"{person} buys {thing}."
+    return tuple(sentences), person, things
 
 
 def _tell(

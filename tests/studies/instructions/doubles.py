@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Double(ThreadingHTTPServer):
-    """Answers with ``says(question)``: a text, or one of timeout, nonsense, refusal, limit, broken, key, empty."""
+    """Answers with ``says(question)``: a text, or the name of a failure (``timeout``, ``limit``)."""
 
     daemon_threads = True
 

@@ -13,7 +13,7 @@ from kvguard.studies.instructions.suites.library import library
 
 
 def answer(asked):
-    """What a model that does as it is told would write: the rules' own words, with arguments that they draw."""
+    """What a model that does as it is told would write, in the rules' own words."""
     rules = library("ifeval")
     prompt, kwargs = [f"Write about {abs(hash(asked)) % 10**6} things."], []
     for id in re.findall(r"^\d+\. ([a-z_:-]+);", asked, re.MULTILINE):

@@ -55,6 +55,8 @@ ANSWERS = (
     "<think>no commas, please</think> fine",
 )
 
+FIXED = (ANSWERS[0], *ANSWERS[3:6], ANSWERS[8])  # empty, good here and bad there, adversarial
+
 
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -144,11 +146,20 @@ def test_a_rule_whose_data_are_not_there_gives_no_verdict_whatever_the_text(file
             assert [verdict is None for verdict in found.loose] == unknown
 
 
+def test_a_rule_that_draws_arguments_though_it_was_given_them_gives_no_verdict(tmp_path):
+    told = {"let_relation": "at least", "letter": "#", "let_frequency": 4}
+    row = {**ROWS[0], "instruction_id_list": ["keywords:letter_frequency"], "kwargs": [told]}
+    (example,) = load_suite("ifeval", write(tmp_path / "one.jsonl", [row]), None, 0, "user")
+    for text in ANSWERS:
+        assert verifier("ifeval")(example, text).strict == (None,)
+
+
 @pytest.mark.parametrize("name", ["embedded", "ifeval"])
 def test_the_first_examples_are_those_of_any_larger_number(name, file):
     path = None if name == "embedded" else file
     assert load_suite(name, path, 2, 3, "user") == load_suite(name, path, 4, 3, "user")[:2]
-    assert load_suite(name, path, 4, 3, "user") != load_suite(name, path, 4, 4, "user")
+    orders = {tuple(one.key for one in load_suite(name, path, 4, seed, "user")) for seed in range(5)}
+    assert len(orders) > 1
 
 
 @pytest.mark.parametrize("placement", ["user", "system"])
@@ -209,17 +220,17 @@ def test_verdicts_equal_the_librarys_own_on_every_real_prompt_twice_and_in_other
     verify, seen = verifier(suite), {}
     for order in (examples, examples[::-1], random.Random(1).sample(examples, n)):
         for example in order:
-            for text in (*ANSWERS[:-1], example.prompt):
+            for text in (*FIXED, example.prompt):
                 found = verify(example, text)
                 verdicts = list(zip(found.strict, found.loose, strict=True))
                 assert seen.setdefault((example.key, text), verdicts) == verdicts
-    unchecked = library(suite).unchecked
+    rules = library(suite)
     for example in examples:
-        for text in (*ANSWERS[:-1], example.prompt):
+        for text in (*FIXED, example.prompt):
             own = _own(suite, example, text)
             for place, one in enumerate(example.instructions):
                 verdict = seen[example.key, text][place]
-                if one.id in unchecked:
+                if rules.why_not(one.id, one.kwargs) is not None:
                     assert verdict == (None, None)
                 elif own is not None:
                     assert verdict == own[place]

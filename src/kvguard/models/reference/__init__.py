@@ -5,8 +5,10 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 WEIGHTS = _HERE / "weights"
 
-# In a folder of its own: no stage of the pipeline asks it, and stages depend on the whole of ``weights``.
+# In folders of their own: no stage of the pipeline asks them, and stages depend on the whole of ``weights``.
 LONG = _HERE / "weights_long" / "qwen2_long"
+INSTRUCT = _HERE / "weights_instruct" / "qwen2_instruct"
+_APART = {path.name: path for path in (LONG, INSTRUCT)}
 
 REFERENCE_PATHS: dict[str, Path] = {
     "reference": WEIGHTS / "qwen2",
@@ -16,4 +18,4 @@ REFERENCE_PATHS: dict[str, Path] = {
 
 def embedded(name: str) -> Path:
     """Return the folder of ``embedded:<name>``."""
-    return LONG if name == LONG.name else WEIGHTS / name
+    return _APART.get(name, WEIGHTS / name)

@@ -13,7 +13,7 @@ from kvguard.tasks.instruction_rules import followed
 from kvguard.tasks.prompts import build_prompt
 
 _N_SHOTS = 3
-_SENTENCES = (8, 16, 32, 64)  # some 50 to 300 tokens
+_SENTENCES = (8, 16, 32, 48)  # some 50 to 230 tokens
 _LONG_SENTENCES = (24, 72, 144, 216)  # some 240, 690, 1,300 and 1,950 tokens
 
 

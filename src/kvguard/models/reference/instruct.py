@@ -1,5 +1,4 @@
-"""Training rows of instructions: chats about short texts, some with further questions about the same text, and
-recitals of all that a text says.
+"""Training rows of instructions: chats about short texts, some with further questions about the same text.
 
 Texts grow over the training. Batch ``i`` depends on the seed and ``i`` alone, as in
 :mod:`kvguard.models.reference.corpus`.
@@ -16,12 +15,10 @@ from kvguard.models.reference.tokenizer import ASSISTANT, BOS, EOS, USER
 from kvguard.tasks import instructions
 
 SHORTEST, LONGEST = 5, 48  # sentences of a text
-_FIRST = 20  # the longest text of the first rows
-_GROWTH = (0.5, 0.8)  # shares of the training between which texts grow
-_TOLD = (0, 1, 1, 1, 1, 1, 2, 2, 2, 2)  # instructions of a question
+_FIRST = 12  # the longest text of the first rows
+_GROWTH = (0.1, 0.6)  # shares of the training between which texts grow
+_TOLD = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2)  # instructions of a question
 _TURNS = (1, 2, 4, 8)  # questions about one text
-_RECITALS = 0.35  # share of chats
-_PLAIN = 0.2  # weight of the words between the things of a recital: they say little
 _OFTEN = 10  # repetitions of the tokenizer's texts
 _SYSTEM = 0.4  # share of instructions before the text that are a message of their own
 
@@ -29,7 +26,7 @@ _Piece = tuple[str, float]
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """Yield the texts that the tokenizer's merges are learned from: a word is one token, wherever it stands."""
+    """Yield the texts that the tokenizer's merges are learned from."""
     for _ in range(_OFTEN):
         for sentence in instructions.sentences():
             yield from (sentence, f" {sentence}")
@@ -59,8 +56,7 @@ class Instructions:
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < length:
-            kind = _recital if rng.random() < _RECITALS else _chat
-            pieces = list(kind(rng, rng.randint(SHORTEST, longest)))
+            pieces = list(_chat(rng, rng.randint(SHORTEST, longest)))
             encoded = self._encode([text for text, _ in pieces], add_special_tokens=False)
             for (_, weight), encoding in zip(pieces, encoded, strict=True):
                 ids += encoding.ids
@@ -77,22 +73,7 @@ def _chat(rng: Random, n_sentences: int) -> Iterator[_Piece]:
         yield f"{BOS}{USER}{made.prompt}{ASSISTANT}", 0.0
     yield f"{made.answer}{EOS}", 1.0
     for _ in range(rng.choice(_TURNS) - 1):
-        more = instructions.ask(rng, made.sentences, made.bought, rng.choice((1, 1, 2)), "train")
+        more = instructions.ask(rng, made.sentences, made.person, made.things, rng.choice((1, 1, 2)), "train")
         if more is not None:
             yield f"{USER}{more.instruction} {more.question}{ASSISTANT}", 0.0
             yield f"{more.answer}{EOS}", 1.0
-
-
-def _recital(rng: Random, n_sentences: int) -> Iterator[_Piece]:
-    """Yield a chat that names all that everybody buys, in another order of persons: it teaches to look."""
-    sentences, bought = instructions.world(rng, n_sentences)
-    yield f"{BOS}{USER}{' '.join(sentences)}\n\nWhat does everyone buy?{ASSISTANT}", 0.0
-    people = rng.sample(list(bought), len(bought))
-    for place, person in enumerate(people):
-        lead = f" {person} buys" if place else f"{person} buys"
-        for thing in bought[person]:
-            yield lead, 0.0
-            yield f" {thing}", 1.0
-            lead = ","
-        yield ".", _PLAIN
-    yield EOS, _PLAIN

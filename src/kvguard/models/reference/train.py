@@ -33,24 +33,24 @@ OnMetrics = Callable[[dict[str, float], int], None]
 _SCORES = {"problems": greedy_scores, "long": long_scores, "instruct": instruct_scores}
 
 # What else is set for texts of a kind; what is learned anew from short rows needs no long warm-up.
-LONG: dict[str, Any] = {
-    "rows": 2,
-    "row_length": WINDOW,
-    "total_tokens": 2_000_000,
-    "matrix_lr": 3e-3,
-    "vector_lr": 1.5e-3,
-    "warmup_steps": 20,
-    "evaluate_every": 120,
-    "evaluate_prompts": 16,
-}
-
-INSTRUCT: dict[str, Any] = {
-    "total_tokens": 6_000_000,
-    "matrix_lr": 4e-3,
-    "vector_lr": 2e-3,
-    "warmup_steps": 40,
-    "evaluate_every": 200,
-    "evaluate_prompts": 96,
+OF_TEXTS: dict[str, dict[str, Any]] = {
+    "problems": {},
+    "long": {
+        "rows": 2,
+        "row_length": WINDOW,
+        "total_tokens": 2_000_000,
+        "matrix_lr": 3e-3,
+        "vector_lr": 1.5e-3,
+        "warmup_steps": 20,
+        "evaluate_every": 120,
+        "evaluate_prompts": 16,
+    },
+    "instruct": {
+        "total_tokens": 3_500_000,
+        "warmup_steps": 40,
+        "evaluate_every": 100,
+        "evaluate_prompts": 64,
+    },
 }
 
 
@@ -212,17 +212,21 @@ def _first_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) ->
     """Return the model before its first step, in float32."""
     model = build_model(settings.architecture, tokenizer)
     if settings.start is not None:
-        first = AutoModelForCausalLM.from_pretrained(settings.start)
-        theirs = PreTrainedTokenizerFast.from_pretrained(settings.start).get_vocab()
-        rows = model.get_input_embeddings().weight.detach().clone()
-        for token, index in tokenizer.get_vocab().items():
-            if token in theirs:
-                rows[index] = first.get_input_embeddings().weight[theirs[token]]
-        first.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        model.load_state_dict(first.state_dict())
-        with torch.no_grad():
-            model.get_input_embeddings().weight.copy_(rows)
+        _take(model, tokenizer, settings.start)
     return model
+
+
+def _take(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start: Path) -> None:
+    """Give a model the weights of a finished one; embeddings of the tokens that both have."""
+    theirs = AutoModelForCausalLM.from_pretrained(start)
+    indices = PreTrainedTokenizerFast.from_pretrained(start).get_vocab()
+    rows = model.get_input_embeddings().weight.detach().clone()
+    for token, index in tokenizer.get_vocab().items():
+        if token in indices:
+            rows[index] = theirs.get_input_embeddings().weight[indices[token]].detach()
+    theirs.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.load_state_dict(theirs.state_dict())
+    model.get_input_embeddings().weight.data.copy_(rows)
 
 
 def _loss(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

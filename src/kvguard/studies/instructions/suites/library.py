@@ -2,20 +2,21 @@
 
 A verdict depends on the text alone, not on which texts were checked before:
 
-- language detection draws at random unless it is given a seed, and is not safe in threads: it gets one, and a
-lock;
-- a rule whose arguments are incomplete would draw them at random: such an instruction is rejected when it is
-read;
+- language detection draws at random unless it is given a seed, and is not safe in threads: it gets both;
+- a rule whose arguments are incomplete would draw them at random: such an instruction is rejected when read;
+  one that draws although they are complete (for a letter ``#``) cannot check: its verdict is None;
 - a rule that needs data of NLTK which are not there cannot check, whatever the text: its verdict is None.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from importlib import import_module
 from random import Random
@@ -49,6 +50,7 @@ class Library:
 
     def __init__(self, benchmark: str) -> None:
         self.benchmark = benchmark
+        self._drawing: dict[str, bool] = {}
         nltk_data.provide()
         try:
             self._evaluate = import_module("if_verifiable.common").evaluate_instructions
@@ -56,6 +58,7 @@ class Library:
             self._registry = registry.INSTRUCTION_DICT
             self._conflicts = getattr(registry, "INSTRUCTION_CONFLICTS", {})
             import_module("langdetect").DetectorFactory.seed = _LANGUAGE_SEED
+            logging.getLogger().addFilter(_not_of_the_library)
         except ImportError as error:
             raise KvguardError(
                 f"the rules of suite {benchmark} are not installed ({error.name}): "
@@ -98,14 +101,11 @@ class Library:
 
     def example(self, id: str, rng: Random) -> str:
         """Return an instruction in the library's own words, with arguments that it draws."""
-        state = random.getstate()
-        random.seed(rng.random())
-        try:
-            return str(self._registry[id](id).build_description())
-        except Exception:  # some cannot draw theirs
-            return "see its arguments"
-        finally:
-            random.setstate(state)
+        with _LOCK, _seeded(rng.random()):
+            try:
+                return str(self._registry[id](id).build_description())
+            except Exception:  # some cannot draw theirs
+                return "see its arguments"
 
     def contradict(self, id: str, other: str) -> bool:
         """Return whether the library says that two instructions cannot be given together."""
@@ -117,6 +117,23 @@ class Library:
         lacking = {id: nltk_data.lacking(_names(rule)) for id, rule in self._registry.items()}
         return {id: data for id, data in lacking.items() if data}
 
+    def why_not(self, id: str, kwargs: Mapping[str, Any]) -> str | None:
+        """Return why no text can be checked for an instruction; None where one can."""
+        if id in self.unchecked:
+            return f"NLTK lacks {self.unchecked[id]}"
+        key = f"{id} {json.dumps(dict(kwargs), sort_keys=True)}"
+        if key not in self._drawing:
+            first, second = (self._built(id, kwargs, seed) for seed in (0, 1))
+            self._drawing[key] = first != second
+        return f"the rule {id} draws at random" if self._drawing[key] else None
+
+    def _built(self, id: str, kwargs: Mapping[str, Any], seed: int) -> str:
+        """Return what a rule knows of an instruction once it was built with this seed."""
+        with _LOCK, _seeded(seed):
+            rule = self._registry[id](id)
+            rule.build_description(**kwargs)
+        return str(vars(rule))
+
     def __call__(self, example: Example, text: str) -> Verdicts:
         """Return the library's verdicts; None where a rule cannot check."""
         found = [self._verdict(example, one.id, one.kwargs, text) for one in example.instructions]
@@ -125,7 +142,7 @@ class Library:
     def _verdict(
         self, example: Example, id: str, kwargs: Mapping[str, Any], text: str
     ) -> tuple[bool | None, bool | None]:
-        if id in self.unchecked:
+        if self.why_not(id, kwargs) is not None:
             return None, None
         prompt = example.metadata.get("original", example.prompt)
         try:
@@ -143,6 +160,22 @@ class Library:
                 f"there is no rule for instruction {id!r} in {self.benchmark}: take one of "
                 f"{', '.join(sorted(self._registry))}"
             )
+
+
+def _not_of_the_library(record: logging.LogRecord) -> bool:
+    """Keep the library from logging whole texts at the root, as it does where a language cannot be told."""
+    return "if_verifiable" not in record.pathname
+
+
+@contextmanager
+def _seeded(seed: float) -> Iterator[None]:
+    """Seed the random numbers that all share, and give everybody theirs back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 @lru_cache

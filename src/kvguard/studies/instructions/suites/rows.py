@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
@@ -93,20 +93,10 @@ def _rows(hub: str, split: str, path: Path | None) -> Iterator[tuple[str, Mappin
 
 
 def _warn(suite: str, rules: Library, found: list[Example]) -> None:
-    """Say which instructions no rule can check here."""
-    lost = [
-        rules.unchecked[one.id]
-        for example in found
-        for one in example.instructions
-        if one.id in rules.unchecked
-    ]
-    if lost:
-        total = sum(len(example.instructions) for example in found)
-        logger.warning(
-            "%s: %d of %d instructions are not scored by rules, since NLTK lacks %s: "
-            "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng stopwords",
-            suite,
-            len(lost),
-            total,
-            json.dumps(sorted(set(lost))),
-        )
+    """Say which instructions no rule can check here, and why."""
+    told = [one for example in found for one in example.instructions]
+    reasons = Counter(reason for one in told if (reason := rules.why_not(one.id, one.kwargs)) is not None)
+    for reason, n in sorted(reasons.items()):
+        logger.warning("%s: %d of %d instructions are not scored by rules: %s", suite, n, len(told), reason)
+    if any(reason.startswith("NLTK") for reason in reasons):
+        logger.warning("python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng stopwords")
