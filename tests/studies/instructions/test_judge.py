@@ -101,7 +101,7 @@ def test_at_its_cap_it_is_asked_no_more(caps, tmp_path):
 def test_a_wrong_key_or_model_is_one_line(kind, said, tmp_path):
     with (
         double(lambda asked: said) as server,
-        pytest.raises(KvguardError, match="correct the key"),
+        pytest.raises(KvguardError, match="key, the address or the model"),
     ):
         judge_at(server, kind, tmp_path).judge(EXAMPLE, INSTRUCTION, "Dear Sir,")
 
