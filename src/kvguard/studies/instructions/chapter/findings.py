@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvguard.report.numbers import Numbers, known, percent, points
-from kvguard.stats.bootstrap import LEVEL
+from kvguard.stats.bootstrap import LEVEL, Interval
 from kvguard.studies.instructions.arms import BASELINE, FAIR, PROTECTED, SYSTEM, TREATMENTS
 from kvguard.studies.instructions.statistics.answers import Answers
 from kvguard.studies.instructions.statistics.forgetting import ALL
@@ -24,7 +24,7 @@ class _Said:
     def __init__(self, answers: Answers, numbers: Numbers, model: str, suite: str) -> None:
         self._answers, self._numbers, self._of = answers, numbers, (STAGE, model, suite)
 
-    def _get(self, table: str, subject: str, name: str):  # type: ignore[no-untyped-def]
+    def _get(self, table: str, subject: str, name: str) -> Interval:
         return self._numbers.get(*self._of, table, subject, name)
 
     def _subjects(self, table: str) -> list[str]:
