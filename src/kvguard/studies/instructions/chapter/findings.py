@@ -41,14 +41,14 @@ class _Said:
         yield f"Without compression all instructions are followed in {percent(strict)} of the prompts."
         subjects = self._subjects("against-baseline")
         clear = self._clear("against-baseline", subjects)
-        worst = min(
-            subjects, key=lambda one: self._get("against-baseline", one, "difference").value, default=None
-        )
-        if worst is None:
+        changes = {one: self._get("against-baseline", one, "difference") for one in subjects}
+        changes = {one: change for one, change in changes.items() if known(change)}
+        if not changes:
             return
+        worst = min(changes, key=lambda one: changes[one].value)
         yield (
-            f"{len(clear)} of {len(subjects)} arms differ from it after Holm's correction; the largest loss "
-            f"is that of {worst}: {points(self._get('against-baseline', worst, 'difference'))}."
+            f"{len(clear)} of {len(subjects)} arms differ from it after Holm's correction; the lowest is "
+            f"{worst}, by {points(changes[worst])}."
         )
 
     def strategy(self) -> Iterator[str]:
@@ -71,7 +71,7 @@ class _Said:
                 if found
             ]
             yield (
-                f"{where}, {len(clear)} of {len(own)} presses differ from random eviction of the same budget "
+                f"{where}, {len(clear)} of {len(own)} arms differ from random eviction of the same budget "
                 "after Holm's correction"
                 + (f" ({'; '.join(told)})." if told else ": the strategy does not show.")
             )
@@ -85,7 +85,7 @@ class _Said:
             clear = self._clear("treatments", own)
             better = sum(self._get("treatments", one, "difference").value > 0 for one in clear)
             yield (
-                f"{treatment}: of {len(own)} presses {better} follow more instructions with it and "
+                f"{treatment}: of {len(own)} arms {better} follow more instructions with it and "
                 f"{len(clear) - better} fewer, after Holm's correction; of the others that cannot be told."
             )
 
