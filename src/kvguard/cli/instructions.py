@@ -85,6 +85,9 @@ instructions.add_command(generate)
 @click.option("--bundle", metavar="FOLDER", help="The guard that watches all answers, models/reference say.")
 @click.option("--judge", "judge_url", metavar="URL", help="An endpoint that judges what no rule can check.")
 @click.option("--judge-command", metavar="PROGRAM", help="A program that does so: the question on its input.")
+@click.option(
+    "--judge-model", metavar="NAME", help="The judge's name at its endpoint; Claude Haiku by default."
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of an answer; 512 by default.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows decoded together; 64 by default.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the choice of examples and of random eviction.")
@@ -108,6 +111,7 @@ def run(
     guards: tuple[str, ...],
     judge_url: str | None,
     judge_command: str | None,
+    judge_model: str | None,
     out: Path | None,
     track: bool,
     **given: Any,
@@ -126,7 +130,7 @@ def run(
     treatments += [f"guard:{action}" for action in guards]
     if treatments:
         given["treatments"] = tuple(treatments)
-    judge = {"url": judge_url, "command": judge_command}
+    judge = {"url": judge_url, "command": judge_command, "model": judge_model}
     given["judge"] = {name: value for name, value in judge.items() if value is not None}
     params = load_params(settings_path, given)
     model, root = asked.settings()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvguard.report.numbers import Numbers, known, percent, points
-from kvguard.stats.bootstrap import LEVEL
+from kvguard.stats.bootstrap import LEVEL, Interval
 from kvguard.studies.instructions.arms import BASELINE, FAIR, PROTECTED, SYSTEM, TREATMENTS
 from kvguard.studies.instructions.statistics.answers import Answers
 from kvguard.studies.instructions.statistics.forgetting import ALL
@@ -24,7 +24,7 @@ class _Said:
     def __init__(self, answers: Answers, numbers: Numbers, model: str, suite: str) -> None:
         self._answers, self._numbers, self._of = answers, numbers, (STAGE, model, suite)
 
-    def _get(self, table: str, subject: str, name: str):  # type: ignore[no-untyped-def]
+    def _get(self, table: str, subject: str, name: str) -> Interval:
         return self._numbers.get(*self._of, table, subject, name)
 
     def _subjects(self, table: str) -> list[str]:
@@ -41,14 +41,14 @@ class _Said:
         yield f"Without compression all instructions are followed in {percent(strict)} of the prompts."
         subjects = self._subjects("against-baseline")
         clear = self._clear("against-baseline", subjects)
-        worst = min(
-            subjects, key=lambda one: self._get("against-baseline", one, "difference").value, default=None
-        )
-        if worst is None:
+        changes = {one: self._get("against-baseline", one, "difference") for one in subjects}
+        changes = {one: change for one, change in changes.items() if known(change)}
+        if not changes:
             return
+        worst = min(changes, key=lambda one: changes[one].value)
         yield (
-            f"{len(clear)} of {len(subjects)} arms differ from it after Holm's correction; the largest loss "
-            f"is that of {worst}: {points(self._get('against-baseline', worst, 'difference'))}."
+            f"{len(clear)} of {len(subjects)} arms differ from it after Holm's correction; the lowest is "
+            f"{worst}, by {points(changes[worst])}."
         )
 
     def strategy(self) -> Iterator[str]:
@@ -71,7 +71,7 @@ class _Said:
                 if found
             ]
             yield (
-                f"{where}, {len(clear)} of {len(own)} presses differ from random eviction of the same budget "
+                f"{where}, {len(clear)} of {len(own)} arms differ from random eviction of the same budget "
                 "after Holm's correction"
                 + (f" ({'; '.join(told)})." if told else ": the strategy does not show.")
             )
@@ -85,7 +85,7 @@ class _Said:
             clear = self._clear("treatments", own)
             better = sum(self._get("treatments", one, "difference").value > 0 for one in clear)
             yield (
-                f"{treatment}: of {len(own)} presses {better} follow more instructions with it and "
+                f"{treatment}: of {len(own)} arms {better} follow more instructions with it and "
                 f"{len(clear) - better} fewer, after Holm's correction; of the others that cannot be told."
             )
 

@@ -4,7 +4,7 @@ A verdict depends on the text alone, not on which texts were checked before:
 
 - language detection draws at random unless it is given a seed, and is not safe in threads: it gets both;
 - a rule whose arguments are incomplete would draw them at random: such an instruction is rejected when read;
-  one that draws although they are complete (for a letter that is none, ``#``) cannot check: its verdict is None;
+  one that draws although they are complete (for a letter ``#``) cannot check: its verdict is None;
 - a rule that needs data of NLTK which are not there cannot check, whatever the text: its verdict is None.
 """
 
