@@ -16,9 +16,6 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # Settings of a pipeline that runs in minutes; docker/check reads this line too.
 SMALL := sample.n=24 generate.preset=small evaluate.n_trials=60 live_validate.n=16 live_validate.decoding_n=8 live_validate.switch_traces=10
 
-# What `make directed` runs; studies/directed/dvc.yaml runs the same.
-DIRECTED_DECODER := decoder-01 decoder-02 decoder-03 compression-01
-
 # Stages call `python`; it must be the one of the virtual environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -81,7 +78,8 @@ transition: setup ## measure where along context length SnapKV makes reference_l
 	@echo "runs/transition-reference/report.html"
 
 directed: setup ## read documents behind prefixes that are then cut away: every track on embedded models (docs/directed.md)
-	kvguard directed experiment $(DIRECTED_DECODER) --model reference_long --dataset reading -n 60
+	kvguard directed experiment decoder-0{1..3} compression-01 prefixlm-0{1..3} --model reference_long --dataset reading -n 60
+	kvguard directed experiment encdec-0{1..9} encdec-10 --model reference_encdec --dataset facts -n 60
 	kvguard directed report
 
 bench: setup ## timed comparisons, one after another (benchmarks/serve.py and lm_eval_check.py want arguments: see their --help)

@@ -84,6 +84,7 @@ def score(
     presses: tuple[str, ...],
 ) -> None:
     """Score answers from the caches that some conditions leave, and print their means."""
+    from kvguard.store.parts import digest
     from kvguard.studies.directed.params import PLAIN, Protocol
 
     params, subject = _opened(asked, settings_path)
@@ -95,7 +96,8 @@ def score(
         settings=(PLAIN, *presses),
         metrics={"nll": "lower", **({"accuracy": "higher", "catastrophe": "lower"} if presses else {})},
     )
-    click.echo(_run("score", protocol, params, subject, datasets, n, out))
+    name = f"score-{digest([protocol.conditions, protocol.settings])[:8]}"
+    click.echo(_run(name, protocol, params, subject, datasets, n, out))
 
 
 @directed.command()
@@ -162,7 +164,7 @@ def _run(
     on_metrics: Callable[[Any], None] = lambda metrics: None,
 ) -> str:
     """Score on every data set, draw conclusions, and return them as a table."""
-    from kvguard.studies.directed.analysis.analyse import headline
+    from kvguard.studies.directed.analysis.analyse import ALL, headline
     from kvguard.studies.directed.chapter.terminal import told
     from kvguard.studies.directed.experiment import conclude, score_dataset
     from kvguard.studies.directed.layout import Layout
@@ -173,7 +175,7 @@ def _run(
             scored = score_dataset(name, protocol, subject, dataset, n, params, layout, on_progress)
         click.echo(f"{dataset}: {scored.n_made} rows scored, {scored.n_kept} found", err=True)
     results = conclude(name, protocol, params, layout)
-    on_metrics(headline(results.frame))
+    on_metrics(headline(results.frame, [ALL]))
     return f"{told(results, protocol)}\n\n{layout.experiment(name)}"
 
 

@@ -57,6 +57,17 @@ def test_an_experiment_ends_with_results_and_the_report_shows_them(run, tmp_path
     assert len(list(results.parent.joinpath("report").glob("*.md"))) == 3
 
 
+def test_a_tracked_run_logs_its_numbers_and_its_folder(run, folder):
+    import mlflow
+
+    run("experiment", "decoder-01", *run.asked, "-n", "3", "--track")
+    [logged] = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert logged.data.tags["stage"] == "directed"
+    assert logged.data.tags["protocol"] == "decoder-01"
+    assert logged.data.params["n"] == "3"
+    assert "effects small all none nll.oracle.d.value" in logged.data.metrics
+
+
 def test_scores_are_printed_without_an_experiment(run):
     said = run("score", *run.asked, "-n", "3", "--condition", "oracle", "--press", "knorm@0.5")
     assert "small, knorm@0.5, catastrophe" in said
@@ -82,6 +93,7 @@ def test_a_report_of_nothing_says_what_to_run(run, tmp_path):
     assert "run `kvguard directed experiment" in run("report", "--out", str(tmp_path / "none"), ok=False)
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_that_it_scored(run, tmp_path):
     command = [
         sys.executable,

@@ -44,7 +44,10 @@ HUB = {
             "question_id": "q",
             "question": "Who?",
             "answer": {"value": "Ana", "aliases": ["Anna"]},
-            "entity_pages": {"title": ["Ben", "Ana"], "wiki_context": ["Ben did not.", "It was Anna."]},
+            "entity_pages": {
+                "title": ["Ben", "Ana"],
+                "wiki_context": ["Ben did not.", "No.\nIt was Anna.\nAnna."],
+            },
         }
     ],
     "hotpotqa/hotpot_qa": [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -24,6 +24,8 @@ from kvguard.studies.directed.tracks import TRACKS, Opening
 if TYPE_CHECKING:
     from kvguard.models.spec import ModelSpec
     from kvguard.studies.directed.params import Protocol
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,22 @@ def score_dataset(
 
 
 def conclude(name: str, protocol: Protocol, params: Params, layout: Layout) -> Results:
-    """Analyse what was scored of an experiment, on all data sets that are there, and write its results."""
-    found = read_tables(layout.tables(name))
-    results = analyse(found, layout.model, name, protocol, params.analysis, params.seed)
+    """Analyse what was scored of an experiment, and write its results.
+
+    Data sets that were scored under another protocol, with other cells or metrics, are left out.
+    """
+    found = [read_table(TABLE, path) for path in layout.tables(name)]
+    alike = [table for table in found if _is_of(table, protocol)]
+    if len(alike) < len(found):
+        _log.warning("%s: %d data sets of another protocol left out", name, len(found) - len(alike))
+    results = analyse(
+        pd.concat(alike, ignore_index=True), layout.model, name, protocol, params.analysis, params.seed
+    )
     results.write(layout.results(name))
     return results
 
 
-def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read tables of several data sets as one."""
-    return pd.concat([read_table(TABLE, path) for path in paths], ignore_index=True)
+def _is_of(table: pd.DataFrame, protocol: Protocol) -> bool:
+    scored = set(zip(table["condition"], table["setting"]))
+    wanted = {(cell.condition, cell.setting) for cell in cells_of(protocol)}
+    return wanted <= scored and set(protocol.metrics) <= set(table["metric"])

@@ -162,22 +162,16 @@ def _squad2(split: str) -> Iterator[tuple[str, Row]]:
 
 
 def _triviaqa(split: str) -> Iterator[tuple[str, Row]]:
-    """Yield TriviaQA's questions with the first Wikipedia page that holds an answer."""
+    """Yield TriviaQA's questions with the first paragraph of their Wikipedia pages that holds an answer."""
     for where, row in _rows("mandarjoshi/trivia_qa", "rc.wikipedia", split):
-        answer = row["answer"]
-        answers = [answer["value"], *answer["aliases"]]
-        pages = row["entity_pages"]
-        for text in pages["wiki_context"]:
-            if any(stands_in(one, text) for one in answers):
-                yield (
-                    where,
-                    {
-                        "id": row["question_id"],
-                        "question": row["question"],
-                        "context": text,
-                        "answers": answers,
-                    },
-                )
+        answers = [row["answer"]["value"], *row["answer"]["aliases"]]
+        paragraphs = (
+            paragraph for page in row["entity_pages"]["wiki_context"] for paragraph in page.split("\n")
+        )
+        for paragraph in paragraphs:
+            if any(stands_in(answer, paragraph) for answer in answers):
+                asked = {"id": row["question_id"], "question": row["question"]}
+                yield where, {**asked, "context": paragraph, "answers": answers}
                 break
 
 

@@ -6,7 +6,7 @@ subjects are conditions. One such table is one family of tests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,14 +66,15 @@ def analyse(
     return results
 
 
-def headline(results: pd.DataFrame) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return the numbers of all examples: {table: {subject: {metric: {value, low, high}}}}."""
+def headline(
+    results: pd.DataFrame, subsets: Collection[str] = (ALL, HARD)
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Return the numbers of some subsets, groups left out: {table: {subject: {metric: {value, low, high}}}}."""
     nested: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for name, subject, metric, value, low, high in results[
-        ["table", "subject", "metric", "value", "low", "high"]
-    ].itertuples(index=False):
-        kind, *_ = name.split(" ")
-        if f" {ALL} " in name and kind != "quantiles":
+    columns = ["table", "subject", "metric", "value", "low", "high"]
+    for name, subject, metric, value, low, high in results[columns].itertuples(index=False):
+        kind, *parts = name.split(" ")
+        if kind != "quantiles" and set(parts) & set(subsets):
             one = Interval(value, low, high).as_dict()
             nested.setdefault(name, {}).setdefault(subject, {})[metric] = one
     return nested

@@ -20,16 +20,13 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def draw(found: Found) -> Iterator[tuple[Path, str]]:
-    """Draw every figure of an experiment; yield its file and caption."""
-    folder = found.layout.figures(found.name)
+    """Draw the figures of an experiment's first metric; yield the file and caption of each."""
+    folder, metric = found.layout.figures(found.name), next(iter(found.protocol.metrics))
     for setting in found.protocol.settings:
-        for metric in found.protocol.metrics:
-            name = f"forest-{setting.replace('@', '-')}-{metric}.png"
-            yield _forest(found, setting, metric, folder / name)
-    for metric in list(found.protocol.metrics)[:1]:
-        if len(found.protocol.gradient) > 2:
-            yield _gradient(found, metric, folder / f"gradient-{metric}.png")
-        yield _quantiles(found, metric, folder / f"quantiles-{metric}.png")
+        yield _forest(found, setting, metric, folder / f"forest-{setting.replace('@', '-')}-{metric}.png")
+    if len(found.protocol.gradient) > 2:
+        yield _gradient(found, metric, folder / f"gradient-{metric}.png")
+    yield _quantiles(found, metric, folder / f"quantiles-{metric}.png")
 
 
 def _forest(found: Found, setting: str, metric: str, path: Path) -> tuple[Path, str]:

@@ -65,7 +65,7 @@ class Found:
         return self._numbers.subjects(STAGE, self.model, self.name, " ".join(table))
 
     def headline(self) -> dict[str, Any]:
-        """Return the numbers of all examples, nested."""
+        """Return the numbers of all and of hard examples, nested."""
         return headline(self.frame)
 
     def examples(self) -> dict[str, list[dict[str, Any]]]:
