@@ -1,5 +1,4 @@
-"""Texts are fed behind caches, many at once: the one place where a forward pass over cut caches is laid "
-"out."""
+"""Texts are fed behind caches, many at once: the one place where a pass over cut caches is laid out."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Fed:
-    """What a batch of texts left: the logits asked for [N, V], and every row's cache with its text "
-    "appended."""
+    """What texts left: the logits after each [B, V], and every row's cache with its text appended."""
 
     logits: Tensor
     caches: list[DocumentCache]
@@ -111,9 +109,7 @@ def _feed(
         rope.check(old.end + len(text), "question")
     told = Texts.of(texts, [old.end for old in kept], model.device)
     cache, positions = _side_by_side(kept)
-    shared: dict[
-        int, Tensor
-    ] = {}  # layers whose entries stand alike share positions, and with them their mask
+    shared: dict[int, Tensor] = {}  # layers whose entries stand alike share positions, and so their mask
     for p in positions:
         if id(p) not in shared:
             fresh = told.keys[:, None].expand(-1, p.shape[1], -1)
@@ -126,8 +122,7 @@ def _feed(
 
 
 def _side_by_side(kept: Sequence[DocumentCache]) -> tuple[DynamicCache, list[Tensor]]:
-    """Return a cache of all rows, padded on the right, and the positions of its entries per layer [B, H, "
-    "N]."""
+    """Return a cache of all rows, padded on the right, and its positions per layer [B, H, N]."""
     pairs, positions = [], []
     shared: dict[tuple[int, ...], Tensor] = {}
     for layer in range(len(kept[0].keys)):

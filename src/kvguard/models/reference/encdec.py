@@ -95,8 +95,7 @@ def build(shape: str, words: PreTrainedTokenizerFast) -> T5ForConditionalGenerat
 def train(
     settings: EncDecSettings, on_metrics: Callable[[dict[str, float], int], None] | None = None
 ) -> T5ForConditionalGeneration:
-    """Train to the end and return the model; goes on from its checkpoint, and sees then what it would have "
-    "seen."""
+    """Train to the end and return the model; goes on from its checkpoint as if it had not stopped."""
     torch.manual_seed(settings.seed)
     words = tokenizer()
     encode = _encoder(words)

@@ -1,5 +1,4 @@
-"""Scoring cells by encoder-decoders: what the encoder reads before the document, and what the decoder is "
-"asked."""
+"""Scoring cells by encoder-decoders: what is read before the document, and what the decoder is asked."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ LONGEST = 8192  # tokens that are read by a model whose positions have no end
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A loaded encoder-decoder with its tokens: those of its texts, and what its encoder's texts stand "
-    "between."""
+    """A loaded encoder-decoder with its tokens, and those that open and close what its encoder reads."""
 
     loaded: LoadedModel
     kit: Kit
@@ -209,8 +207,7 @@ class EncoderDecoderBench:
 def _within(
     order: Sequence[tuple[Example, Cell, Prefix, Text]], rows: int
 ) -> Iterator[Sequence[tuple[Example, Cell, Prefix, Text]]]:
-    """Yield what is scored together: at most so many rows, fewer of long texts, whose attention is "
-    "quadratic."""
+    """Yield what is scored together: at most so many rows, fewer of long texts (attention is quadratic)."""
     start = 0
     while start < len(order):
         longest = len(order[min(start + rows, len(order)) - 1][3].read)
