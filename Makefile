@@ -96,7 +96,7 @@ directed: setup ## read documents behind prefixes that are then cut away: every 
 	kvguard directed report
 
 bench: setup ## timed comparisons, one after another (benchmarks/serve.py and lm_eval_check.py want arguments: see their --help)
-	for name in boost features guard memory sweep tables transition; do python benchmarks/$$name.py; done
+	for name in boost directed features guard memory sweep tables transition; do python benchmarks/$$name.py; done
 
 paper: setup ## write the results paper from the last run: build/paper/paper.pdf (needs pdflatex)
 	python paper/build.py

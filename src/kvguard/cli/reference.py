@@ -100,7 +100,7 @@ def train(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where weights and tokenizer go; RUN_FOLDER/export by default.",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=1200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @stage.one_line_errors
 def train_encdec(shape: str, run_folder: Path | None, out: Path | None, steps: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Texts are fed behind caches, many at once: where a forward pass over cut caches is laid out."""
+"""Texts are fed behind caches, many at once: the one place where a pass over cut caches is laid out."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Fed:
-    """What a batch of texts left: the logits asked for [N, V], and every row's cache with its text."""
+    """What texts left: the logits after each [B, V], and every row's cache with its text appended."""
 
     logits: Tensor
     caches: list[DocumentCache]
@@ -109,8 +109,7 @@ def _feed(
         rope.check(old.end + len(text), "question")
     told = Texts.of(texts, [old.end for old in kept], model.device)
     cache, positions = _side_by_side(kept)
-    # Layers whose entries stand alike share positions, and with them their mask.
-    shared: dict[int, Tensor] = {}
+    shared: dict[int, Tensor] = {}  # layers whose entries stand alike share positions, and so their mask
     for p in positions:
         if id(p) not in shared:
             fresh = told.keys[:, None].expand(-1, p.shape[1], -1)

@@ -76,7 +76,7 @@ class Rotation:
 
     @property
     def limit(self) -> int | None:
-        """Tokens up to which its frequencies do not depend on the text's length; None: whatever that is."""
+        """Tokens up to which its frequencies do not depend on the text's length; None: they never do."""
         kind = getattr(self.module, "rope_type", "default")
         kind = kind if isinstance(kind, str) else kind.get(self.layer_type, "default")
         if "dynamic" in kind:
@@ -210,7 +210,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def _keys_at(model: PreTrainedModel, start: int) -> list[Tensor]:
-    """Return the keys [1, H, T, D] of a few tokens, per layer, as the model makes them from ``start`` on."""
+    """Return the keys [1, H, T, D] of a few tokens at ``start``, layer by layer, as the model makes them."""
     ids = torch.arange(1, 1 + _N_PROBE, device=model.device)[None]
     positions = ids - 1 + start
     windows = sliding_windows(model)

@@ -31,7 +31,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "t5": {"d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 4, "d_kv": 16},
     "t5_wide": {"d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 4, "d_kv": 32},
 }
-_ROWS, _ASKED, _LONGEST = 24, 3, 8  # texts of a step, questions on each, facts of a text
+_ROWS, _ASKED, _LONGEST = 24, 4, 8  # texts of a step, questions on each, facts of a text at last
+_GROWING = 0.7  # texts grow over this share of a training
 _IGNORED = -100
 
 
@@ -41,9 +42,9 @@ class EncDecSettings:
 
     shape: str
     run_folder: Path
-    steps: int = 1000
+    steps: int = 1200
     seed: int = 0
-    matrix_lr: float = 4e-3
+    matrix_lr: float = 1e-2
     vector_lr: float = 3e-3
     warmup_steps: int = 50
     fall_share: float = 0.5
@@ -95,8 +96,7 @@ def build(shape: str, words: PreTrainedTokenizerFast) -> T5ForConditionalGenerat
 def train(
     settings: EncDecSettings, on_metrics: Callable[[dict[str, float], int], None] | None = None
 ) -> T5ForConditionalGeneration:
-    """Train to the end and return the model; goes on from its checkpoint, and sees then what it would have "
-    "seen."""
+    """Train to the end and return the model; goes on from its checkpoint as if it had not stopped."""
     torch.manual_seed(settings.seed)
     words = tokenizer()
     encode = _encoder(words)
@@ -111,8 +111,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = peak * min(1.0, rise, fall)
         rng = Random(f"facts/{settings.seed}/{step}")
-        longest = 3 + (_LONGEST - 3) * min(1.0, 2 * step / settings.steps)
-        pairs = [_pair(rng, encode, words, rng.randint(3, round(longest))) for _ in range(_ROWS)]
+        longest = 2 + (_LONGEST - 2) * min(1.0, step / (_GROWING * settings.steps))
+        pairs = [_pair(rng, encode, words, rng.randint(2, round(longest))) for _ in range(_ROWS)]
         loss = loss_of(model, pairs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

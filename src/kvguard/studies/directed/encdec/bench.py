@@ -1,5 +1,4 @@
-"""Scoring cells by encoder-decoders: what the encoder reads before the document, and what the decoder is "
-"asked."""
+"""Scoring cells by encoder-decoders: what is read before the document, and what the decoder is asked."""
 
 from __future__ import annotations
 
@@ -15,14 +14,14 @@ from kvguard.config import check_known
 from kvguard.errors import KvguardError
 from kvguard.store.journal import open_journal
 from kvguard.store.parts import fingerprint
-from kvguard.studies.directed.conditions import CONDITIONS, Kit, Prefix, prefixes
+from kvguard.studies.directed.conditions import CONDITIONS, PARAPHRASE, Kit, Prefix, prefixes
 from kvguard.studies.directed.encdec.scoring import Metrics, Text, scored
 from kvguard.studies.directed.encdec.setting import Setting
 from kvguard.studies.directed.examples import Example
 from kvguard.studies.directed.params import Params, option
 from kvguard.studies.directed.tokens import Tokens
 from kvguard.studies.directed.tracks import Cell, Opening, Row
-from kvguard.studies.directed.writer import Author, Prompt, Writer, endpoint
+from kvguard.studies.directed.writer import Author, Writer, endpoint
 
 if TYPE_CHECKING:
     from kvguard.models.load import LoadedModel
@@ -34,8 +33,7 @@ LONGEST = 8192  # tokens that are read by a model whose positions have no end
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A loaded encoder-decoder with its tokens: those of its texts, and what its encoder's texts stand "
-    "between."""
+    """A loaded encoder-decoder with its tokens, and those that open and close what its encoder reads."""
 
     loaded: LoadedModel
     kit: Kit
@@ -209,8 +207,7 @@ class EncoderDecoderBench:
 def _within(
     order: Sequence[tuple[Example, Cell, Prefix, Text]], rows: int
 ) -> Iterator[Sequence[tuple[Example, Cell, Prefix, Text]]]:
-    """Yield what is scored together: at most so many rows, fewer of long texts, whose attention is "
-    "quadratic."""
+    """Yield what is scored together: at most so many rows, fewer of long texts (attention is quadratic)."""
     start = 0
     while start < len(order):
         longest = len(order[min(start + rows, len(order)) - 1][3].read)
@@ -247,7 +244,7 @@ def opened(opening: Opening) -> Iterator[EncoderDecoderBench]:
         if name is not None:
             check_known("settings, on:MODEL", name, [one for one in known if one is not None])
     with open_journal(opening.folder / "written.jsonl") as journal:
-        author = endpoint(params.writer) if params.writer.base_url else _nobody()
+        author = endpoint(params.writer) if params.writer.base_url else _nobody(protocol.conditions)
         writer = Writer(author, params.writer.instructions, journal)
         readers: dict[str | None, Reader] = {}
         for name in named:
@@ -260,7 +257,9 @@ def _others(protocol: Protocol) -> dict[str | None, ModelSpec]:
     from kvguard.models.spec import ModelSpec
 
     sources: dict[str, str] = option(protocol, "models", {})
-    return {name: ModelSpec(source=source, dtype="auto", task="") for name, source in sources.items()}
+    return {
+        name: ModelSpec(source=source, dtype="auto", task="longarith") for name, source in sources.items()
+    }
 
 
 def _reader(opening: Opening, name: str, spec: ModelSpec, writer: Writer, probed: bool) -> Reader:
@@ -274,13 +273,18 @@ def _reader(opening: Opening, name: str, spec: ModelSpec, writer: Writer, probed
     return Reader.of(loaded, kit)
 
 
-def _nobody() -> Author:
-    """Return the author of an experiment whose model does not write on."""
+def _nobody(conditions: Sequence[str]) -> Author:
+    """Return the author of an experiment whose model does not write on: of paraphrases it leaves none.
 
-    def write(_: Sequence[Prompt]) -> list[str]:
-        raise KvguardError(
-            "writer: an encoder-decoder writes no prefixes: set writer.base_url and writer.model, or leave "
-            "out the conditions that a language model writes"
-        )
-
-    return Author("nobody", write)
+    Raises
+    ------
+    KvguardError
+        A condition is nothing but what a language model writes.
+    """
+    for name in conditions:
+        if name != "bare" and CONDITIONS[name].written not in (None, PARAPHRASE):
+            raise KvguardError(
+                f"conditions: {name}: an encoder-decoder writes no prefixes: set writer.base_url and "
+                "writer.model, or leave it out"
+            )
+    return Author("nobody", lambda prompts: [""] * len(prompts))
