@@ -69,7 +69,7 @@ def analyse(
 def headline(
     results: pd.DataFrame, subsets: Collection[str] = (ALL, HARD)
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return the numbers of some subsets, groups left out: {table: {subject: {metric: {value, low, high}}}}."""
+    """Return the numbers of some subsets, groups left out: {table: {subject: {metric: interval}}}."""
     nested: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     columns = ["table", "subject", "metric", "value", "low", "high"]
     for name, subject, metric, value, low, high in results[columns].itertuples(index=False):
