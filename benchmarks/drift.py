@@ -27,7 +27,7 @@ Scores = NDArray[np.float64]
 
 
 def scores_of(guard: Guard, loaded: LoadedModel, task: Task, n: int, seed: int, ratio: float) -> Scores:
-    """Ask prompts under guard, and return what it thought of each. [n]"""
+    """Ask prompts under guard, and return what it thought of each that fits. [n]"""
     spec = load_params().compressors["snapkv"]
     stops = stop_strings(task, loaded)
     outputs = guard.generate(
@@ -39,7 +39,7 @@ def scores_of(guard: Guard, loaded: LoadedModel, task: Task, n: int, seed: int, 
         stop=stops.strings if stops is not None else (),
         answered=task.answered,
     )
-    return np.array([output.score for output in outputs])
+    return np.array([output.score for output in outputs if output.error is None])
 
 
 def delays(calibration: Scores, live: Scores, orders: int, seed: int) -> list[int | None]:
@@ -84,7 +84,7 @@ def main(
         f"snapkv@{severe:g}": (task, severe),
     }
     if task_source is not None:
-        kinds["gsm8k"] = (make_task("gsm8k", source=task_source), ratio)
+        kinds["gsm8k"] = (make_task("gsm8k", source=task_source, n_shots=1), ratio)
     rng = np.random.default_rng(7)
     same: list[int | None] = []
     for number in range(orders):
