@@ -89,7 +89,7 @@ def train(
 
 
 @reference.command("train-encdec")
-@click.option("--shape", type=click.Choice(["t5", "t5_wide"]), required=True)
+@click.option("--shape", type=click.Choice(["t5", "t5_narrow"]), required=True)
 @click.option(
     "--run-folder",
     type=click.Path(path_type=Path, file_okay=False),

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 SEPARATOR = "\n"
 SHAPES: dict[str, dict[str, int]] = {
     "t5": {"d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 4, "d_kv": 16},
-    "t5_wide": {"d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 4, "d_kv": 32},
+    "t5_narrow": {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "d_kv": 16},
 }
 _ROWS, _ASKED, _LONGEST = 24, 4, 8  # texts of a step, questions on each, facts of a text at last
 _GROWING = 0.7  # texts grow over this share of a training
