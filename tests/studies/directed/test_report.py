@@ -29,7 +29,10 @@ experiments:
     oracle: oracle
     gradient: [noise, far, near, oracle]
     grids:
-      press: {rows: [none, snapkv@0.5], columns: [bare, oracle], cells: [[bare, oracle], [bare|snapkv@0.5, oracle|snapkv@0.5]]}
+      press:
+        rows: [none, snapkv@0.5]
+        columns: [bare, oracle]
+        cells: [[bare, oracle], [bare|snapkv@0.5, oracle|snapkv@0.5]]
 """
 PLANTED = {"noise": -0.2, "far": -0.22, "near": -0.24, "oracle": -0.3}
 SHOWN = {
