@@ -8,8 +8,8 @@ WEIGHTS = _HERE / "weights"
 # In folders of their own: no stage of the pipeline asks them, and stages depend on the whole of ``weights``.
 LONG = _HERE / "weights_long" / "qwen2_long"
 INSTRUCT = _HERE / "weights_instruct" / "qwen2_instruct"
-ENCDEC = _HERE / "weights_encdec" / "t5"
-_APART = {path.name: path for path in (LONG, INSTRUCT, ENCDEC)}
+ENCDEC = _HERE / "weights_encdec"
+_APART = {path.name: path for path in (LONG, INSTRUCT, ENCDEC / "t5", ENCDEC / "t5_narrow")}
 
 REFERENCE_PATHS: dict[str, Path] = {
     "reference": WEIGHTS / "qwen2",
