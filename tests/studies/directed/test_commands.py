@@ -35,26 +35,12 @@ def test_an_experiment_ends_with_results_and_the_report_shows_them(run, tmp_path
     assert results.parent.joinpath("tables", "small.parquet").is_file()
     said = run("experiment", "decoder-01", *run.asked, "-n", "5")
     assert "small: 0 rows scored, 40 found" in said
-    said = run("experiment", "compression-01", *run.asked, "-n", "3")
-    assert "streaming_llm@0.5, accuracy" in said
-
     settings = run.asked[run.asked.index("--settings") + 1]
-    said = run("report", "--out", str(tmp_path / "runs"), "--settings", settings)
-    assert "2 experiments" in said
+    assert "1 experiments" in run("report", "--out", str(tmp_path / "runs"), "--settings", settings)
     page = (tmp_path / "runs" / "report.html").read_text()
-    for there in (
-        "decoder-01",
-        "does the effect survive",
-        "hurt most",
-        "Who has",
-        "data:image/png",
-        "semantic",
-    ):
+    for there in ("decoder-01", "hurt most", "Who has", "data:image/png", "kvguard directed report"):
         assert there in page
     assert "dvc repro report" not in page
-    drawn = {path.name for path in results.parent.joinpath("figures").iterdir()}
-    assert drawn == {"forest-none-nll.png", "gradient-nll.png", "quantiles-nll.png"}
-    assert len(list(results.parent.joinpath("report").glob("*.md"))) == 3
 
 
 def test_a_tracked_run_logs_its_numbers_and_its_folder(run, folder):
@@ -69,7 +55,7 @@ def test_a_tracked_run_logs_its_numbers_and_its_folder(run, folder):
 
 
 def test_scores_are_printed_without_an_experiment(run):
-    said = run("score", *run.asked, "-n", "3", "--condition", "oracle", "--press", "knorm@0.5")
+    said = run("score", *run.asked, "-n", "2", "--condition", "oracle", "--press", "knorm@0.5")
     assert "small, knorm@0.5, catastrophe" in said
 
 

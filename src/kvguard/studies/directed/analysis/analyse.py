@@ -29,13 +29,20 @@ NLL = "nll"
 
 @dataclass(frozen=True)
 class Sample:
-    """The examples of one data set, or its hard ones, under one metric."""
+    """The examples of one data set, or its hard ones, under one metric.
+
+    Attributes
+    ----------
+    difficulty
+        The baseline's NLL in the first setting, whatever the metric. [N]
+    """
 
     dataset: str
     subset: str
     metric: str
     values: Values
     weights: Floats
+    difficulty: Floats
 
     def name(self, kind: str, *more: str) -> str:
         """Return the name of a table of these examples."""
@@ -69,7 +76,7 @@ def analyse(
 def headline(
     results: pd.DataFrame, subsets: Collection[str] = (ALL, HARD)
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return the numbers of some subsets, groups left out: {table: {subject: {metric: {value, low, high}}}}."""
+    """Return the numbers of some subsets, groups left out: {table: {subject: {metric: interval}}}."""
     nested: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     columns = ["table", "subject", "metric", "value", "low", "high"]
     for name, subject, metric, value, low, high in results[columns].itertuples(index=False):
@@ -98,7 +105,8 @@ def samples(table: pd.DataFrame, protocol: Protocol, params: AnalysisParams, see
             values = Values.of(rows, cells, metric, better)
             for subset, chosen in ((ALL, np.ones(len(hard), dtype=bool)), (HARD, hard)):
                 some = values.some(chosen)
-                yield Sample(str(dataset), subset, metric, some, some.weights(params.n_resamples, seed))
+                weights = some.weights(params.n_resamples, seed)
+                yield Sample(str(dataset), subset, metric, some, weights, difficulty[chosen])
 
 
 def _of_setting(
@@ -153,12 +161,11 @@ def _gradient(
 def _quantiles(
     results: Results, sample: Sample, setting: str, protocol: Protocol, params: AnalysisParams
 ) -> None:
-    """Add each condition's effect in every group of examples by the baseline's own value, hardest last."""
+    """Add each condition's effect in every group of examples of like difficulty, hardest last."""
     values = sample.values
-    start = values.column(Cell(protocol.baseline, protocol.settings[0]))
-    known = np.isfinite(start)
-    groups = np.full(len(start), -1)
-    groups[known] = quantile_groups(-start[known], params.quantiles)
+    known = np.isfinite(sample.difficulty)
+    groups = np.full(len(known), -1)
+    groups[known] = quantile_groups(sample.difficulty[known], params.quantiles)
     for condition in protocol.conditions:
         if condition == protocol.baseline:
             continue

@@ -99,7 +99,7 @@ def _quantiles(found: Found, metric: str, path: Path) -> tuple[Path, str]:
             _heat(axis, d)
             axis.set_title(dataset)
             axis.set_xticks(range(len(groups)), [str(group) for group in groups])
-            axis.set_xlabel(f"group by {found.protocol.baseline}'s {metric}; hardest last")
+            axis.set_xlabel(f"group by {found.protocol.baseline}'s NLL; hardest last")
         axes[0].set_yticks(range(len(conditions)), conditions)
     return (
         path,
