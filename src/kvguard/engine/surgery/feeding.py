@@ -88,6 +88,8 @@ def append(model: PreTrainedModel, kept: Sequence[DocumentCache], texts: Sequenc
         for layer, window, position, n in zip(
             cache.layers, sliding_windows(model), old.positions, old.lengths, strict=True
         ):
+            assert layer.keys is not None
+            assert layer.values is not None
             width = layer.keys.shape[2] - told.ids.shape[1]
             at = torch.cat([torch.arange(n), width + torch.arange(len(text))]).to(position.device)
             new = torch.cat([position, told.positions[row, : len(text)].expand(len(position), -1)], dim=1)

@@ -84,7 +84,7 @@ class Rotation:
         if kind == "longrope":
             parameters = self.module.config.rope_parameters  # type: ignore[union-attr]
             parameters = parameters if self.layer_type is None else parameters[self.layer_type]  # type: ignore[index]
-            return int(parameters["original_max_position_embeddings"])  # type: ignore[index,call-overload]
+            return int(parameters["original_max_position_embeddings"])  # type: ignore[index]
         return None
 
 

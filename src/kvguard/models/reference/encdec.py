@@ -192,7 +192,7 @@ def accuracy(model: T5ForConditionalGeneration, n: int, seed: int) -> dict[str, 
                 max_new_tokens=12,
                 do_sample=False,
             )[0, said.shape[1] :]
-            right += words.decode(written, skip_special_tokens=True).strip() == fact.answer
+            right += str(words.decode(written, skip_special_tokens=True)).strip() == fact.answer
         shares[f"accuracy_{where}"] = right / n
     return shares
 
