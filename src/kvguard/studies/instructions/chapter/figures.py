@@ -43,10 +43,15 @@ def draw(results: pd.DataFrame, arms: Sequence[Arm], title: str, folder: Path) -
     if path := _heat_map(results, arms, title, folder / "types.png"):
         drawn.append((path, "Instructions followed, by type and arm"))
     if (results["table"] == "strategy").any():
-        heading = f"Each press against random eviction of the same budget\n{title}"
-        names = {"difference": "difference in prompts with all instructions followed"}
+        heading = f"Against random eviction,\nequal budget\n{title}"
+        names = {"difference": "difference"}
         path = bars(results, "strategy", names, heading, folder / "strategy.png")
-        drawn.append((path, "Does the strategy matter? Differences to random eviction, with 95 % intervals"))
+        drawn.append(
+            (
+                path,
+                "Does the strategy matter? Differences to random eviction in prompts with all followed; 95 % intervals",
+            )
+        )
     return drawn
 
 

@@ -41,7 +41,7 @@ class Answers:
         """Gather results; examples without a baseline are left out, since nothing can be held against it."""
         by_key = {(row["key"], row["arm"]): row for row in rows}
         keys = tuple(key for key, arm in by_key if arm == BASELINE)
-        named = dict.fromkeys([BASELINE, *(row["arm"] for row in rows)])
+        named = dict.fromkeys([BASELINE, *sorted({str(row["arm"]) for row in rows})])
         presses = [name.partition("@")[0].partition(":")[0].partition("+")[0] for name in named]
         arms = tuple(parse_arm(name, presses) for name in named)
         return cls(by_key, tuple(sorted(keys)), arms, resample_weights(max(1, len(keys)), n_resamples, seed))
