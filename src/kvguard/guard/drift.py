@@ -5,8 +5,8 @@ calibration, the rank of each new score among all before it is uniform, and inde
 (a conformal p-value; Vovk, Gammerman and Shafer 2005; ties are broken by lot). So a gambler who bets against
 uniform ranks has a fair game: by Ville's inequality (1939) his capital ever reaches 1 / alpha with a
 probability of at most alpha, over any length. He plays the composite jumper (Vovk, Petej, Nouretdinov,
-Ahlberg, Carlsson and Gammerman 2021, "Retrain or not retrain"): he bets on high and on low ranks, and changes
-between bets at several rates.
+Ahlberg, Carlsson and Gammerman 2021, "Retrain or not retrain"): he bets on high ranks and on low ones, on
+extreme and on middling ones, and changes between bets at several rates.
 
 Scores are counted on a fixed grid, so memory does not grow; a grid fixed beforehand keeps the ranks exact.
 """
@@ -26,7 +26,8 @@ Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 _CELLS = 1000  # of the grid of scores
-_BETS = np.array([-1.9, -1.0, 0.0, 1.0, 1.9])  # slopes of the bet 1 + slope (p - 1/2), at least 0 on [0, 1]
+# Bets 1 + a (p - 1/2) + b (6 p^2 - 6 p + 1), at least 0 on [0, 1]: on one end, on both ends, on the middle.
+_BETS = np.array([[0, 0], [-1.9, 0], [-1, 0], [1, 0], [1.9, 0], [0, 1.8], [0, 0.9], [0, -0.9]])
 _JUMPS = np.array([1e-4, 1e-3, 1e-2, 1e-1])  # shares of the capital that go from a bet to all of them
 
 
@@ -109,7 +110,7 @@ class Drift:
     def _bet(self, p: float) -> None:
         pot = self._capital.sum(axis=1, keepdims=True)
         self._capital = (1 - _JUMPS[:, None]) * self._capital + _JUMPS[:, None] * pot / len(_BETS)
-        self._capital *= 1 + _BETS * (p - 0.5)
+        self._capital *= 1 + _BETS @ np.array([p - 0.5, 6 * p * p - 6 * p + 1])
         total = self._capital.sum()
         if not 1e-100 < total < 1e100:
             self._capital /= total
