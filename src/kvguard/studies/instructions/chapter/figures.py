@@ -46,7 +46,9 @@ def draw(results: pd.DataFrame, arms: Sequence[Arm], title: str, folder: Path) -
         heading = f"Against random eviction,\nequal budget\n{title}"
         names = {"difference": "difference"}
         path = bars(results, "strategy", names, heading, folder / "strategy.png")
-        drawn.append((path, "Does the strategy matter? Prompts with all followed, less under random eviction"))
+        drawn.append(
+            (path, "Does the strategy matter? Prompts with all followed, less under random eviction")
+        )
     return drawn
 
 
