@@ -3,7 +3,8 @@
     python benchmarks/directed.py --model reference --examples 128
 
 Both sides use all cores, or the accelerator, and must say the same NLL of every answer (the mean of its
-tokens) to 1e-5 before any speed is shown. Texts are those of the embedded reading task.
+tokens) to 1e-5 before any speed is shown.
+Texts are those of the embedded reading task.
 """
 
 import os

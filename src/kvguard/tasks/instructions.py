@@ -211,7 +211,7 @@ def ask(
     told = [one for kind in kinds if (one := _tell(rng, kind, person, things, kinds)) is not None]
     if len(told) < len(kinds) or split_of(person, things, told) != split:
         return None
-    at: Position = position or rng.choice(POSITIONS)
+    at: Position = rng.choice(POSITIONS) if position is None else position
     last = len(sentences)
     middle = rng.randint(last // 3, 2 * last // 3)
     place = 0 if at == "start" else middle if at == "middle" else last
