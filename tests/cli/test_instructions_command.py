@@ -61,6 +61,9 @@ def test_a_run_ends_in_a_report_and_is_gone_on_with(model_folder, tmp_path, monk
     assert first.exit_code == 0, first.output
     assert "10 results made, 0 kept" in first.stdout
     assert "[10/10] " in first.stderr
+    written = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert all(row["n_tokens"] <= 8 for row in written if "n_tokens" in row)
+    assert any("n_tokens" in row for row in written)
     second = typed("run", *words, "-n", "3")
     assert "5 results made, 10 kept" in second.stdout
     assert json.loads((tmp_path / "out/metrics.json").read_text())["followed"]["baseline"]["n"]["value"] == 3

@@ -252,11 +252,12 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _gathered(command: Callable[..., Any], options: list[Callable[..., Any]]) -> Callable[..., Any]:
-    names = {field.name for field in dataclasses.fields(Asked)}
+    # Of these options alone: a command may have one of its own that is called like a field.
+    names = {option(lambda: None).__click_params__[0].name for option in options}
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> Any:
-        asked = Asked(**{name: values.pop(name) for name in names & values.keys()})
+        asked = Asked(**{name: values.pop(name) for name in names})
         return command(asked=asked, **values)
 
     for option in reversed(options):
