@@ -35,7 +35,9 @@ def own_file(tmp_path: Path) -> str:
 
 @pytest.fixture
 def sources(gsm8k_file: str, own_file: str) -> dict[str, dict[str, str]]:
-    return {"gsm8k": {"source": gsm8k_file}, "own": {"source": own_file}}
+    return {name: {"source": gsm8k_file} for name in ("gsm8k", "gsm8k_zero_shot")} | {
+        "own": {"source": own_file}
+    }
 
 
 def task_of(name: str, sources: dict[str, dict[str, str]], **settings: int) -> Task:
@@ -123,7 +125,7 @@ def test_every_real_gsm8k_answer_parses() -> None:
 @pytest.mark.parametrize(
     ("name", "n", "settings", "message"),
     [
-        ("algebra", 1, {}, "unknown name 'algebra'.*arithmetic, gsm8k, own"),
+        ("algebra", 1, {}, "unknown name 'algebra'.*arithmetic, gsm8k, gsm8k_zero_shot, own"),
         ("", 1, {}, "unknown name ''"),
         ("arithmetic", 0, {}, "at least one"),
         ("arithmetic", 1, {"source": "file.jsonl"}, "unknown key 'tasks.arithmetic.source'"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvguard.guard.certificate import Certified
 from kvguard.guard.drift import Drift, InOrder, score, warn_of_drift
 
 if TYPE_CHECKING:
     from kvguard.guard.actions import Guarded
+    from kvguard.guard.certificate import Certified
 
 _VOID = ("invalid", "cancelled")  # texts that came to nothing
 

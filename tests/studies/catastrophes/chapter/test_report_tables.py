@@ -24,7 +24,7 @@ def number(pipeline, *key):
 
 def test_every_number_of_a_full_run_is_in_its_table():
     found = tables(made_up.pipeline())
-    assert len(found) == 31
+    assert len(found) == 33
     for name, table in found.items():
         measured = [group for group in table.groups if group.rows]
         assert len(measured) == 2, name
