@@ -215,7 +215,7 @@ def _budget(press: BasePress, scorer: ScorerPress, module: nn.Module, n_tokens: 
     if isinstance(press, PyramidKVPress):
         return int(press.get_layer_budget(module, n_tokens))
     ratios: Sequence[float] | None = getattr(press, "compression_ratios", None)
-    ratio = ratios[int(module.layer_idx)] if ratios else scorer.compression_ratio  # type: ignore[call-overload]
+    ratio = ratios[int(module.layer_idx)] if ratios else scorer.compression_ratio  # type: ignore[arg-type]
     return int(compute_n_kept(n_tokens, ratio))
 
 

@@ -141,7 +141,7 @@ def finetune(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    model.save_pretrained(out)
+    model.save_pretrained(str(out))
     return int(trainer.state.global_step)
 
 

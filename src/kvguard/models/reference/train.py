@@ -216,17 +216,24 @@ def _first_model(settings: TrainSettings, tokenizer: PreTrainedTokenizerFast) ->
     return model
 
 
+def _embeddings(model: PreTrainedModel) -> torch.Tensor:
+    """Return the embeddings of a model's tokens, without a gradient; a change is one of the model's."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
 def _take(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start: Path) -> None:
     """Give a model the weights of a finished one; embeddings of the tokens that both have."""
     theirs = AutoModelForCausalLM.from_pretrained(start)
     indices = PreTrainedTokenizerFast.from_pretrained(start).get_vocab()
-    rows = model.get_input_embeddings().weight.detach().clone()
+    rows = _embeddings(model).clone()
     for token, index in tokenizer.get_vocab().items():
         if token in indices:
-            rows[index] = theirs.get_input_embeddings().weight[indices[token]].detach()
+            rows[index] = _embeddings(theirs)[indices[token]]
     theirs.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.load_state_dict(theirs.state_dict())
-    model.get_input_embeddings().weight.data.copy_(rows)
+    _embeddings(model).copy_(rows)
 
 
 def _loss(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -163,7 +163,7 @@ def _add(
         for row in rows
     ]
     journal.add(records)
-    found.update({record["key"]: record for record in records})
+    found.update({str(record["key"]): record for record in records})
 
 
 def _finite(value: float | None) -> float | None:

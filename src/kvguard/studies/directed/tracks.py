@@ -18,7 +18,7 @@ from kvguard.studies.directed.params import PLAIN
 
 if TYPE_CHECKING:
     from kvguard.models.spec import ModelSpec
-    from kvguard.studies.directed import params
+    from kvguard.studies.directed import params as settings
     from kvguard.studies.directed.sources import Dataset
 
 
@@ -83,8 +83,8 @@ class Opening:
     name: str
     model: str
     spec: ModelSpec
-    params: params.Params
-    protocol: params.Protocol
+    params: settings.Params
+    protocol: settings.Protocol
     dataset: Dataset
     folder: Path
 

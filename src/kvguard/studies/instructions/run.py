@@ -146,8 +146,8 @@ def _results(
     """Make a block; yield the results that are not stored yet, from before it was cut short."""
     arms = {str(arm): arm for arm in study.arms}
     wanted: dict[str, list[Arm]] = {}
-    for key, arm in block:
-        wanted.setdefault(key, []).append(arms[arm])
+    for key, name in block:
+        wanted.setdefault(key, []).append(arms[name])
     asked: list[Asked] = []
     for key, own in wanted.items():
         for found in prefilled(study.how, encoded[key], own):

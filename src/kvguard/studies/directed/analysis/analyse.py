@@ -220,7 +220,7 @@ def _pool(results: Results, pooled: Mapping[tuple[str, str, str, str], Mapping[s
     """Add each condition's effect over data sets, and whether its sign is the same in all."""
     for (subset, setting, metric, condition), by_dataset in pooled.items():
         found = list(by_dataset.values())
-        metrics = {}
+        metrics: dict[str, Interval | float] = {}
         for name in ("benefit", "d"):
             numbers = [one.metrics[name].value for one in found]  # type: ignore[union-attr]
             over = random_effects(numbers, [one.variances[name] for one in found])

@@ -41,8 +41,8 @@ def _forest(found: Found, setting: str, metric: str, path: Path) -> tuple[Path, 
                 rows = _frame(found.get(table, one, "d") for one in conditions)
                 _dots(axis, rows, _offset(place, len(found.datasets) + several), place, dataset)
             if several:
-                table = ("pooled", subset, setting, metric)
-                rows = _frame(found.get(table, one, "d") for one in conditions)
+                pooled = ("pooled", subset, setting, metric)
+                rows = _frame(found.get(pooled, one, "d") for one in conditions)
                 last = len(found.datasets)
                 axis.errorbar(
                     rows["value"], np.arange(len(rows)) + _offset(last, last + 1), xerr=whiskers(rows),

@@ -60,7 +60,7 @@ def _semantic(found: Found) -> Table:
     for dataset, subset, setting, metric in _families(found):
         at = (dataset, subset, setting, metric)
         table = ("semantic", *at)
-        rows = [
+        rows: list[tuple[str | Cell, ...]] = [
             (condition, *_compared(found, table, condition), *_shares(found, at, condition))
             for condition in found.subjects(table)
         ]
@@ -131,7 +131,9 @@ def _contrasts(found: Found, kind: str, title: str, note: str) -> Table:
                 names = found.protocol.settings[1:] if kind == "survival" else tuple(found.protocol.grids)
                 for name in names:
                     table = (kind, dataset, subset, name, metric)
-                    rows = [(one, *_compared(found, table, one)) for one in found.subjects(table)]
+                    rows: list[tuple[str | Cell, ...]] = [
+                        (one, *_compared(found, table, one)) for one in found.subjects(table)
+                    ]
                     groups.append(Group(_label(dataset, subset, name, metric), tuple(rows)))
     heads = ("contrast", "n", "better by", "d", "p (Holm)")
     return Table(f"directed-{found.name}-{kind}", title, note, heads, 1, tuple(groups))

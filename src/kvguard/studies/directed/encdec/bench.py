@@ -240,15 +240,15 @@ def opened(opening: Opening) -> Iterator[EncoderDecoderBench]:
     probed = option(protocol, "attention", False)
     known = {None: opening.spec, **_others(protocol)}
     named = dict.fromkeys((None, *(Setting.of(text).model for text in protocol.settings)))
-    for name in named:
-        if name is not None:
-            check_known("settings, on:MODEL", name, [one for one in known if one is not None])
+    for model in named:
+        if model is not None:
+            check_known("settings, on:MODEL", model, [one for one in known if one is not None])
     with open_journal(opening.folder / "written.jsonl") as journal:
         author = endpoint(params.writer) if params.writer.base_url else _nobody(protocol.conditions)
         writer = Writer(author, params.writer.instructions, journal)
         readers: dict[str | None, Reader] = {}
-        for name in named:
-            readers[name] = _reader(opening, name or opening.model, known[name], writer, probed)
+        for model in named:
+            readers[model] = _reader(opening, model or opening.model, known[model], writer, probed)
         yield EncoderDecoderBench(readers, writer, params, probed)
 
 

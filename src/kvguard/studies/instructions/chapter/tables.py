@@ -129,7 +129,7 @@ def tables(numbers: Numbers, model: str, suite: str) -> dict[str, Table]:
         if not subjects:
             continue
         split = any("/" in subject for subject in subjects)
-        rows = tuple(
+        rows: tuple[tuple[str | Cell, ...], ...] = tuple(
             (
                 *(subject.split("/", 1) if split else [subject]),
                 *_cells(numbers, model, suite, name, subject, columns),

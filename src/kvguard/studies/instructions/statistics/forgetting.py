@@ -27,7 +27,7 @@ def add_forgetting(results: Results, answers: Answers) -> None:
             results.add("foreseen", subject, found)
 
 
-def _first(answers: Answers, arm: Arm) -> dict[str, float]:
+def _first(answers: Answers, arm: Arm) -> dict[str, Interval | float]:
     """Count, of examples with two instructions that are both followed uncompressed, which was forgotten.
 
     The first is the one that stands first in the prompt; where that is not known the example does not count.
