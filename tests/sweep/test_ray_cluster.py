@@ -81,6 +81,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
         run_sweep(sweep_of(model_folder, n=2, engine="ray"), tmp_path, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_workers_parts_are_taken_over(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

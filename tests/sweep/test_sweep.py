@@ -320,14 +320,17 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_again_and_again_a_sweep_ends_with_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [(3,), pytest.param((1, 3, 5), marks=pytest.mark.slow)], ids=str)
+def test_killed_again_and_again_a_sweep_ends_with_the_same_bytes(
+    model_folder: Path, tmp_path: Path, kills: tuple[int, ...]
+) -> None:
     script = tmp_path / "go.py"
     script.write_text(SCRIPT)
     out, whole = tmp_path / "killed", tmp_path / "whole"
     run_sweep(sweep_of(model_folder, workers=2), whole, progress=False)
     command = [sys.executable, str(script), str(model_folder), str(out), str(Path(__file__).parent)]
     finished: dict[str, int] = {}
-    for wanted in (1, 3, 5):  # kill once that many parts exist
+    for wanted in kills:  # once that many parts exist
         process = subprocess.Popen(command, start_new_session=True)
         deadline = time.monotonic() + 300  # machines are busy
         while process.poll() is None and len(list(out.glob("part-*.parquet"))) < wanted:

@@ -115,14 +115,15 @@ def test_an_answer_ends_with_what_closes_it(text: str, first: str, last: str) ->
         *("answer: 3:30. ", "answer is 5 + 3. ", "answer to the a b c d ", "Answer: x 1. ", ". ", "\n"),
     ],
 )
-def test_the_time_is_linear_in_the_length(piece: str) -> None:
+def test_the_time_is_not_quadratic_in_the_length(piece: str) -> None:
     def seconds(n: int) -> float:
         text = piece * (n // len(piece))
         begun = time.process_time()
         first_answer(text)
         return time.process_time() - begun
 
-    assert min(seconds(20_000) for _ in range(2)) < 8 * min(seconds(5_000) for _ in range(3)) + 0.1
+    # 8 times as long: 8 if linear, 64 if quadratic; half of it is left to busy machines
+    assert min(seconds(20_000) for _ in range(2)) < 32 * min(seconds(2_500) for _ in range(3)) + 0.1
 
 
 def test_a_task_of_word_problems_is_scored_by_the_first_answer_and_by_the_last() -> None:

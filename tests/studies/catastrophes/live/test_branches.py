@@ -124,7 +124,9 @@ def reference() -> Runs:
     return Runs(replace(live, sweep=sweep, triggers=triggers, hazard_models=(hazard,)), 96)
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny_llama", "reference"])
+@pytest.fixture(
+    scope="module", params=["tiny", pytest.param("tiny_llama", marks=pytest.mark.slow), "reference"]
+)
 def runs(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> Runs:
     return reference() if request.param == "reference" else tiny(tiny_models[request.param])
 
