@@ -78,9 +78,9 @@ transition: setup ## measure where along context length SnapKV makes reference_l
 	@echo "runs/transition-reference/report.html"
 
 # What two CPU cores do in hours: fewer prompts, conditions and live policies than the default run.
-REAL_MODEL := model=smollm135m_gsm8k transfer_to=reference sample.n=100 generate.preset=short generate.prompts_per_part=25 \
-	train.fits=1 live_validate.n=24 live_validate.conditions=[snapkv@0.5] live_validate.actions=[restore,rollback,restart] \
-	live_validate.baselines=[] live_validate.decoding_n=0 live_validate.switch_traces=0 \
+REAL_MODEL := model=smollm135m_gsm8k transfer_to=reference sample.n=200 generate.preset=short generate.prompts_per_part=25 \
+	train.fits=1 evaluate.balanced_fpr=0.1 live_validate.n=40 live_validate.conditions=[snapkv@0.5] \
+	live_validate.actions=[restore,rollback] live_validate.baselines=[] live_validate.decoding_n=0 live_validate.switch_traces=0 \
 	$(if $(BASE),models.smollm135m_gsm8k.source=path:$(abspath $(BASE))) \
 	$(if $(GSM8K),tasks.gsm8k_zero_shot.source=$(abspath $(GSM8K)))
 

@@ -151,3 +151,12 @@ def test_the_second_signal_ends_at_once(process):
     assert server.wait(10) == 128 + signal.SIGTERM
     thread.join()
     assert isinstance(answers[0], httpx.HTTPError)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_its_threads_sleep_while_they_wait_unless_they_are_told_not_to(monkeypatch, before, after):
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")  # is put back after the test
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    CliRunner().invoke(main, ["serve", "--model", "path:/nowhere"])
+    assert os.environ["OMP_WAIT_POLICY"] == after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -171,6 +172,8 @@ def serve(
     """Serve a model behind the OpenAI API: compressed, guarded, with the memory really freed."""
     _check(how)
     _need("fastapi", "httpx", "uvicorn", "prometheus_client")
+    # Threads that spin while they wait starve the server where clients share its cores; torch reads it once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from kvguard.serve import front
     from kvguard.serve.start import KEY, api_keys, check_address, run
 
