@@ -48,6 +48,8 @@ def test_the_guarded_setting_that_saves_most_is_put_to_use_in_both_lines():
     assert "--guard models/made --action rollback --point balanced --policy here/certificate.json" in text
     assert "price of the guard, snapkv@0.5 under rollback: acts on 50% of texts" in text
     assert "+5% time a token, 12 ms a restore" in text
+    prose = [line for line in text.splitlines() if "kvguard serve" not in line and "Guard.load" not in line]
+    assert max(map(len, prose)) <= 130, max(prose, key=len)
     written = certificate(result, told)
     assert Certificate.model_validate(written.model_dump(mode="json")) == written
     assert written.guard == GUARD

@@ -175,9 +175,10 @@ def _price(found: Recommendation, row: Row, price: Price | None) -> str:
     if bare is not None:
         said[-1] += f" ({bare.n_steps:.0f} without it)"
     said.append(f"{row.n_rewound:.1f} of them again")
+    lines = [f"price of the guard, {setting}: {', '.join(said)}"]
     if price is not None:
-        said.append(f"{price.per_token:+.0%} time a token, {price.restore_ms:.0f} ms a restore")
-    return f"price of the guard, {setting}: {', '.join(said)}"
+        lines.append(f"  {price.per_token:+.0%} time a token, {price.restore_ms:.0f} ms a restore")
+    return "\n".join(lines)
 
 
 def _twice(found: Recommendation) -> str:
