@@ -91,8 +91,9 @@ instructions: setup ## ask reference_instruct to follow instructions under evict
 	kvguard instructions run --model reference_instruct --settings studies/instructions/params.yaml --track
 
 directed: setup ## read documents behind prefixes that are then cut away: every track on embedded models (docs/directed.md)
-	kvguard directed experiment decoder-0{1..3} compression-01 prefixlm-0{1..3} --model reference_long --dataset reading -n 60
-	kvguard directed experiment encdec-0{1..9} encdec-10 --model reference_encdec --dataset facts -n 60
+	kvguard directed experiment decoder-0{1..3} compression-01 prefixlm-0{1..3} --model reference_long --dataset reading -n 40
+	kvguard directed experiment encdec-01 encdec-0{3..9} encdec-10 --model reference_encdec --dataset facts -n 40
+	kvguard directed experiment encdec-02 --model reference_encdec --dataset facts -n 16  # reads up to 4,096 tokens
 	kvguard directed report
 
 bench: setup ## timed comparisons, one after another (benchmarks/serve.py and lm_eval_check.py want arguments: see their --help)

@@ -179,6 +179,30 @@ def test_a_long_prompt_comes_in_pieces_between_the_steps_of_others(serving, offl
     assert answer.choices[0].text == wanted.text
 
 
+def test_short_prompts_start_together_as_far_as_they_are_whole_in_one_piece(serving, offline, guards):
+    piece, prompts = 150, [[20 + number + i % 90 for i in range(60)] for number in range(7)]
+    together = serving(limits={"piece": piece})
+    scheduler, turns = together.scheduler, []
+    prefill, fill = scheduler._prefill, scheduler._fill
+
+    def turn():
+        turns.append(0)
+        prefill()
+
+    def watched(filling):
+        before = filling.work.n_done
+        fill(filling)
+        turns[-1] += filling.work.n_done - before
+
+    scheduler._prefill, scheduler._fill = turn, watched
+    answer = together.client().completions.create(
+        model="reference", prompt=prompts, max_tokens=12, temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert [n for n in turns if n] == [120, 120, 120, 60]
+    wanted = guards["calm"].generate(*offline, prompts, press=snapkv(), max_new_tokens=12)
+    assert [choice.text for choice in answer.choices] == [text.text for text in wanted]
+
+
 def test_without_a_guard_nothing_is_watched(serving, offline, prompts):
     plain = serving(guard=None, action="none")
     answer = plain.client().chat.completions.create(

@@ -123,7 +123,7 @@ class Bytes(click.ParamType[int]):
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Of a prompt, between two steps of the texts under way.",
+    help="Of prompts, between two steps of the texts under way.",
 )
 @click.option(
     "--request-timeout",

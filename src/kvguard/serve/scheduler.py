@@ -1,6 +1,7 @@
 """The one thread that owns the model: texts join and leave one batch between its steps.
 
-Between two steps at most one piece of one prompt is prefilled; each is compressed alone, by its own press.
+Between two steps a piece of one prompt is prefilled, and others that are whole in what is left of its tokens;
+each is compressed alone, by its own press.
 What waits starts in order of arrival, as soon as there is a row, and room for the entries that it may come
 to hold compressed. A restore that finds no room takes it from the youngest texts: they begin again later, and
 come to the same tokens.
@@ -9,6 +10,7 @@ come to the same tokens.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -161,11 +163,9 @@ class Scheduler:
         self._deliver(told)
 
     def _turn(self) -> None:
-        """Prefill a piece of what may come in, and draw one token of every row."""
+        """Prefill of what may come in, and draw one token of every row."""
         self._drop()
-        self._filling = self._filling or self._next()
-        if self._filling is not None:
-            self._fill(self._filling)
+        self._prefill()
         if not self._rows:
             return
         self._steps = self._steps or self._run.steps()
@@ -201,11 +201,28 @@ class Scheduler:
         """Count no longer what a text would have held."""
         self.room.taken = self.room.taken - entries if self._rows or self._filling else 0.0
 
-    def _next(self) -> _Filling | None:
-        """Begin the prefill of the next text that waits, if there is a row and room for it."""
+    def _prefill(self) -> None:
+        """Prefill one piece, and then prompts that are whole in what is left of its tokens."""
+        left = self._limits.piece
+        self._filling = self._filling or self._next()
+        while (filling := self._filling) is not None:
+            before = filling.work.n_done
+            self._fill(filling)
+            if self._filling is not None:
+                return
+            left -= filling.work.n_done - before
+            self._filling = self._next(left)
+
+    def _next(self, longest: float = math.inf) -> _Filling | None:
+        """Begin the prefill of the next text that waits, if there is a row and room for it.
+
+        A prompt of more tokens than ``longest`` waits for the next turn.
+        """
         if len(self._rows) >= self._limits.rows:
             return None
-        ticket = self._waiting.take(lambda ticket: ticket.entries <= self.room.left)
+        ticket = self._waiting.take(
+            lambda ticket: ticket.entries <= self.room.left and len(ticket.ask.ids) <= longest
+        )
         if ticket is None:
             return None
         ask, press = ticket.ask, ticket.ask.press()
