@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from kv_transition.settings import FULL, Settings
 from kvguard.errors import KvguardError
 
 _START_S = 600.0  # a shared machine is slow to load a model
-_LISTENING = re.compile(r'\{"event": "listening".*\}')
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,8 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         said = log.read_text(encoding="utf-8", errors="replace")
-        if found := _LISTENING.search(said):
-            return f"http://127.0.0.1:{json.loads(found[0])['port']}/v1"
+        if (port := _listening(said)) is not None:
+            return f"http://127.0.0.1:{port}/v1"
         if process.poll() is not None:
             last = next(reversed([line for line in said.splitlines() if line.strip()]), "it said nothing")
             raise KvguardError(
@@ -123,6 +121,16 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
             )
         time.sleep(0.1)
     raise KvguardError(f"engine.spawn: kvguard serve does not listen after {_START_S:g} s: see {log}")
+
+
+def _listening(log: str) -> int | None:
+    """Return the port that a server's log says it listens at: whole lines of it are JSON, or warnings."""
+    for line in log.splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            told = json.loads(line) if line.endswith("\n") else None
+            if isinstance(told, dict) and told.get("event") == "listening":
+                return int(told["port"])
+    return None
 
 
 def _end_with_parent() -> None:
