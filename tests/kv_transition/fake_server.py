@@ -41,6 +41,7 @@ class State:
         self.delay = 0.0
         self.seen: Counter[str] = Counter()
         self.completed: Counter[str] = Counter()
+        self.stop: list[str] | None = None  # of the newest request
 
     def mood(self) -> str:
         with self.lock:
@@ -60,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/models"):
             self._json({"data": [{"id": "fake"}]})
         elif self.path == "/state":
-            self._json({"seen": self.state.seen, "completed": self.state.completed})
+            self._json({"seen": self.state.seen, "completed": self.state.completed, "stop": self.state.stop})
         elif self.path.endswith("/metrics"):
             self._whole(200, b'# HELP x\nkvguard:kv_bytes{model_name="fake"} 1048576.0\n', "text/plain")
         else:
@@ -85,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         key = f"{budget}/{hashlib.sha256(prompt.encode()).hexdigest()[:12]}"
         with self.state.lock:
             self.state.seen[key] += 1
+            self.state.stop = body.get("stop")
         mood = self.state.mood()
         if self.state.delay:
             time.sleep(self.state.delay)

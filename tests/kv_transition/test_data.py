@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kv_transition.data.binning import by_bin, choose, edges_of
 from kv_transition.data.example import Example, render
-from kv_transition.data.loader import open_source, rendering
+from kv_transition.data.loader import Haystack, open_source, rendering
 from kv_transition.data.normalize import read_longbench, read_questions
 from kv_transition.data.tokenizer import LocalCounter
 from kv_transition.settings import Binning, Dataset
@@ -103,6 +103,15 @@ def test_a_prompt_of_braces_is_what_it_says():
     assert render(template, "what is {context}?", "{question} {x}") == "{question} {x}\n\nwhat is {context}?"
     assert not cued
     assert rendering("{question}", "completions") == ("{question}\n\nAnswer:", True)
+
+
+def test_a_model_that_completes_texts_is_not_told_what_to_do():
+    told, _ = rendering(Haystack.template, "chat")
+    assert told.endswith("on a line that begins with Answer:")
+    assert rendering(Haystack.template, "completions") == (
+        "{context}\n\nQuestion: {question}\n\nAnswer:",
+        True,
+    )
 
 
 @pytest.mark.parametrize(

@@ -185,10 +185,15 @@ def test_a_server_that_knows_no_stream_options_is_asked_without(experiment, fake
     assert experiment.query("SELECT count(*) FROM responses WHERE error IS NULL AND attempts = 1") == [(18,)]
 
 
-def test_plain_completions_are_asked_with_a_cue(experiment, fake):
-    experiment.change(engine={"api": "completions"})
+def test_plain_completions_are_asked_with_a_cue_and_end_with_their_paragraph(experiment, fake):
+    experiment.done("prepare")
+    experiment.done("run")
+    assert fake.state()["stop"] is None
+    experiment.change(engine={"api": "completions"}, output={"exp_group_id": "plain"})
+    experiment.database = experiment.folder / "runs" / "plain" / "kv_transition.sqlite"
     experiment.done("all")
     assert experiment.query("SELECT count(*) FROM responses WHERE error IS NULL AND text != ''") == [(18,)]
+    assert fake.state()["stop"] == ["\n\n", "\nQuestion:"]
 
 
 def test_one_server_may_be_told_the_budget_of_each_request(experiment, fake):

@@ -147,5 +147,8 @@ class Stored:
 
 
 def rendering(template: str, api: str) -> tuple[str, bool]:
-    """Return the template of a prompt, and whether it ends with the cue after which the answer stands."""
-    return (template, False) if api == "chat" else (f"{template}\n\nAnswer:", True)
+    """Return the template of a prompt, and whether it ends with the cue after which the answer stands.
+
+    A model that completes texts is asked by the cue alone: it may go on with an instruction, or repeat it.
+    """
+    return (template, False) if api == "chat" else (template.removesuffix(f"\n{_ASK}") + "\n\nAnswer:", True)

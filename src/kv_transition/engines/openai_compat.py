@@ -18,6 +18,7 @@ from kvguard.errors import KvguardError
 
 _PASSING = {408, 425, 429}
 _OPTIONAL = ("stream_options", "seed")  # left out where a server says that it does not know them
+_STOPS = ("\n\n", "\nQuestion:")  # a text that is completed has no end of its own
 _TOLD = ("kvguard", "timings")  # telemetry beyond OpenAI's fields: kvguard's, llama.cpp's
 
 
@@ -138,6 +139,7 @@ class OpenAICompatible:
             "seed": ask.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({} if self._chat else {"stop": list(_STOPS)}),
             **self._extra,
         }
         return {name: value for name, value in asked.items() if name not in self._unknown}
