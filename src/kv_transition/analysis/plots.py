@@ -39,6 +39,7 @@ def draw(
         Rows of bin_stats and transition_summary of one scope, and of the bins.
     """
     drawn = []
+    budgets = sorted(stats["budget"].unique(), reverse=True)
     for name, (metrics, label, unit, is_share) in FIGURES.items():
         known = stats[stats["metric"].isin(metrics) & stats["value"].notna()]
         if known.empty:
@@ -46,7 +47,7 @@ def draw(
         path = folder / f"{name}.png"
         with canvas(path, title, size=(6.4, 3.9)) as axes:
             axis = axes[0, 0]
-            _lines(axis, known, metrics, bins, unit)
+            _lines(axis, known, budgets, metrics, bins, unit)
             _zones(axis, zones, is_first=name == "acc_vs_len")
             axis.set_xlabel("prompt tokens (mean of the bin)")
             axis.set_ylabel(label.format(headline=headline))
@@ -56,9 +57,18 @@ def draw(
     return drawn
 
 
-def _lines(axis: Any, known: pd.DataFrame, metrics: Sequence[str], bins: pd.DataFrame, unit: float) -> None:
-    budgets = sorted(known["budget"].unique(), reverse=True)
+def _lines(
+    axis: Any,
+    known: pd.DataFrame,
+    budgets: Sequence[float],
+    metrics: Sequence[str],
+    bins: pd.DataFrame,
+    unit: float,
+) -> None:
+    """Draw the budgets that have numbers; a budget has one colour in all figures."""
     for number, budget in enumerate(budgets):
+        if budget not in set(known["budget"]):
+            continue
         colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
         for metric, style in zip(metrics, ("-", ":"), strict=False):
             rows = known[(known["budget"] == budget) & (known["metric"] == metric)].sort_values("bin_index")

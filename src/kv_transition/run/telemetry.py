@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -23,7 +24,7 @@ _GAUGE = re.compile(
 class MemoryWatch:
     """Reads an endpoint's memory now and then, and as soon as a request has its first token.
 
-    It ends by itself where an endpoint tells none.
+    It ends by itself where an endpoint tells none; one that does not answer in time is asked again.
     """
 
     def __init__(self, client: httpx.Client, base_url: str) -> None:
@@ -51,18 +52,17 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._end.is_set():
-            at, held = time.monotonic(), self._read()
-            if held is None:
-                return
-            self._found.append((at, held))
+            at = time.monotonic()
+            with contextlib.suppress(httpx.HTTPError):
+                held = self._read()
+                if held is None:
+                    return
+                self._found.append((at, held))
             self._wake.wait(_EVERY_S)
             self._wake.clear()
 
     def _read(self) -> float | None:
-        try:
-            answer = self._client.get(self._url, timeout=5)
-        except httpx.HTTPError:
-            return None
+        answer = self._client.get(self._url, timeout=5)
         held = [float(value) for _, value in _GAUGE.findall(answer.text)] if answer.is_success else []
         return sum(held) if held else None
 
