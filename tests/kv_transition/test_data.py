@@ -60,8 +60,8 @@ def test_who_is_chosen_does_not_depend_on_the_order_of_the_pool(order, seed):
 
 def test_longarith_has_the_lengths_asked_for_and_a_longer_pool_begins_with_the_shorter():
     source = open_source(Dataset(min_tokens=100, max_tokens=900), Words())
-    pool = source.pool(60)
-    assert source.pool(20) == pool[:20]
+    pool = list(source.pool(60))
+    assert list(source.pool(20)) == pool[:20]
     lengths = [len(render(source.template, one.question, one.context).split()) for one in pool]
     assert 90 < min(lengths) < 140
     assert 850 < max(lengths) < 920

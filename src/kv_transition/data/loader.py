@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from random import Random
 from typing import ClassVar, Protocol
 
@@ -31,8 +32,8 @@ class Source(Protocol):
     headline: ClassVar[str]
     template: ClassVar[str]
 
-    def pool(self, n: int) -> list[Example]:
-        """Return ``n`` candidates, uncounted, or all there are: the first of any larger ``n``."""
+    def pool(self, n: int) -> Iterator[Example]:
+        """Yield ``n`` candidates, uncounted, or all there are: the first of any larger ``n``."""
 
 
 def open_source(settings: Dataset, counter: Counter) -> Source:
@@ -66,9 +67,9 @@ class LongArith:
         self._per_sentence = (most - least) / (self._SAMPLE - longarith.MIN_SENTENCES)
         self._around = least - longarith.MIN_SENTENCES * self._per_sentence
 
-    def pool(self, n: int) -> list[Example]:
-        """Return ``n`` texts with their questions."""
-        return [self._example(index) for index in range(n)]
+    def pool(self, n: int) -> Iterator[Example]:
+        """Yield ``n`` texts with their questions."""
+        return map(self._example, range(n))
 
     def _example(self, index: int) -> Example:
         asked = (_length(self._settings, index) - self._around) / self._per_sentence
@@ -102,9 +103,9 @@ class Haystack:
         frame = counter.count(["\n\n"])[0]
         self._tokens = [n - frame + 1 for n in alone]
 
-    def pool(self, n: int) -> list[Example]:
-        """Return ``n`` questions with haystacks; after all of them they return, with other haystacks."""
-        return [self._example(index) for index in range(n)]
+    def pool(self, n: int) -> Iterator[Example]:
+        """Yield ``n`` questions with haystacks; after all of them they return, with other haystacks."""
+        return map(self._example, range(n))
 
     def _example(self, index: int) -> Example:
         gold = self._asked[index % len(self._asked)]
@@ -141,9 +142,9 @@ class Stored:
         self._examples = list({one.example_id: one for one in found}.values())
         Random(f"stored/{settings.seed}").shuffle(self._examples)
 
-    def pool(self, n: int) -> list[Example]:
-        """Return all of them: bins are cut from what there is."""
-        return self._examples
+    def pool(self, n: int) -> Iterator[Example]:
+        """Yield all of them: bins are cut from what there is."""
+        return iter(self._examples)
 
 
 def rendering(template: str, api: str) -> tuple[str, bool]:

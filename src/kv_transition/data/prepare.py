@@ -7,8 +7,10 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from kv_transition.settings import FULL, Settings
 from kvguard.errors import KvguardError
 
 SCHEMA_VERSION = 1
+_TOGETHER = 256  # examples that are counted at once
 _SPARE = 1.02  # candidates of a made data set, for each that is asked
 _EDGES_SPARE = 4.0  # the same where bins are given, which need not be alike
 _MOST_SPARE = 64  # how many times over a made data set is made longer until a bin has enough
@@ -102,7 +105,7 @@ def _more(
     size = math.ceil(_SPARE * (len(known) + n * (len(edges) - 1)))
     most, before = _MOST_SPARE * size, -1
     while True:
-        pool = source.pool(size)
+        pool = list(source.pool(size))
         found = by_bin(
             counted([one for one in pool if one.example_id not in known], template, counter), edges
         )
@@ -118,10 +121,17 @@ def _more(
         before, size = len(pool), 2 * size
 
 
-def counted(examples: Sequence[Example], template: str, counter: Counter) -> list[Example]:
-    """Return examples with the tokens of their prompts."""
-    prompts = [render(template, example.question, example.context) for example in examples]
-    return [replace(one, n_tokens=n) for one, n in zip(examples, counter.count(prompts), strict=True)]
+def counted(examples: Iterable[Example], template: str, counter: Counter) -> list[Example]:
+    """Return examples with the tokens of their prompts; some are counted while the next are made."""
+
+    def count(some: Sequence[Example]) -> list[Example]:
+        lengths = counter.count([render(template, one.question, one.context) for one in some])
+        return [replace(one, n_tokens=n) for one, n in zip(some, lengths, strict=True)]
+
+    left = iter(examples)
+    with ThreadPoolExecutor(1) as beside:
+        parts = [beside.submit(count, some) for some in iter(lambda: list(islice(left, _TOGETHER)), [])]
+        return [example for part in parts for example in part.result()]
 
 
 @contextlib.contextmanager
