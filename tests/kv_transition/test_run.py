@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from conftest import Experiment, Fake
+from experiments import Experiment, Fake
 
 SRC = Path(__file__).parents[2] / "src"
 ANSWERED_ONCE = "SELECT count(*), count(DISTINCT request_id) FROM responses"
