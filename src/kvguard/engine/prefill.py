@@ -80,11 +80,6 @@ class Prefilling:
     piece : int, optional
         Tokens of a step. All at once by default, and where a press is not :func:`divisible`.
 
-    Attributes
-    ----------
-    n_done : int
-        Tokens of the prompt that have been read.
-
     Raises
     ------
     KvguardError
@@ -113,7 +108,7 @@ class Prefilling:
             _Selection(scorers if window is None else {}, len(input_ids)) for window in sliding_windows(model)
         ]
         self._cache = DynamicCache(config=model.config)
-        self.n_done = 0
+        self._done = 0
 
     @torch.inference_mode()
     def step(self) -> Prefill | None:
@@ -124,14 +119,14 @@ class Prefilling:
         KvguardError
             If a press rejects the prompt.
         """
-        piece = self._ids[self.n_done : self.n_done + self._piece]
-        self.n_done += len(piece)
+        piece = self._ids[self._done : self._done + self._piece]
+        self._done += len(piece)
         with attention(self._model, self._implementation):
             with ExitStack() as hooks:
                 for module, selection in zip(attention_modules(self._model), self._selections, strict=True):
                     hooks.callback(module.register_forward_hook(selection, with_kwargs=True).remove)
                 logits = _forward(self._model, piece, self._cache)
-            return self._kept(logits) if self.n_done == len(self._ids) else None
+            return self._kept(logits) if self._done == len(self._ids) else None
 
     def _kept(self, logits: Tensor) -> Prefill:
         keys, values = _layers(self._cache)

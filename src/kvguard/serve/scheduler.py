@@ -1,7 +1,7 @@
 """The one thread that owns the model: texts join and leave one batch between its steps.
 
-Between two steps a piece of one prompt is prefilled, and others that are whole in what is left of its tokens;
-each is compressed alone, by its own press.
+Between two steps a piece of one prompt is prefilled, or prompts that are whole in one; each is compressed
+alone, by its own press.
 What waits starts in order of arrival, as soon as there is a row, and room for the entries that it may come
 to hold compressed. A restore that finds no room takes it from the youngest texts: they begin again later, and
 come to the same tokens.
@@ -202,15 +202,14 @@ class Scheduler:
         self.room.taken = self.room.taken - entries if self._rows or self._filling else 0.0
 
     def _prefill(self) -> None:
-        """Prefill one piece, and then prompts that are whole in what is left of its tokens."""
+        """Prefill one piece, or as many prompts as are whole in one."""
         left = self._limits.piece
         self._filling = self._filling or self._next()
         while (filling := self._filling) is not None:
-            before = filling.work.n_done
             self._fill(filling)
             if self._filling is not None:
                 return
-            left -= filling.work.n_done - before
+            left -= len(filling.ticket.ask.ids)
             self._filling = self._next(left)
 
     def _next(self, longest: float = math.inf) -> _Filling | None:
