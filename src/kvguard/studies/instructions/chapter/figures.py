@@ -34,6 +34,8 @@ _STYLES = {  # treatment: colour, marker, name
     ROLLBACK: (SKY, "P", "guard: rollback"),
 }
 
+_BESIDE = 0.02  # of the axis: treatments at one share stand beside one another
+
 
 def draw(results: pd.DataFrame, arms: Sequence[Arm], title: str, folder: Path) -> list[tuple[Path, str]]:
     """Draw what there is to draw; return each figure with its caption."""
@@ -69,14 +71,14 @@ def _by_ratio(results: pd.DataFrame, arms: Sequence[Arm], title: str, path: Path
             base = followed.loc[BASELINE]
             axis.axhline(base["value"], color=GREY, linestyle=":", label="no compression")
             axis.axhspan(base["low"], base["high"], color=GREY, alpha=0.12, linewidth=0)
-            for treatment, (colour, marker, name) in _STYLES.items():
+            for place, (treatment, (colour, marker, name)) in enumerate(_STYLES.items()):
                 own = [str(arm) for arm in arms if arm.press == press and arm.treatment == treatment]
                 own = sorted(own, key=lambda subject: removed.loc[subject, "value"])
                 if not own:
                     continue
                 found = followed.loc[own]
                 axis.errorbar(
-                    removed.loc[own, "value"],
+                    removed.loc[own, "value"] + _BESIDE * place,
                     found["value"],
                     yerr=whiskers(found),
                     color=colour,
@@ -86,7 +88,7 @@ def _by_ratio(results: pd.DataFrame, arms: Sequence[Arm], title: str, path: Path
                     linewidth=1.4,
                 )
             axis.set_title(press)
-            axis.set_ylim(-0.02, 1.02)
+            axis.set(xlim=(0, 1), ylim=(-0.02, 1.02))
             for side in (axis.xaxis, axis.yaxis):
                 side.set_major_formatter(PercentFormatter(1, decimals=0))
             axis.set_xlabel("removed")
