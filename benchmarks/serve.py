@@ -2,6 +2,7 @@
 
     python benchmarks/serve.py latency --model reference
     python benchmarks/serve.py guard --model reference
+    python benchmarks/serve.py delay --model reference
     python benchmarks/serve.py memory --model reference
     python benchmarks/serve.py transformers --model path:DIR
     python benchmarks/serve.py soak --minutes 10
@@ -238,6 +239,7 @@ def main() -> None:
 
 MODEL = click.option("--model", default="reference", show_default=True, help="As kvguard serve takes it.")
 NEW = click.option("--new", default=128, show_default=True, help="Tokens of each text.")
+BUNDLE = click.option("--guard", "bundle", default="models/reference", show_default=True)
 
 
 @main.command()
@@ -263,7 +265,7 @@ def latency(model: str, new: int, clients: str, requests: int, options: tuple[st
 @main.command()
 @MODEL
 @NEW
-@click.option("--guard", "bundle", default="models/reference", show_default=True)
+@BUNDLE
 @click.option("--clients", default=32, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 def guard(model: str, new: int, bundle: str, clients: int, rounds: int) -> None:
@@ -280,6 +282,30 @@ def guard(model: str, new: int, bundle: str, clients: int, rounds: int) -> None:
             ratios.append(rates[1] / rates[0])
             click.echo(f"without {rates[0]:.0f}, with {rates[1]:.0f} tokens/s: {1 - ratios[-1]:.1%} less")
     click.echo(f"median of {rounds}: {1 - median(ratios):.1%} less throughput with a guard that does not act")
+
+
+@main.command()
+@MODEL
+@NEW
+@BUNDLE
+@click.option("--clients", default=16, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+def delay(model: str, new: int, bundle: str, clients: int, rounds: int) -> None:
+    """What holding tokens back delays: `rollback`, which holds some, and `restore`, which none, in turns."""
+    body, later = asking("m", new, texts()), []
+    how = [command(model, *SNAPKV, "--guard", bundle, "--action", name) for name in ("restore", "rollback")]
+    with serving(how[0]) as at_once, serving(how[1]) as held:
+        for server in (at_once, held):
+            warmed(server, body)
+        for _ in range(rounds):
+            loads = [asyncio.run(run(s.base, body, clients, 4 * clients)) for s in (at_once, held)]
+            first = [1000 * median(load.first) for load in loads]
+            later.append(first[1] - first[0])
+            click.echo(
+                f"first token after {first[0]:.0f} and {first[1]:.0f} ms, then one in "
+                f"{1000 * median(loads[0].between):.0f} and {1000 * median(loads[1].between):.0f} ms"
+            )
+    click.echo(f"median of {rounds}: the first token {median(later):.0f} ms later where tokens are held back")
 
 
 @main.command()

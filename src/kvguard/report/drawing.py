@@ -43,6 +43,7 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "savefig.dpi": 120,
 }
+_SHORT = 24  # characters of a bar's name that take nothing from the bar's room
 
 
 def metric(results: pd.DataFrame, table: str, name: str) -> pd.DataFrame:
@@ -109,7 +110,8 @@ def bars(
         Subjects that stand out.
     """
     subjects = list(results.loc[results["table"] == table, "subject"].drop_duplicates())
-    size = (3.3 + 0.9 / len(names), 1.6 + 0.32 * len(subjects))
+    long = max([0, *(len(subject) - _SHORT for subject in subjects)])
+    size = (3.3 + (0.9 + 0.08 * long) / len(names), 1.6 + 0.32 * len(subjects))
     with canvas(path, title, (1, len(names)), size, sharey=True) as (axes,):
         for axis, (name, label) in zip(axes, names.items(), strict=True):
             found = metric(results, table, name).reindex(subjects)
