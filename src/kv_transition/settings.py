@@ -216,7 +216,7 @@ def load(path: Path, defaults: Path | None = None) -> Settings:
     KvguardError
         One line: the file, the key, and how to fix it.
     """
-    data = read_settings(path)
+    data = read_settings(path, "-c")
     defaults = defaults or _defaults_of(path)
     if defaults is not None:
         data = _over(read_settings(defaults), data)

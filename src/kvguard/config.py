@@ -157,8 +157,8 @@ class Settings:
                     raise KvguardError(_said(wrong[0], key.kind, *name.split("."))) from None
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file of settings, without a look at what they are.
+def read_settings(path: Path, option: str = "--params") -> dict[str, Any]:
+    """Read a file of settings, which ``option`` names, without a look at what they are.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise KvguardError(f"{path}: no such file: run in the repository, or name another") from None
+        raise KvguardError(f"{path}: no such file: run in the repository, or pass {option}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise KvguardError(f"{path}: cannot be read ({error}): it must be a text file in UTF-8") from None
     except yaml.YAMLError as error:

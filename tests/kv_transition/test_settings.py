@@ -18,6 +18,11 @@ def mistake(tmp_path, text):
     return said.removeprefix(str(path))
 
 
+def test_a_missing_file_says_how_to_name_another(tmp_path):
+    with pytest.raises(KvguardError, match=r"no such file.* -c$"):
+        load(tmp_path / "x.yaml")
+
+
 URL = "engine: {base_url: http://x/v1}\nkv: {budgets: [1.0]}\n"
 
 

@@ -56,7 +56,7 @@ def settings(ctx: click.Context, path: Path) -> dict[str, Any]:
     options = {_key(option): option for option in ctx.command.params if isinstance(option, click.Option)}
     options.pop("config")
     found = {}
-    for key, value in read_settings(path).items():
+    for key, value in read_settings(path, "--config").items():
         if key not in options and _SECRET.fullmatch(str(key)):
             raise KvguardError(
                 f"{path}: {key}: API keys do not belong in a file of settings: set KVGUARD_API_KEY, or "

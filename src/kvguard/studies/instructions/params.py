@@ -66,7 +66,7 @@ def load_params(path: Path | None, given: Mapping[str, Any]) -> Params:
     KvguardError
         One line: the file or option, the key, the value, and how to fix it.
     """
-    found = read_settings(path) if path is not None else {}
+    found = read_settings(path, "--settings") if path is not None else {}
     judge = {**(found.get("judge") or {}), **given.get("judge", {})}
     try:
         return Params(**{**found, **given, "judge": judge})
