@@ -148,7 +148,7 @@ def _at(step: Step, t: int) -> list[int]:
 
 def _guarded(loaded: LoadedModel, texts: Sequence[str], batch_size: int) -> Records:
     """What the library's front door gives, its actions with it."""
-    chosen = Guard.load(GUARDS / loaded.name, POINT, GuardParams(max_rewinds=2, resume=True))
+    chosen = Guard.load(GUARDS / loaded.name, POINT, GuardParams(max_rewinds=2, resume=True, rewind_below=1))
     mild, harsh = Condition("snapkv", 0.75), Condition("streaming_llm", 0.875)
     calls: list[tuple[Condition, str, dict[str, Any]]] = [
         (mild, "restore", {}),

@@ -12,7 +12,7 @@ from kvguard.guard.certificate import Bounds, Certificate, Certified, GuardOf, P
 from kvguard.guard.settings import Action
 from kvguard.models.identity import weights_digest
 
-GUARD = GuardOf(digest="d" * 64, point="balanced", max_rewinds=2, resume=False)
+GUARD = GuardOf(digest="d" * 64, point="balanced", max_rewinds=2, resume=False, rewind_below=0.05)
 BOUNDS = Bounds(max_added_cbr=0.02, max_lost_answers=0.05, confidence=0.95)
 
 

@@ -204,3 +204,9 @@ def test_what_knows_no_other_token_accuses_those_since_the_risk_rose():
         1,
         2,
     ]
+
+
+def test_a_token_is_trusted_only_below_both_thresholds():
+    watch = opened(Watch(EntropyTrigger(512), PARAMS))
+    risks = np.array([0.01, PARAMS.tau_low * 0.9, PARAMS.tau_low, 0.9])
+    assert [watch.accused(1, risks, below) for below in (1.0, PARAMS.tau_low / 2, 0.0)] == [2, 1, 0]

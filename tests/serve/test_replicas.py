@@ -62,7 +62,7 @@ class Front:
         deadline = time.monotonic() + 60
         while (found := self.metric(name)) != wanted:
             assert time.monotonic() < deadline, found
-            time.sleep(0.1)
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def test_both_replicas_are_used_and_come_to_the_same_text(front):
 
 
 def test_a_request_goes_where_fewest_are_under_way(front):
-    threads, found = together(*[lambda: front.ask(max_tokens=150)] * 6)
+    threads, found = together(*[lambda: front.ask(max_tokens=600)] * 6)
     front.until("kvguard:replica_requests", {"0": 3.0, "1": 3.0})
     for thread in threads:
         thread.join()

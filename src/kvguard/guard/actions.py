@@ -11,8 +11,8 @@ does when it reaches SAFE is its action:
     Recompute the full cache from the token ids in one prefill, and go on uncompressed.
 ``rollback``
     Restore, and also throw away the tokens that the trigger accuses, so that they are generated again: the
-    row keeps those up to the last one whose hazard was below tau_low, up to its first complete answer where
-    that is known, and up to the repetition that it is in, whichever is least.
+    row keeps those up to the last one whose hazard was below ``rewind_below`` (and below tau_low), up to its
+    first complete answer where that is known, and up to the repetition that it is in, whichever is least.
 ``restart``
     Restore, and generate all tokens again.
 ``stop``
@@ -367,7 +367,7 @@ class GuardedRun(Follower):
             return Action.RESTORE, len(hazard)
         if action is Action.RESTART:
             return action, 0
-        return action, min([self.watch.accused(seat, hazard), *ends])
+        return action, min([self.watch.accused(seat, hazard, self.params.rewind_below), *ends])
 
     def _saving(self, seat: int, start: int, stop: int) -> float:
         return saved(self._held[seat], int(self._seats["n_prompt"][seat]), start, stop)

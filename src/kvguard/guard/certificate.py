@@ -73,6 +73,7 @@ class GuardOf(Section):
     point: Text
     max_rewinds: Natural
     resume: bool
+    rewind_below: Share
 
 
 @dataclasses.dataclass(frozen=True)

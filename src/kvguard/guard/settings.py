@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kvguard.config import Natural, Section, first_mistake
+from kvguard.config import Natural, Section, Share, first_mistake
 from kvguard.errors import KvguardError
 
 
@@ -41,11 +41,13 @@ class GuardParams(Section):
     """How the live guard acts.
 
     ``max_rewinds`` bounds the rewinds of one row; ``resume`` compresses a restored row again once it has been
-    calm.
+    calm. A rollback keeps tokens up to the last one whose hazard was below ``rewind_below`` (and below
+    tau_low): it decides how far back a row goes, which no search of thresholds on recorded traces can see.
     """
 
     max_rewinds: Natural = 2
     resume: bool = False
+    rewind_below: Share = 0.05
 
     def __init__(self, **settings: Any) -> None:  # the one section that users of the library make themselves
         try:

@@ -214,18 +214,18 @@ class Watch:
         """Tell of each row whether its newest risks would lead it to SAFE, were it not there. [R]"""
         return self._controller.escalated(rows)
 
-    def accused(self, row: int, risks: Floats) -> int:
+    def accused(self, row: int, risks: Floats, below: float = 1.0) -> int:
         """Return the first token that the newest risks of ``row`` accuse.
 
-        That is the first one after the last whose risk was below tau_low, or an earlier one that the trigger
-        names.
+        That is the first one after the last whose risk was below both ``below`` and tau_low, or an earlier
+        one that the trigger names.
 
         Parameters
         ----------
         risks
             Of all its tokens. [T]
         """
-        calm = np.flatnonzero(risks < self._controller.tau_low(row))
+        calm = np.flatnonzero(risks < min(below, self._controller.tau_low(row)))
         return self._trigger.accused(row, int(calm.max(initial=-1)) + 1)
 
     def copy(self, source: int, row: int) -> None:

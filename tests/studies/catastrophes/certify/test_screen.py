@@ -19,7 +19,7 @@ SPECS = {
     "snapkv": CompressorSpec(press="SnapKVPress", params={"window_size": 16}),
     "knorm": CompressorSpec(press="KnormPress"),
 }
-GUARD = GuardOf(digest="d", point="balanced", max_rewinds=2, resume=False)
+GUARD = GuardOf(digest="d", point="balanced", max_rewinds=2, resume=False, rewind_below=0.05)
 
 
 def about(**changes):

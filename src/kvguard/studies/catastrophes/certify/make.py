@@ -93,12 +93,7 @@ def guard_of(params: Params, guarded: Guarded) -> GuardOf:
         The folder holds no guard, or not this operating point.
     """
     load(guarded.bundle, guarded.point)
-    return GuardOf(
-        digest=digest_of(guarded.bundle),
-        point=guarded.point,
-        max_rewinds=params.guard.max_rewinds,
-        resume=params.guard.resume,
-    )
+    return GuardOf(digest=digest_of(guarded.bundle), point=guarded.point, **params.guard.model_dump())
 
 
 @dataclass(frozen=True)
