@@ -1,15 +1,15 @@
 """Real models in a folder that is no repository, as people run them; `pytest -m real_model`."""
 
 import json
+from pathlib import Path
 
 import click.testing
 import pytest
 
-from conftest import REAL, REPOSITORY
 from kvguard import cli as commands
 from kvguard.store.tables import read_table
 
-GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
 # Each is longer than SnapKV's window, also where no chat template adds to it.
 PROMPTS = [
     {
@@ -42,7 +42,7 @@ def kvguard(*arguments):
     return result.stdout
 
 
-@pytest.fixture(params=REAL)
+@pytest.fixture(params=["smollm2", "gemma"])
 def model(request, real_model, tmp_path, monkeypatch):
     folder = real_model(request.param)
     monkeypatch.chdir(tmp_path)

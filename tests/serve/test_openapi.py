@@ -7,10 +7,9 @@ import pytest
 import schemathesis
 from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, given, settings
+from in_process import running
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-
-from conftest import running
 
 GENERATING = ("/v1/completions", "/v1/chat/completions")
 OPENED = {"/", "/openapi.json"}
