@@ -335,7 +335,8 @@ def test_real_tokenizers_keep_their_ids_and_their_control_tokens(name: str, aske
         usual = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         before = ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"]
     assert controls_in(tokenizer, ids) == before
-    if controls_in(tokenizer, usual) == before:
+    # A text that spells the unknown token is text here, and that token in the usual way.
+    if controls_in(tokenizer, usual) == before and tokenizer.unk_token_id not in usual:
         assert ids == usual
     elif (
         tokenizer.decode(tokenizer.encode(asked, add_special_tokens=False)) == asked
