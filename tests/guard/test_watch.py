@@ -12,9 +12,11 @@ from kvguard.engine.columns import SIGNALS
 from kvguard.engine.repetition import repeat_counts
 from kvguard.errors import KvguardError
 from kvguard.guard.calibration import Platt
+from kvguard.guard.columns import FEATURES
 from kvguard.guard.controller import ControllerParams, State, states_of
+from kvguard.guard.features import FeatureState
 from kvguard.guard.hazard_model import HazardModel
-from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Watch
+from kvguard.guard.watch import ClockTrigger, EntropyTrigger, HazardTrigger, LoopTrigger, Watch
 from kvguard.studies.catastrophes.featurize import featurize_tokens
 
 SETTINGS = {"objective": "binary:logistic", "max_depth": 4, "base_score": 0.5}
@@ -163,6 +165,27 @@ def test_the_entropy_trigger_is_the_share_of_the_largest_entropy():
     found = EntropyTrigger(512).update(signals, np.zeros(4, dtype=int), np.arange(4))
     np.testing.assert_allclose(found, [0, 0.5, 1, np.nan], rtol=1e-6)
     assert np.nanmax(found) <= 1
+
+
+def test_the_clock_is_the_feature_token_position(recorded):
+    trigger, place = ClockTrigger(), FEATURES.index("token_position")
+    features = FeatureState(np.zeros(2), synthetic.MASK, 0)
+    for row, limit in ((0, N_TOKENS), (1, 2 * N_TOKENS)):
+        trigger.open(row, 0.5, limit)
+        features.open(row, 0.5, limit)
+    rows = np.arange(2)
+
+    def step(t):
+        told = recorded.signals[rows, t], recorded.token_ids[rows, t], rows
+        assert trigger.update(*told).tolist() == features.update(*told)[:, place].tolist()
+
+    for t in range(20):
+        step(t)
+    for watching in (trigger, features):
+        watching.rewind(1, 7)
+        watching.copy(1, 0)
+    for t in range(20):
+        step(t)
 
 
 def test_the_loop_trigger_speaks_once_twenty_tokens_have_stood_before(recorded):

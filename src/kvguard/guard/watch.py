@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvguard.engine.columns import SIGNALS
+from kvguard.engine.growth import grown
 from kvguard.engine.repetition import Ints, RepeatCounter
 from kvguard.errors import KvguardError
 from kvguard.guard.columns import FEATURES
@@ -133,6 +134,39 @@ class EntropyTrigger:
 
     def rewind(self, row: int, n_tokens: int) -> None:
         """Do nothing: a token's entropy knows no other token."""
+
+    def set_ratio(self, row: int, ratio: float) -> None:
+        """Do nothing: the ratio plays no part."""
+
+
+class ClockTrigger:
+    """The risk is the share of the token limit that is used: what knows no text at all."""
+
+    def __init__(self) -> None:
+        self._t = self._limit = np.zeros(0, dtype=np.int64)
+
+    def open(self, row: int, ratio: float, max_new_tokens: int) -> None:
+        """Begin ``row``, a new one or one that was another sequence."""
+        self._t, self._limit = grown(self._t, row + 1), grown(self._limit, row + 1)
+        self._t[row], self._limit[row] = 0, max_new_tokens
+
+    def update(self, signals: Floats, token_ids: NDArray[Any], rows: Ints) -> Floats:
+        """Return the shares, those that the feature ``token_position`` holds. [R]"""
+        share: Floats = np.divide(self._t[rows], self._limit[rows], dtype=np.float32)
+        self._t[rows] += 1
+        return share
+
+    def accused(self, row: int, risen: int) -> int:
+        """Return ``risen``: a clock knows no token."""
+        return risen
+
+    def copy(self, source: int, row: int) -> None:
+        """Let ``row``, an open one, stand where ``source`` stands."""
+        self._t[row], self._limit[row] = self._t[source], self._limit[source]
+
+    def rewind(self, row: int, n_tokens: int) -> None:
+        """Forget all but the first ``n_tokens`` tokens of ``row``."""
+        self._t[row] = n_tokens
 
     def set_ratio(self, row: int, ratio: float) -> None:
         """Do nothing: the ratio plays no part."""

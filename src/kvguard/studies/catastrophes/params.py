@@ -117,8 +117,9 @@ class LiveValidateParams(Section):
     actions: tuple[Literal["hold", "restore", "rollback", "restart", "stop"], ...] = Field(
         ("hold", "restore", "rollback", "restart", "stop"), min_length=1
     )
-    baselines: tuple[Literal["entropy", "loop", "rollback_v2", "stop_at_answer"], ...] = (
+    baselines: tuple[Literal["entropy", "clock", "loop", "rollback_v2", "stop_at_answer"], ...] = (
         "entropy",
+        "clock",
         "loop",
         "rollback_v2",
         "stop_at_answer",

@@ -42,8 +42,8 @@ CONTROLLER = [
 
 
 POLICIES = [
-    "uncompressed", "static", "restore", "rollback", "restart", "stop", "entropy", "loop", "stop_at_answer",
-    "rollback_v2",
+    "uncompressed", "static", "restore", "rollback", "restart", "stop", "entropy", "clock", "loop",
+    "stop_at_answer", "rollback_v2",
 ]  # fmt: skip
 RATES = ["cbr", "looping", "non_termination", "accuracy", "accuracy_last", "kv_saved"]
 ACTED = [
@@ -170,7 +170,7 @@ def live_tables() -> dict[str, tuple[list[str], list[str]]]:
     conditions = ["streaming_llm@0.75", "snapkv@0.875"]
     policies = {
         f"policies-{regime}": (
-            [*names, "always_safe", "mixed", "mixed_loop", "mixed_entropy", "oracle",
+            [*names, "always_safe", "mixed", "mixed_loop", "mixed_entropy", "mixed_clock", "oracle",
              *(["rollback_fits"] if regime == "prefill" else []),
              *(f"{name}/{condition}" for name in names for condition in conditions)],
             [*ACTED, *TO_ROLLBACK, "cbr_minus_stop_at_answer"],

@@ -81,6 +81,7 @@ def live_of(folder: Path, n: int = 4, **changes: object) -> Live:
         "hazard": POINT,
         "hazard_before": POINT,
         "entropy": POINT,
+        "clock": POINT,
         "loop": POINT.model_copy(update={"tau_low": 0.5, "k_escalate": 1}),
     }
     words = FeaturizeParams(thinking_words=("a", "so"))

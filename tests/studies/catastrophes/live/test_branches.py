@@ -35,7 +35,7 @@ from kvguard.sweep.plan import compile_sweep
 from kvguard.tasks import make_task
 
 MODELS = Path(__file__).parents[4] / "models"
-ACTING = ("restore", "rollback", "restart", "entropy", "loop")
+ACTING = ("restore", "rollback", "restart", "entropy", "clock", "loop")
 SETTINGS = (GuardParams(), GuardParams(resume=True), GuardParams(max_rewinds=0))
 SIZE = 4  # fewer than rows: rows wait, and seats change hands
 

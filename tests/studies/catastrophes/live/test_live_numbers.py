@@ -172,12 +172,12 @@ def test_cases_are_failing_traces_spread_evenly() -> None:
     assert choose_cases(live_table(rows[1:2]), 4).empty
 
 
-def test_the_entropy_setting_saves_next_to_the_target_and_no_more() -> None:
+def test_a_matched_setting_saves_next_to_the_target_and_no_more() -> None:
     tune = planted(foreseen=1.0, alarmed=0.5)[0].compressed
     quiet = tune.run(POINT.model_copy(update={"tau_high": 1.0}))["kv_saved_controlled"].mean()
     target = tune.run(POINT)["kv_saved_controlled"].mean()
     assert target < quiet
-    chosen = choose_setting(tune, target, POINT)
+    chosen = choose_setting("entropy", tune, target, POINT)
     done = tune.run(chosen)
     assert done["kv_saved_controlled"].mean() <= target
     assert done["failed_controlled"].mean() == 0

@@ -26,7 +26,17 @@ from kvguard.studies.catastrophes.live.stage import run_live
 from kvguard.sweep.run import run_sweep
 
 SHARED = ["prompt_id", "compressor", "ratio"]
-ACTING = ("restore", "rollback", "restart", "stop", "entropy", "loop", "rollback_v2", "stop_at_answer")
+ACTING = (
+    "restore",
+    "rollback",
+    "restart",
+    "stop",
+    "entropy",
+    "clock",
+    "loop",
+    "rollback_v2",
+    "stop_at_answer",
+)
 
 
 @pytest.fixture(scope="module")

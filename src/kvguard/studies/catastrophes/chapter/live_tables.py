@@ -20,14 +20,15 @@ COMPUTED = {  # from the outcomes of others
     "mixed": "no guard, at equal memory",
     "mixed_loop": "loop detector, at equal memory",
     "mixed_entropy": "entropy trigger, at equal memory",
+    "mixed_clock": "clock, at equal memory",
     "always_safe": "always safe",
     "oracle": "oracle",
     "rollback_fits": "guard: rollback, any fit of the hazard",
 }
 # What a guard has to beat.
 BASELINES = (
-    "static", "loop", "entropy", "mixed", "mixed_loop", "mixed_entropy", "always_safe", f"rollback_{BEFORE}",
-    BASELINE,
+    "static", "loop", "clock", "entropy", "mixed", "mixed_loop", "mixed_clock", "mixed_entropy",
+    "always_safe", f"rollback_{BEFORE}", BASELINE,
 )  # fmt: skip
 _ACTING = tuple(policy for policy in POLICIES if policy not in ("uncompressed", "static"))
 SPELLED = {**POLICIES, **COMPUTED}

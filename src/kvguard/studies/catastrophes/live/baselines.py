@@ -1,8 +1,8 @@
 """The settings of the triggers that the hazard has to beat, chosen on tune prompts.
 
-Their risk has one threshold, tau_low = tau_high: a rollback goes back to the last token below it. The entropy
-trigger is given every chance: of several k_escalate, each with the threshold at which the simulation saves as
-much memory as the hazard's operating point does, or next to it, the one that prevents most.
+Their risk has one threshold, tau_low = tau_high. The entropy trigger and the clock are given every chance: of
+several k_escalate, each with the threshold at which the simulation saves as much memory as the hazard's
+operating point does, or next to it, the one that prevents most.
 """
 
 from __future__ import annotations
@@ -33,46 +33,51 @@ def loop_setting(point: ControllerParams) -> ControllerParams:
     return point.model_copy(update={"tau_low": 0.5, "tau_high": 0.5, "k_escalate": 1})
 
 
-def entropy_setting(
+def matched_setting(
+    risk: str,
+    largest: float,
     features_path: Path,
     traces: pd.DataFrame,
     split: pd.DataFrame,
     hazard_model: HazardModel,
     point: ControllerParams,
     conditions: Sequence[Condition],
-    vocabulary: int,
 ) -> ControllerParams:
-    """Choose the setting of the entropy trigger.
+    """Choose the setting of a trigger whose risk is one feature, as a share of its largest value.
 
     Parameters
     ----------
+    risk
+        The feature: ``entropy`` or, for a clock, ``token_position``.
+    largest
+        Of the feature's values: that of entropy is the logarithm of the vocabulary, in nats.
     traces, split
         The sweep's judged traces, and its prompts' parts.
     point
         The hazard's operating point.
     conditions
         Those that are run live; the ones of them that the sweep has are simulated.
-    vocabulary
-        Number of logits.
     """
     tune = traces[part_of_traces(traces, split) == "tune"]
     known = recorded(tune.reset_index(drop=True), PROTOCOLS[HEADLINE])
     wanted = [(condition.compressor, condition.ratio) for condition in conditions]
     live = pd.MultiIndex.from_frame(known[["compressor", "ratio"]]).isin(wanted)
     known = known[live].reset_index(drop=True)
-    columns = tuple(dict.fromkeys((*hazard_model.features, "entropy")))
+    columns = tuple(dict.fromkeys((*hazard_model.features, risk)))
     rows = load_rows(features_path, columns, known)
     hazard = hazard_model.predict(rows.only(hazard_model.features).features)
     target = Replay.of(known, rows, hazard).compressed.run(point)["kv_saved_controlled"].mean()
-    share = np.minimum(rows.only(["entropy"]).features[:, 0] / np.float32(np.log(vocabulary)), np.float32(1))
-    return choose_setting(Replay.of(known, rows, share).compressed, target, point)
+    share = np.minimum(rows.only([risk]).features[:, 0] / np.float32(largest), np.float32(1))
+    return choose_setting(risk, Replay.of(known, rows, share).compressed, target, point)
 
 
-def choose_setting(tune: Replay, target: float, point: ControllerParams) -> ControllerParams:
+def choose_setting(risk: str, tune: Replay, target: float, point: ControllerParams) -> ControllerParams:
     """Return the setting that prevents most among those that save next to ``target``, and no more.
 
     Parameters
     ----------
+    risk
+        What a warning calls it.
     tune
         Compressed traces with their risks.
     target
@@ -90,7 +95,7 @@ def choose_setting(tune: Replay, target: float, point: ControllerParams) -> Cont
             best.append(max(allowed, key=lambda trial: trial[1]))
     if not best:
         setting, saved, _ = min(least, key=lambda trial: trial[1])
-        _log.warning("entropy trigger: no threshold saves as little as %.3f: taking %.3f", target, saved)
+        _log.warning("trigger by %s: no threshold saves as little as %.3f: taking %.3f", risk, target, saved)
         return setting
     return max(best, key=lambda trial: trial[2])[0]
 

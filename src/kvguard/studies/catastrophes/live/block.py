@@ -27,7 +27,7 @@ from kvguard.engine.signals import N_SIGNALS
 from kvguard.guard.actions import NEVER, Action, Guarded, GuardedRun
 from kvguard.guard.answers import Answers
 from kvguard.guard.features import Bools, thinking_mask
-from kvguard.guard.watch import EntropyTrigger, HazardTrigger, LoopTrigger, Watch
+from kvguard.guard.watch import ClockTrigger, EntropyTrigger, HazardTrigger, LoopTrigger, Watch
 from kvguard.guard.watch import Trigger as Watching
 from kvguard.models.load import LoadedModel
 from kvguard.store.schemas import conform
@@ -202,6 +202,8 @@ def make_trigger(live: Live, kind: Trigger, thinking: Bools, config: Any, fit: i
     """Return the trigger called ``kind``; the hazard is that of a fit, counted from 1."""
     if kind == "entropy":
         return EntropyTrigger(config.get_text_config().vocab_size)
+    if kind == "clock":
+        return ClockTrigger()
     if kind == "loop":
         return LoopTrigger()
     hazard = live.hazard(kind, fit)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -37,7 +38,7 @@ from kvguard.models.spec import ModelSpec
 from kvguard.store.parts import Part, digest, fingerprint, slices
 from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
-from kvguard.studies.catastrophes.live.baselines import entropy_setting, loop_setting
+from kvguard.studies.catastrophes.live.baselines import loop_setting, matched_setting
 from kvguard.studies.catastrophes.live.names import (
     DECODING,
     PREFILL,
@@ -55,7 +56,7 @@ from kvguard.tasks.base import Task
 
 _log = logging.getLogger(__name__)
 
-Trigger = Literal["hazard", "hazard_before", "entropy", "loop", "answer"]
+Trigger = Literal["hazard", "hazard_before", "entropy", "clock", "loop", "answer"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ POLICIES: dict[str, Policy] = {
     "restart": Policy("hazard", Action.RESTART),
     "stop": Policy("hazard", Action.STOP),
     "entropy": Policy("entropy", Action.ROLLBACK),
+    "clock": Policy("clock", Action.ROLLBACK),
     "loop": Policy("loop", Action.ROLLBACK),
     ROLLBACK_BEFORE: Policy("hazard_before", Action.ROLLBACK),
     STOP_AT_ANSWER: Policy("answer", Action.STOP),
@@ -142,16 +144,15 @@ class Live:
         if ROLLBACK_BEFORE in settings.baselines:
             before = HazardModel.load(layout.trained(model, BEFORE))
             triggers["hazard_before"] = load_operating_point(layout.evaluated(model, BEFORE), settings.point)
-        if "entropy" in settings.baselines:
-            triggers["entropy"] = entropy_setting(
-                layout.features(model),
-                traces,
-                read_split(PROTOCOLS[HEADLINE], trained),
-                fits[0],
-                point,
-                conditions,
-                vocabulary_size(model, spec),
-            )
+        split = read_split(PROTOCOLS[HEADLINE], trained)
+        for baseline, (risk, largest) in {
+            "entropy": ("entropy", math.log(vocabulary_size(model, spec))),
+            "clock": ("token_position", 1.0),
+        }.items():
+            if baseline in settings.baselines:
+                triggers[baseline] = matched_setting(
+                    risk, largest, layout.features(model), traces, split, fits[0], point, conditions
+                )
         sweep = Sweep(
             name=model,
             spec=spec,

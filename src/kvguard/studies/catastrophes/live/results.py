@@ -28,7 +28,7 @@ from kvguard.studies.catastrophes.protocols import HEADLINE
 from kvguard.studies.catastrophes.score.alarms import Alarms, add_alarms
 
 # Policies whose triggers differ.
-ALARMED = (ROLLBACK, ROLLBACK_BEFORE, STOP_AT_ANSWER, "entropy", "loop")
+ALARMED = (ROLLBACK, ROLLBACK_BEFORE, STOP_AT_ANSWER, "entropy", "clock", "loop")
 
 
 def live_results(
