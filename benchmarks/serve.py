@@ -5,6 +5,7 @@
     python benchmarks/serve.py delay --model reference
     python benchmarks/serve.py memory --model reference
     python benchmarks/serve.py transformers --model path:DIR
+    python benchmarks/serve.py waiting --beside 2
     python benchmarks/serve.py soak --minutes 10
 
 Each starts its own servers, one at a time, on this machine: server and clients share its cores. Clients are
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -38,6 +39,7 @@ from kvguard.tasks import sample_prompts
 KVGUARD = [sys.executable, "-c", "from kvguard.cli import main; main()", "serve"]
 TRANSFORMERS = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
 SNAPKV = ["--compressor", "snapkv", "--ratio", "0.75"]
+_SILENT = aiohttp.ClientTimeout(total=60)
 Body = Callable[[int], dict[str, Any]]
 
 
@@ -80,13 +82,17 @@ class Load:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], ready: str = "/health") -> Iterator[Server]:
-    """Run a server until the block ends."""
+def serving(
+    command: Sequence[str], ready: str = "/health", env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run a server until the block ends, with these variables besides."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with Path(os.devnull).open("w") as nowhere:
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=nowhere, stderr=nowhere)
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], stdout=nowhere, stderr=nowhere, env={**os.environ, **(env or {})}
+        )
     base = f"http://127.0.0.1:{port}"
     try:
         asyncio.run(_until_ready(base + ready, process))
@@ -143,9 +149,13 @@ async def stream(session: aiohttp.ClientSession, base: str, body: dict[str, Any]
 
 
 async def whole(session: aiohttp.ClientSession, base: str, body: dict[str, Any], load: Load) -> None:
-    """Ask for one chat as a whole."""
-    async with session.post(f"{base}/v1/chat/completions", json=body) as answer:
-        told = await answer.json()
+    """Ask for one chat as a whole; a server that says nothing for long is an error."""
+    try:
+        async with session.post(f"{base}/v1/chat/completions", json=body, timeout=_SILENT) as answer:
+            told = await answer.json()
+    except TimeoutError:
+        load.errors.append("no answer in a minute")
+        return
     if isinstance(told, str):  # transformers serve 5.2 puts its JSON into a JSON string
         told = json.loads(told)
     if "choices" in told:
@@ -394,6 +404,28 @@ def transformers(folder: str, new: int, clients: int, rounds: int) -> None:
         ratios.append(found[0] / found[1])
         click.echo(f"kvguard {found[0]:.0f}, transformers serve {found[1]:.0f} tokens/s: {ratios[-1]:.1f}x")
     click.echo(f"median of {rounds}: {median(ratios):.1f}x")
+
+
+@main.command()
+@MODEL
+@click.option("--new", default=64, show_default=True, help="Tokens of each text.")
+@click.option("--clients", default=16, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--beside", default=0, show_default=True, help="Processes that keep a core busy meanwhile.")
+def waiting(model: str, new: int, clients: int, rounds: int, beside: int) -> None:
+    """How torch's threads wait: as `kvguard serve` lets them, asleep at once, or as by default, in turns."""
+    body = asking("m", new, texts())
+    ways = {"as it is": {}, "asleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "default": {"GOMP_SPINCOUNT": "300000"}}
+    with contextlib.ExitStack() as open_:
+        for _ in range(beside):
+            busy = open_.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            open_.callback(busy.kill)
+        servers = {way: open_.enter_context(serving(command(model), env=env)) for way, env in ways.items()}
+        for server in servers.values():
+            warmed(server, body)
+        for _ in range(rounds):
+            loads = {w: asyncio.run(run(s.base, body, clients, 3 * clients)) for w, s in servers.items()}
+            click.echo(", ".join(f"{way} {load.rate:.0f}" for way, load in loads.items()) + " tokens/s")
 
 
 @main.command()

@@ -54,6 +54,31 @@ def test_rows_that_join_under_way_change_no_token_of_others(
     assert [got[row] for row in range(3, 8)] == [alone(model, row) for row in late]
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_without_signals_the_same_tokens_come_and_logits_that_are_no_numbers_end_their_row(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, poison: float
+) -> None:
+    feed = Batch.feed
+
+    def poisoned(batch: Batch) -> None:
+        feed(batch)
+        batch.logits[: batch.n][(batch.row == 2) & (batch.t == 5)] = poison
+
+    def run(reads: bool) -> dict[int, Finished]:
+        batch = Batch(model, 4, reads=reads)
+        for row in rows_of(model, n=4):
+            batch.add(HOW.request(row))
+        return drain(batch)
+
+    monkeypatch.setattr(Batch, "feed", poisoned)
+    read, unread = run(True), run(False)
+    for row, done in read.items():
+        assert unread[row].token_ids.tolist() == done.token_ids.tolist()
+        assert unread[row].reason == done.reason
+        assert np.isnan(unread[row].signals).all()
+    assert read[2].reason == Reason.INVALID
+
+
 def test_each_row_has_its_own_budget_end_tokens_sampler_and_stop_test(model: PreTrainedModel) -> None:
     rows = rows_of(model, n=5)
     plain = alone(model, rows[0], Decoding(NEW, []))

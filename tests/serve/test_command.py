@@ -153,10 +153,20 @@ def test_the_second_signal_ends_at_once(process):
     assert isinstance(answers[0], httpx.HTTPError)
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_its_threads_sleep_while_they_wait_unless_they_are_told_not_to(monkeypatch, before, after):
-    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")  # is put back after the test
-    if before is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "2000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_its_threads_soon_sleep_while_they_wait_unless_they_are_told_not_to(monkeypatch, before, after):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is put back after the test
+        monkeypatch.delenv(name)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
     CliRunner().invoke(main, ["serve", "--model", "path:/nowhere"])
-    assert os.environ["OMP_WAIT_POLICY"] == after
+    assert {name: os.environ[name] for name in names if name in os.environ} == after

@@ -39,6 +39,10 @@ With --allow-kv a request may choose for itself:
 \b
 docs/server.md says what is answered, what is rejected, and how memory is counted.
 """
+# How long torch's threads look for work before they sleep; GNU's OpenMP reads it once. By default so long
+# that they starve the server where clients share its cores; asleep at once, they wake too late for the
+# next product of a small model.
+_SPINS = "2000"
 _UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -172,8 +176,8 @@ def serve(
     """Serve a model behind the OpenAI API: compressed, guarded, with the memory really freed."""
     _check(how)
     _need("fastapi", "httpx", "uvicorn", "prometheus_client")
-    # Threads that spin while they wait starve the server where clients share its cores; torch reads it once.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     from kvguard.serve import front
     from kvguard.serve.start import KEY, api_keys, check_address, run
 

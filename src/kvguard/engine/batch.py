@@ -44,6 +44,8 @@ class Batch:
     ----------
     size : int
         Rows decoded together at most; may be changed at any time.
+    reads : bool
+        Whether signals are read; if not they are NaN, and cost nothing.
 
     Attributes
     ----------
@@ -61,8 +63,8 @@ class Batch:
 
     cache: RaggedCache
 
-    def __init__(self, model: PreTrainedModel, size: int) -> None:
-        self.model, self.size = model, size
+    def __init__(self, model: PreTrainedModel, size: int, *, reads: bool = True) -> None:
+        self.model, self.size, self._reads = model, size, reads
         self.requests: dict[int, Request] = {}
         self._waiting: list[tuple[int, int]] = []  # -entries, row
         self._n_added = 0
@@ -297,11 +299,17 @@ class Batch:
         row, seat, t = self.row.copy(), self.seat.copy(), self.t.copy()
         self._records.room(0, int(t.max()))
         tokens = self._sample()
-        read = signals(self.logits[:n], tokens)
+        logits = self.logits[:n]
+        if self._reads:
+            read = signals(logits, tokens)
+            known = read[:, 0]
+        else:
+            read = logits.new_full((n, N_SIGNALS), torch.nan, dtype=torch.float32)
+            known = logits.amax(dim=-1)
         where = torch.from_numpy(np.stack([seat, t, state["eos"]])).to(tokens.device)
         self._records.write(where[0], where[1], tokens, read)
         self.pending = tokens
-        flags = torch.stack([self._is_eos[where[2], tokens], read[:, 0].isfinite()]).cpu().numpy()
+        flags = torch.stack([self._is_eos[where[2], tokens], known.isfinite()]).cpu().numpy()
         valid = flags[1]
         state["t"] += valid
         reasons = [Reason.INVALID, Reason.EOS, Reason.STOP, Reason.LENGTH]

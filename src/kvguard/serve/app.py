@@ -45,7 +45,7 @@ class Service:
         self.served, self.metrics, self._log = served, Metrics(served.name), log
         self.started = int(time.time())
         model, params, limits = served.loaded.model, served.params, served.limits
-        self.scheduler = Scheduler(model, served.watch, params, limits, self.metrics, self._deliver)
+        self.scheduler = Scheduler(model, served.watch(), params, limits, self.metrics, self._deliver)
         self._encoding = ThreadPoolExecutor(1, "kvguard-encoder")
         self._loop: asyncio.AbstractEventLoop | None = None
 

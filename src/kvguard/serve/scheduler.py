@@ -29,7 +29,7 @@ from kvguard.guard.actions import Guarded, GuardedStep
 from kvguard.guard.settings import GuardParams
 from kvguard.serve.drafts import Draft
 from kvguard.serve.errors import Rejected, broken, diverged, late
-from kvguard.serve.guarding import Course, ServedRun
+from kvguard.serve.guarding import Course, ServedRun, unwatched
 from kvguard.serve.limits import Limits
 from kvguard.serve.logprobs import PromptReader, Said, read_some
 from kvguard.serve.room import Room
@@ -78,7 +78,7 @@ class Scheduler:
     Parameters
     ----------
     watch
-        Makes the watch of a new batch.
+        Makes the watch of a new batch; None: nothing is watched.
     deliver
         Called in the scheduler's thread with what is new; must not block.
     """
@@ -86,7 +86,7 @@ class Scheduler:
     def __init__(
         self,
         model: PreTrainedModel,
-        watch: Callable[[], Watch],
+        watch: Callable[[], Watch] | None,
         params: GuardParams,
         limits: Limits,
         metrics: Metrics,
@@ -103,8 +103,9 @@ class Scheduler:
 
     def _begin(self) -> None:
         """Start with an empty batch."""
-        self._batch = Batch(self._model, self._limits.rows)
-        self._run = ServedRun(self._batch, self._watch(), self._params, self._claim)
+        self._batch = Batch(self._model, self._limits.rows, reads=self._watch is not None)
+        watch = self._watch() if self._watch is not None else unwatched()
+        self._run = ServedRun(self._batch, watch, self._params, self._claim)
         self._end_steps()
         self._rows: dict[int, _Row] = {}
         self._filling: _Filling | None = None

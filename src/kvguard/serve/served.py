@@ -23,7 +23,6 @@ from kvguard.models.encoding import Encoder
 from kvguard.models.identity import weights_digest
 from kvguard.serve.chance import samplers
 from kvguard.serve.errors import Rejected
-from kvguard.serve.guarding import unwatched
 from kvguard.serve.limits import Limits
 from kvguard.serve.protocol import Choosing, CompletionRequest, Generation, Message
 from kvguard.serve.tickets import Ask, Guarding
@@ -80,12 +79,13 @@ class Served:
         """How the guard acts."""
         return self.guard.params if self.guard is not None else GuardParams()
 
-    def watch(self) -> Watch:
-        """Return the watch of a new batch."""
-        if self.guard is None:
-            return unwatched()
-        mask = thinking_mask(self.loaded.tokenizer, self.guard.card.thinking_words)
-        return Watch(HazardTrigger(self.guard.hazard, mask), self.guard.point)
+    def watch(self) -> Callable[[], Watch] | None:
+        """Return what makes the watch of a new batch; None: nothing is watched."""
+        guard = self.guard
+        if guard is None:
+            return None
+        mask = thinking_mask(self.loaded.tokenizer, guard.card.thinking_words)
+        return lambda: Watch(HazardTrigger(guard.hazard, mask), guard.point)
 
     def check(self) -> None:
         """Reject, before the server listens, a model that cannot be compressed, or not by its press.
