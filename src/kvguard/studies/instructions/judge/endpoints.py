@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from kvguard.errors import KvguardError
@@ -69,6 +69,8 @@ def _checked(url: str) -> str:
 class _Endpoint:
     """What both have in common: a client, and how its exceptions are told apart."""
 
+    _client_class: ClassVar[str]  # its name in the SDK
+
     def __init__(
         self,
         sdk: Any,
@@ -84,10 +86,8 @@ class _Endpoint:
         self._max_tokens = max_tokens
         self.name = f"{sdk.__name__} {base or ''} {model} {max_tokens}"
         self.price = price
-        self._client = self._connect(api_key=key, base_url=base, timeout=timeout, max_retries=_RETRIES)
-
-    def _connect(self, **settings: Any) -> Any:
-        raise NotImplementedError
+        connect = getattr(sdk, self._client_class)
+        self._client = connect(api_key=key, base_url=base, timeout=timeout, max_retries=_RETRIES)
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         """Return what is sent; what the user can fix is one line, the rest a failure that is counted."""
@@ -108,8 +108,7 @@ class _Endpoint:
 
 
 class _Anthropic(_Endpoint):
-    def _connect(self, **settings: Any) -> Any:
-        return self._sdk.Anthropic(**settings)
+    _client_class = "Anthropic"
 
     def ask(self, system: str, question: str) -> Reply:
         sent = self._guarded(
@@ -130,8 +129,7 @@ class _Anthropic(_Endpoint):
 
 
 class _OpenAI(_Endpoint):
-    def _connect(self, **settings: Any) -> Any:
-        return self._sdk.OpenAI(**settings)
+    _client_class = "OpenAI"
 
     def ask(self, system: str, question: str) -> Reply:
         sent = self._guarded(
