@@ -78,9 +78,10 @@ transition: setup ## measure where along context length SnapKV makes reference_l
 	@echo "runs/transition-reference/report.html"
 
 # What two CPU cores do in hours: fewer prompts, conditions and live policies than the default run.
-REAL_MODEL := model=smollm135m_gsm8k transfer_to=reference sample.n=200 generate.preset=short generate.prompts_per_part=25 \
-	train.fits=1 evaluate.balanced_fpr=0.1 live_validate.n=40 live_validate.conditions=[snapkv@0.5] \
-	live_validate.actions=[restore,rollback] live_validate.baselines=[] live_validate.decoding_n=0 live_validate.switch_traces=0 \
+REAL_MODEL := model=smollm135m_gsm8k transfer_to=reference sample.n=200 generate.preset=seed16 generate.prompts_per_part=25 \
+	train.fits=1 evaluate.balanced_fpr=0.1 validate.max_snapkv_inside_window=0.2 live_validate.n=100 live_validate.conditions=[snapkv@0.5,snapkv@0.75] \
+	live_validate.prompts_per_part=25 live_validate.actions=[restore,rollback] live_validate.baselines=[rollback_v2,clock] \
+	live_validate.decoding_n=0 live_validate.switch_traces=0 \
 	$(if $(BASE),models.smollm135m_gsm8k.source=path:$(abspath $(BASE))) \
 	$(if $(GSM8K),tasks.gsm8k_zero_shot.source=$(abspath $(GSM8K)))
 
