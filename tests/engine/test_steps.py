@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from torch.profiler import ProfilerActivity, profile
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 from kvguard.engine.batch import Batch
 from kvguard.engine.loop import Generated, assemble, decode, decode_steps
 from kvguard.engine.oracle import TIE, kvpress_generate
 from kvguard.engine.prefill import prefill
 from kvguard.engine.presses import Condition, build_press
-from kvguard.engine.requests import Decoding, Row
+from kvguard.engine.requests import Decoding, Request, Row
 from kvguard.engine.sampling import Draw, Nucleus, greedy
 from kvguard.sweep.settings import CompressorSpec
 
@@ -191,3 +192,27 @@ def test_sampled_tokens_have_the_probabilities_of_the_nucleus() -> None:
 def test_a_tiny_nucleus_is_greedy() -> None:
     logits = torch.randn(500, 50, generator=torch.Generator().manual_seed(0))
     assert (Nucleus(0.7, 1e-6)(logits, draw_of(500)) == greedy(logits, draw_of(500))).all()
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [(torch.float32, 0), (torch.bfloat16, 1)], ids=str)
+def test_logits_of_a_large_vocabulary_are_copied_at_most_once_and_only_to_widen_them(
+    dtype: torch.dtype, copies: int
+) -> None:
+    rows, width = 4, 262_144
+    config = Gemma3TextConfig(
+        vocab_size=width, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, sliding_window=64,
+    )  # fmt: skip
+    batch = Batch(Gemma3ForCausalLM(config).eval().to(dtype), rows)
+    for _ in range(rows):
+        batch.add(Request(torch.arange(5, 25), 8, (1,)))
+    steps = decode_steps(batch)
+    next(steps)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        next(steps)
+    steps.close()
+    sizes = [event.self_cpu_memory_usage for event in seen.events()]
+    large = sorted(size for size in sizes if size > rows * width)
+    assert large == [rows * width * dtype.itemsize, *[rows * width * 4] * copies]
