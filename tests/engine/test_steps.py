@@ -208,9 +208,7 @@ def test_logits_of_a_large_vocabulary_are_copied_at_most_once_and_only_to_widen_
         batch.add(Request(torch.arange(5, 25), 8, (1,)))
     steps = decode_steps(batch)
     next(steps)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         next(steps)
     steps.close()
     sizes = [event.self_cpu_memory_usage for event in seen.events()]
