@@ -79,6 +79,7 @@ def test_a_sweep_is_whole_and_agrees_with_kvpress(
     changed = {
         "models": {name: spec},
         "model": name,
+        "transfer_to": "reference",
         "tasks": tasks,
         "compressors": tiny_params["compressors"] | {"ada": ada},
         "presets": tiny_params["presets"] | {"small": {"compressors": shown, "ratios": []}},
