@@ -4,11 +4,11 @@
     python benchmarks/serve.py guard --model reference
     python benchmarks/serve.py delay --model reference
     python benchmarks/serve.py memory --model reference
-    python benchmarks/serve.py transformers --model path:DIR
+    python benchmarks/serve.py transformers --folder DIR
     python benchmarks/serve.py waiting --beside 2
     python benchmarks/serve.py soak --minutes 10
 
-Each starts its own servers, one at a time, on this machine: server and clients share its cores. Clients are
+Each starts its own servers on this machine: servers and clients share its cores. Clients are
 closed loops that speak the protocol of ``vllm bench serve``: a stream, its usage, ``ignore_eos``. What is
 compared is compared in one run, in turns.
 """
@@ -153,8 +153,8 @@ async def whole(session: aiohttp.ClientSession, base: str, body: dict[str, Any],
     try:
         async with session.post(f"{base}/v1/chat/completions", json=body, timeout=_SILENT) as answer:
             told = await answer.json()
-    except TimeoutError:
-        load.errors.append("no answer in a minute")
+    except (TimeoutError, aiohttp.ClientError) as error:  # a timeout: a minute without an answer
+        load.errors.append(repr(error))
         return
     if isinstance(told, str):  # transformers serve 5.2 puts its JSON into a JSON string
         told = json.loads(told)
