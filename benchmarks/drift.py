@@ -1,10 +1,11 @@
 """How soon a drift is told of traffic that changed, and how often of traffic that did not.
 
-    python benchmarks/drift.py --model reference --task-source ../shared/data/gsm8k/test.jsonl
+    python benchmarks/drift.py --other gsm8k=../shared/data/gsm8k/test.jsonl
+    python benchmarks/drift.py --model smollm135m_gsm8k --params my.yaml --other spanish=gsm8k-es.jsonl
 
 Calibration prompts and live ones are asked under guard: live ones of the same task, of that with more
-demonstrations (longer prompts), of another task, and of the same task at a severer ratio. Every kind is
-streamed in many random orders.
+demonstrations (longer prompts), of other problems, in GSM8K's form, and of the same task at a severer ratio.
+Every kind is streamed in many random orders.
 """
 
 from pathlib import Path
@@ -22,6 +23,7 @@ from kvguard.studies.catastrophes.params import load_params
 from kvguard.sweep.plan import stop_strings
 from kvguard.tasks import make_task
 from kvguard.tasks.base import Task
+from kvguard.tasks.gsm8k import Gsm8k
 
 Scores = NDArray[np.float64]
 
@@ -57,34 +59,42 @@ def delays(calibration: Scores, live: Scores, orders: int, seed: int) -> list[in
 
 @click.command(help=__doc__)
 @click.option("--model", default="reference", show_default=True)
-@click.option("--bundle", type=click.Path(path_type=Path), default="models/reference", show_default=True)
+@click.option("--bundle", type=click.Path(path_type=Path), help="models/MODEL by default.")
+@click.option(
+    "--params", "params_path", type=click.Path(path_type=Path), default="params.yaml", show_default=True
+)
 @click.option("--ratio", default=0.5, show_default=True, help="Of SnapKV.")
 @click.option("--severe", default=0.75, show_default=True, help="The ratio that it shifts to.")
 @click.option("--calibration", default=200, show_default=True)
 @click.option("-n", "n", default=200, show_default=True, help="Live prompts of each kind.")
 @click.option("--orders", default=200, show_default=True)
-@click.option("--task-source", type=click.Path(), help="GSM8K's test.jsonl, for another task.")
+@click.option(
+    "--other", "others", multiple=True, help="NAME=FILE: other problems, in GSM8K's form; again for more."
+)
 def main(
     model: str,
-    bundle: Path,
+    bundle: Path | None,
+    params_path: Path,
     ratio: float,
     severe: float,
     calibration: int,
     n: int,
     orders: int,
-    task_source: str | None,
+    others: tuple[str, ...],
 ) -> None:
     """Measure, and print a line for each kind of traffic."""
-    params = load_params()
-    guard, loaded = Guard.load(bundle), load_model(model, params.spec(model), "cpu")
+    params = load_params(params_path)
+    guard = Guard.load(bundle or Path("models") / model)
+    loaded = load_model(model, params.spec(model), "cpu")
     task = params.task(model)
     pool = scores_of(guard, loaded, task, calibration + n, 6006, ratio)
     kinds = {
-        "longer prompts": (task.model_copy(update={"n_shots": 2 * task.n_shots}), ratio),
+        "longer prompts": (task.model_copy(update={"n_shots": 2 * task.n_shots or 3}), ratio),
         f"snapkv@{severe:g}": (task, severe),
     }
-    if task_source is not None:
-        kinds["gsm8k"] = (make_task("gsm8k", source=task_source, n_shots=1), ratio)
+    alike = task.name if isinstance(task, Gsm8k) else "gsm8k"
+    for name, _, source in (other.partition("=") for other in others):
+        kinds[name] = (make_task(alike, source=source, n_shots=task.n_shots and 1), ratio)
     rng = np.random.default_rng(7)
     same: list[int | None] = []
     for number in range(orders):

@@ -374,7 +374,10 @@ class Counted:
 @NEW
 @click.option("--clients", default=16, show_default=True)
 @click.option("--rounds", default=2, show_default=True)
-def transformers(folder: str, new: int, clients: int, rounds: int) -> None:
+@click.option(
+    "--option", "options", multiple=True, help="Of kvguard serve: --option=--replicas --option=2, say."
+)
+def transformers(folder: str, new: int, clients: int, rounds: int, options: tuple[str, ...]) -> None:
     """Against `transformers serve` with its continuous batching, both uncompressed, whole chats."""
     from transformers import AutoTokenizer
 
@@ -397,7 +400,7 @@ def transformers(folder: str, new: int, clients: int, rounds: int) -> None:
     theirs = [*TRANSFORMERS, "--continuous-batching", "--device", "cpu", "--dtype", "float32"]
     for _ in range(rounds):
         found = []
-        for how, name in ((command(f"path:{folder}", "--dtype", "float32"), "m"), (theirs, folder)):
+        for how, name in ((command(f"path:{folder}", "--dtype", "float32", *options), "m"), (theirs, folder)):
             with serving(how) as server:
                 asyncio.run(run(server.base, body(name), 2, 4, ask=whole))
                 found.append(rate(server, name))
