@@ -23,10 +23,16 @@ from kvguard.engine.presses import Condition
 from kvguard.judging.catastrophes import DETECTORS, NO_ONSET, is_catastrophic
 from kvguard.stats.bootstrap import Floats, mean_by, resample_weights, share, sum_by
 from kvguard.store.results import Results
-from kvguard.studies.catastrophes.live.names import ROLLBACK, STATIC, STOP_AT_ANSWER, UNCOMPRESSED
+from kvguard.studies.catastrophes.live.names import (
+    BY_TRIGGER,
+    ROLLBACK,
+    STATIC,
+    STOP_AT_ANSWER,
+    UNCOMPRESSED,
+)
 
 ORACLE, MIXED, ALWAYS_SAFE, FITS = "oracle", "mixed", "always_safe", "rollback_fits"
-_MIXTURES = {STATIC: MIXED, "loop": "mixed_loop", "entropy": "mixed_entropy", "clock": "mixed_clock"}
+_MIXTURES: dict[str, str] = {STATIC: MIXED, **{trigger: f"mixed_{trigger}" for trigger in BY_TRIGGER}}
 _RATES = {
     "cbr": "failed",
     **{kind: kind for kind in DETECTORS},
@@ -193,8 +199,8 @@ def policy_values(arms: Arms, weights: Floats, drawn: NDArray[np.integer]) -> di
     """Return the metrics of every policy for every resample. {policy: {metric: [R]}}
 
     ``mixed`` is a share of traces never compressed and the others static, drawn by lot, at rollback's memory;
-    ``mixed_loop``, ``mixed_entropy`` and ``mixed_clock`` are the same with another trigger on the others. One
-    that saves less than rollback by itself stays as it is.
+    ``mixed_TRIGGER`` is the same with that trigger on the others. One that saves less than rollback by itself
+    stays as it is.
 
     Parameters
     ----------

@@ -40,6 +40,7 @@ from kvguard.store.tables import read_table
 from kvguard.studies.catastrophes import layout
 from kvguard.studies.catastrophes.live.baselines import loop_setting, matched_setting
 from kvguard.studies.catastrophes.live.names import (
+    BY_TRIGGER,
     DECODING,
     PREFILL,
     ROLLBACK,
@@ -75,11 +76,9 @@ POLICIES: dict[str, Policy] = {
     ROLLBACK: Policy("hazard", Action.ROLLBACK),
     "restart": Policy("hazard", Action.RESTART),
     "stop": Policy("hazard", Action.STOP),
-    "entropy": Policy("entropy", Action.ROLLBACK),
-    "clock": Policy("clock", Action.ROLLBACK),
-    "loop": Policy("loop", Action.ROLLBACK),
     ROLLBACK_BEFORE: Policy("hazard_before", Action.ROLLBACK),
     STOP_AT_ANSWER: Policy("answer", Action.STOP),
+    **{trigger: Policy(trigger, Action.ROLLBACK) for trigger in BY_TRIGGER},
 }
 
 
@@ -145,14 +144,15 @@ class Live:
             before = HazardModel.load(layout.trained(model, BEFORE))
             triggers["hazard_before"] = load_operating_point(layout.evaluated(model, BEFORE), settings.point)
         split = read_split(PROTOCOLS[HEADLINE], trained)
-        for baseline, (risk, largest) in {
-            "entropy": ("entropy", math.log(vocabulary_size(model, spec))),
-            "clock": ("token_position", 1.0),
-        }.items():
-            if baseline in settings.baselines:
-                triggers[baseline] = matched_setting(
-                    risk, largest, layout.features(model), traces, split, fits[0], point, conditions
-                )
+
+        def matched(feature: str, largest: float) -> ControllerParams:
+            path = layout.features(model)
+            return matched_setting(feature, largest, path, traces, split, fits[0], point, conditions)
+
+        if "entropy" in settings.baselines:
+            triggers["entropy"] = matched("entropy", math.log(vocabulary_size(model, spec)))
+        if "clock" in settings.baselines:
+            triggers["clock"] = matched("token_position", 1.0)
         sweep = Sweep(
             name=model,
             spec=spec,

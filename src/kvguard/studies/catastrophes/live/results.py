@@ -14,6 +14,7 @@ from kvguard.stats.bootstrap import mean_by, resample_weights
 from kvguard.store.results import Results
 from kvguard.studies.catastrophes.live.gap import add_gap, simulate_live
 from kvguard.studies.catastrophes.live.names import (
+    BY_TRIGGER,
     DECODING,
     PREFILL,
     ROLLBACK,
@@ -28,7 +29,7 @@ from kvguard.studies.catastrophes.protocols import HEADLINE
 from kvguard.studies.catastrophes.score.alarms import Alarms, add_alarms
 
 # Policies whose triggers differ.
-ALARMED = (ROLLBACK, ROLLBACK_BEFORE, STOP_AT_ANSWER, "entropy", "clock", "loop")
+ALARMED = (ROLLBACK, ROLLBACK_BEFORE, STOP_AT_ANSWER, *BY_TRIGGER)
 
 
 def live_results(
