@@ -19,6 +19,7 @@ from kvguard.judging.judge import read_judged
 from kvguard.models.load import LoadedModel, load_model
 from kvguard.store.results import Results
 from kvguard.store.tables import read_table
+from kvguard.studies.catastrophes.live import latency
 from kvguard.studies.catastrophes.live.latency import measure_latency
 from kvguard.studies.catastrophes.live.plan import Live
 from kvguard.studies.catastrophes.live.results import ALARMED, headline, live_results
@@ -259,6 +260,22 @@ def test_the_time_of_guarding_is_measured(live: Live, loaded: LoadedModel) -> No
     assert found["guarded"]["ms_per_token"]["value"] > 0
     assert found["restore"]["ms"]["value"] > 0
     assert set(found) == {"unguarded", "guarded", "overhead", "restore"}
+
+
+def test_a_slow_model_is_timed_on_fewer_tokens(
+    live: Live, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    hook = loaded.model.register_forward_hook(lambda *_: passes.append(1))
+    for seconds in (60, 0):
+        monkeypatch.setattr(latency, "_SECONDS", seconds)
+        measure_latency(
+            Results("live-validate", "tiny", "v2"), live, loaded, batch_size=2, n_tokens=20, rounds=2
+        )
+        passes.append(0)
+    hook.remove()
+    all_, few = "".join(map(str, passes)).split("0")[:2]
+    assert len(all_) - len(few) == 2 * 2 * (20 - 4)
 
 
 SCRIPT = """

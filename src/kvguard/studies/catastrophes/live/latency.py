@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from kvguard.engine.loop import assemble, decode
 from kvguard.engine.prefill import full_cache
@@ -32,19 +33,22 @@ from kvguard.sweep.make import prefill_rows
 
 TABLE = "latency"
 
+_FEW, _SECONDS = 4, 5  # tokens that tell how fast a model is, and what a decoding may take
+
 
 def measure_latency(
     results: Results, live: Live, loaded: LoadedModel, *, batch_size: int, n_tokens: int, rounds: int
 ) -> None:
-    """Add the table latency, in milliseconds; no row ends before ``n_tokens`` tokens.
+    """Add the table latency, in milliseconds.
 
     Parameters
     ----------
     batch_size
         Rows; with fewer prompts some stand twice.
+    n_tokens
+        Of each row; of a slow model fewer, so that a decoding takes some seconds.
     """
     condition = live.sweep.conditions[1]
-    n_tokens = min(n_tokens, live.task.max_new_tokens)
     block = live.sweep.prompts.iloc[:batch_size]
     prompt_ids = [np.array(loaded.encode(prompt)) for prompt in block["prompt"]]
     presses = Presses([condition], live.sweep.compressors)
@@ -53,12 +57,11 @@ def measure_latency(
     thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)
     ratios = np.full(batch_size, condition.ratio)
     trigger = POLICIES[STATIC].trigger
-    how = Decoding(n_tokens, [])
 
-    def unguarded() -> None:
+    def unguarded(how: Decoding) -> None:
         decode(loaded.model, rows, how, batch_size=batch_size)
 
-    def guarded() -> None:
+    def guarded(how: Decoding) -> None:
         batch = assemble(loaded.model, rows, batch_size, how)
         made = make_trigger(live, trigger, thinking, loaded.model.config)
         watch = Watch(made, live.triggers[trigger])
@@ -67,13 +70,20 @@ def measure_latency(
 
     logits = torch.stack([row.logits for row in rows])
 
-    def read() -> None:
-        for _ in range(n_tokens):
+    def read(how: Decoding) -> None:
+        for _ in range(how.max_new_tokens):
             signals(logits, logits.argmax(dim=-1))
 
-    unguarded()
-    guarded()
-    times = np.array([[_ms(loaded, what) for what in (unguarded, read, guarded)] for _ in range(rounds)])
+    n_tokens = min(n_tokens, live.task.max_new_tokens)
+    few = Decoding(min(_FEW, n_tokens), [])
+    unguarded(few)
+    guarded(few)
+    allowed = int(_SECONDS * 1000 / _ms(loaded, partial(unguarded, few)) * few.max_new_tokens)
+    n_tokens = max(few.max_new_tokens, min(n_tokens, allowed))
+    how = Decoding(n_tokens, [])
+    timed = [partial(what, how) for what in (unguarded, read, guarded)]
+    bar = tqdm(range(rounds), desc="latency", unit="round", disable=None)
+    times = np.array([[_ms(loaded, what) for what in timed] for _ in bar])
     per_token = 1 / (batch_size * n_tokens)
     found = {"unguarded": (times[:, 0] - times[:, 1]) * per_token, "guarded": times[:, 2] * per_token}
     for name, ms in found.items():
