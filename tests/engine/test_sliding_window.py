@@ -1,16 +1,21 @@
 """Layers that attend to the last tokens only, as Gemma 3 has: not compressed, never beyond their window."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
 
 from kvguard.engine.budget import Budget
+from kvguard.engine.layers import full_entries, sliding_windows
 from kvguard.engine.loop import Generated, assemble, decode, decode_steps
 from kvguard.engine.oracle import kvpress_generate
 from kvguard.engine.prefill import full_cache, prefill
 from kvguard.engine.presses import Condition, build_press
 from kvguard.engine.requests import Decoding, Row
 from kvguard.errors import KvguardError
+from kvguard.guard.actions import Action, GuardedRun, GuardParams
+from kvguard.guard.controller import ControllerParams
+from kvguard.guard.watch import LoopTrigger, Watch
 from kvguard.sweep.settings import CompressorSpec
 from tiny import SHAPE, SLIDING, WINDOW, build
 
@@ -121,6 +126,30 @@ def test_the_full_cache_of_a_long_text_holds_one_window_less_the_token_to_come(
     gemma: PreTrainedModel,
 ) -> None:
     assert full_cache(gemma, prompts()[2]).lengths == [WINDOW - 1, 91] * 2
+
+
+def test_what_an_uncompressed_text_holds_is_known_from_its_length(gemma: PreTrainedModel) -> None:
+    windows = sliding_windows(gemma)
+    batch = assemble(gemma, rows(gemma, "none"), 3, Decoding(NEW, EOS))
+    for step in decode_steps(batch):
+        fed = batch.n_prompt + step.t
+        assert batch.kv_tokens().tolist() == full_entries(windows, fed).tolist()
+
+
+def test_only_what_the_uncompressed_model_would_hold_can_be_saved(gemma: PreTrainedModel) -> None:
+    trigger, never = LoopTrigger(), ControllerParams(tau_low=1, tau_high=1, k_escalate=1, j_deescalate=1)
+    for name, layers in (("none", 0), ("knorm", 2)):
+        batch = assemble(gemma, rows(gemma, name), 3, Decoding(NEW, EOS))
+        run = GuardedRun(batch, Watch(trigger, never), Action.NONE, GuardParams(), [0.5] * 3)
+        for _ in run.steps():
+            pass
+        found = run.collect()
+        for number, n_prompt in enumerate((15, 60, 91)):
+            done = found[number]
+            fed = n_prompt + np.arange(done.n_steps)
+            spared = layers * n_prompt / 2 / 4
+            share = (spared / full_entries(sliding_windows(gemma), fed)).mean()
+            assert done.kv_saved == pytest.approx(share, abs=0.01 * layers)
 
 
 def test_a_budget_while_decoding_is_rejected(gemma: PreTrainedModel) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -22,6 +28,24 @@ def sliding_windows(model: PreTrainedModel) -> list[int | None]:
     """
     layers = DynamicCache(config=model.config).layers
     return [getattr(layer, "sliding_window", None) for layer in layers]
+
+
+def full_entries(windows: Sequence[int | None], n_tokens: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Return the entries that the uncompressed cache of texts holds, a mean over layers. [n]
+
+    Parameters
+    ----------
+    windows
+        See :func:`sliding_windows`.
+    n_tokens
+        Of each text. [n]
+    """
+    held = [
+        n_layers * (n_tokens if window is None else np.minimum(n_tokens, window - 1))
+        for window, n_layers in Counter(windows).items()
+    ]
+    found: NDArray[np.float64] = np.sum(held, axis=0) / len(windows)
+    return found
 
 
 def clear_head_masks(model: PreTrainedModel) -> None:

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from kvguard.engine.batch import Batch, Step
 from kvguard.engine.growth import grown
+from kvguard.engine.layers import full_entries, sliding_windows
 from kvguard.engine.loop import decode_steps
 from kvguard.engine.requests import Finished, Follower, Reason, Request
 from kvguard.engine.signals import N_SIGNALS
@@ -110,7 +111,8 @@ class Guarded:
     stop_reason : str
         ``eos``, ``stop``, ``length``, ``guard``, ``cancelled``, or ``invalid`` (logits that are NaN).
     kv_saved : float
-        The mean of 1 - held / full over all decoding steps, those of rewound tokens included.
+        The mean of 1 - held / full over all decoding steps, those of rewound tokens included; full is what
+        the uncompressed model would hold.
     n_steps, n_rewound : int
         Tokens drawn, and those of them thrown away.
     safe_at : int
@@ -130,15 +132,20 @@ class Guarded:
     safe_at: int
 
 
-def saved(held: NDArray[np.float32], n_prompt: int, start: int, stop: int) -> float:
+def saved(
+    held: NDArray[np.float32], n_prompt: int, start: int, stop: int, windows: Sequence[int | None]
+) -> float:
     """Return 1 - held / full, summed over the tokens ``start`` to ``stop`` of a row.
 
     Parameters
     ----------
     held
         Cache entries held when each token was drawn. [T]
+    windows
+        Of the model's layers: what slides out of them by itself is not saved.
     """
-    return float((1 - held[start:stop] / (n_prompt + np.arange(start, stop))).sum())
+    full = full_entries(windows, n_prompt + np.arange(start, stop))
+    return float((1 - held[start:stop] / full).sum())
 
 
 _SEAT = np.dtype(
@@ -190,6 +197,7 @@ class GuardedRun(Follower):
             raise ValueError("action stop: pass answers")
         self.batch, self.watch, self.action, self.params = batch, watch, action, params
         self.budget, self.thinking, self.answers, self._ratios = budget, thinking, answers, ratios
+        self._windows = sliding_windows(batch.model)
         self._seats = np.zeros(0, dtype=_SEAT)
         self._hazard = np.zeros((0, _TOKENS), dtype=np.float32)  # these by seat and token
         self._states = np.zeros((0, _TOKENS), dtype=np.uint8)
@@ -370,7 +378,7 @@ class GuardedRun(Follower):
         return action, min([self.watch.accused(seat, hazard, self.params.rewind_below), *ends])
 
     def _saving(self, seat: int, start: int, stop: int) -> float:
-        return saved(self._held[seat], int(self._seats["n_prompt"][seat]), start, stop)
+        return saved(self._held[seat], int(self._seats["n_prompt"][seat]), start, stop, self._windows)
 
     def _leave(self, step: Step, slots: Ints, events: dict[int, Event]) -> None:
         """Return rows that have become calm to compression."""

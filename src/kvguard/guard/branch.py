@@ -112,7 +112,7 @@ class BranchedRun(GuardedRun):
         row = self.batch.add(replace(request, logits=None, prefix=tuple(tokens[:kept])))
         if what is Action.STOP:
             self.batch.cancel(row)  # nothing is left to generate
-            self._done[row] = _stopped(past.row, act, request.n_prompt)
+            self._done[row] = _stopped(past.row, act, request.n_prompt, self._windows)
         else:
             self._pasts[row] = past, act
         return row
@@ -134,16 +134,16 @@ class BranchedRun(GuardedRun):
         self._events[seat].append(act)
 
 
-def stop_at_answer(row: Guarded, n_prompt: int, answers: Answers) -> Guarded:
+def stop_at_answer(row: Guarded, n_prompt: int, answers: Answers, windows: Sequence[int | None]) -> Guarded:
     """Return what a recorded row would be, ended at its first complete answer: a stop string, no guard."""
     ends = answers.ends(row.token_ids.tolist())
     if not ends or ends[0] >= len(row.token_ids):
         return row
     act = Event(ends[0], Action.STOP.value, ends[0])  # the token after it tells that it is whole
-    return replace(_stopped(row, act, n_prompt), safe_at=ends[0])
+    return replace(_stopped(row, act, n_prompt, windows), safe_at=ends[0])
 
 
-def _stopped(row: Guarded, act: Event, n_prompt: int) -> Guarded:
+def _stopped(row: Guarded, act: Event, n_prompt: int, windows: Sequence[int | None]) -> Guarded:
     """Return what is left of a row that ``act`` ends."""
     n, kept = act.t + 1, act.kept
     return replace(
@@ -155,7 +155,7 @@ def _stopped(row: Guarded, act: Event, n_prompt: int) -> Guarded:
         kv_tokens=row.kv_tokens[:kept],
         stop_reason=Reason.GUARD.word,
         events=(act,),
-        kv_saved=saved(row.kv_tokens, n_prompt, 0, n) / n,
+        kv_saved=saved(row.kv_tokens, n_prompt, 0, n, windows) / n,
         n_steps=n,
         n_rewound=n - kept,
     )

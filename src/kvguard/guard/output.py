@@ -44,7 +44,8 @@ class Output:
     score
         What the guard thought of it: 1 if it alarmed, else the highest hazard.
     kv_saved
-        The mean of 1 - held / full over all steps, those of rewound tokens included.
+        The mean of 1 - held / full over all steps, those of rewound tokens included; full is what the
+        uncompressed model would hold.
     n_steps, n_rewound
         Tokens drawn, and those of them thrown away.
     """

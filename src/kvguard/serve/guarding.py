@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvguard.engine.growth import grown
+from kvguard.engine.layers import full_entries
 from kvguard.guard.actions import GuardedRun
 from kvguard.guard.controller import ControllerParams
 from kvguard.guard.settings import Action, GuardParams
@@ -100,7 +101,7 @@ class ServedRun(GuardedRun):
         self._courses: dict[int, Course] = {}  # by seat, as the next
         self._peak = np.zeros(0, dtype=np.float32)
         self._entered: set[int] = set()  # seats that entered SAFE in this step
-        self.held, self.full = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
+        self.held, self.full = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float64)
         super().__init__(batch, watch, Action.NONE, params, self._row_ratios)
 
     def add(self, request: Request, course: Course) -> int:
@@ -161,6 +162,6 @@ class ServedRun(GuardedRun):
         """Judge the step's tokens, and see how much the rows hold. [n], [n]"""
         found = super()._observe(step, tokens)
         self.held = self._held[step.seat, step.t]
-        self.full = self._seats["n_prompt"][step.seat] + step.t
+        self.full = full_entries(self._windows, self._seats["n_prompt"][step.seat] + step.t)
         self._peak[step.seat] = np.maximum(self._peak[step.seat], self.held)
         return found

@@ -22,6 +22,13 @@ def test_what_saves_most_among_the_certified_is_recommended():
     assert found.best.kv_saved == pytest.approx(np.mean([50 / (100 + t) for t in range(10)]))
 
 
+def test_memory_that_sliding_windows_free_by_themselves_is_not_saved():
+    judged = traces(300, {("a", 0.25): SAFE})
+    kept = judged["n_kept_tokens"].where(judged["compressor"] == "a", 90.0)
+    found = recommend(judged.assign(n_kept_tokens=kept), Limits())
+    assert found.best.kv_saved == pytest.approx(np.mean([15 / (90 + t) for t in range(10)]))
+
+
 def test_no_setting_is_certified_beyond_one_that_is_not():
     found = recommend(traces(300, {("a", 0.25): BAD, ("a", 0.5): SAFE}), Limits())
     assert [row.certified for row in found.rows] == [False, False]

@@ -61,6 +61,13 @@ def test_only_a_switch_before_the_onset_takes_the_baselines_outcome():
     assert found["lead_time"].dropna().tolist() == [2.0]
 
 
+def test_memory_that_sliding_windows_free_by_themselves_is_not_saved():
+    narrow = TRACES.assign(n_kept_tokens=TRACES["n_kept_tokens"] - 4)
+    found = simulate(recorded(narrow, V2), SAFE)
+    assert found["kv_saved"][0] == 0
+    assert found["kv_saved"][1] == pytest.approx(np.mean([5 / (6 + t) for t in range(8)]))
+
+
 def test_where_the_guard_rewinds_an_alarm_is_in_time_for_a_while_after_the_onset():
     traces = judged([("a", "none", 0.0, 4, None, True), *[("a", "x", 0.5, 40, 3, False)] * 3])
     safe = np.zeros((4, 40), dtype=bool)

@@ -125,6 +125,14 @@ def test_the_oracle_restores_the_failing_traces_at_their_onset_and_no_others(tab
     assert (oracle["n_restores"][0], oracle["false_alarm_rate"][0]) == (0.5, 0)
 
 
+def test_an_oracles_full_cache_holds_what_the_uncompressed_model_holds(table: pd.DataFrame) -> None:
+    """One whose sliding windows have let go of four entries."""
+    narrow = table.assign(kv_tokens=[held - 4 for held in table["kv_tokens"]])
+    oracle = policy_values(arms_of(narrow, "prefill"), ONE, FIRST)["oracle"]
+    saved = 5 / (6 + np.arange(4))
+    assert oracle["kv_saved"][0] == pytest.approx((2 * saved[:2].sum() / 4 + 2 * saved.mean()) / 4)
+
+
 def test_a_prompt_with_a_broken_generation_leaves_every_policy(table: pd.DataFrame) -> None:
     table.loc[table.index[-1], "error"] = "the logits of token 0 are NaN"
     kept = sound(table)

@@ -247,15 +247,18 @@ def _reject_missing(prompts: pd.Index[Any], baseline: pd.Index[Any], setting: Se
 
 
 def _saved(traces: pd.DataFrame, n_tokens: Floats) -> Floats:
-    """Return the mean over steps of the share of the cache that is not held. [T]"""
-    prompt = traces["n_prompt_tokens"].to_numpy(dtype=np.float64)
-    spared = prompt - traces["n_kept_tokens"].to_numpy(dtype=np.float64)
-    harmonic = np.concatenate(
-        [[0.0], np.cumsum(1 / np.arange(1, int((prompt + n_tokens).max(initial=0)) + 1))]
-    )
-    end = (prompt + n_tokens).astype(np.int64)
-    steps = harmonic[np.maximum(end - 1, 0)] - harmonic[np.maximum(prompt.astype(np.int64) - 1, 0)]
-    return np.divide(spared * steps, n_tokens, out=np.zeros(len(prompt)), where=n_tokens > 0)
+    """Return the mean over steps of the share of the uncompressed cache that is not held. [T]
+
+    NaN where a prompt has no uncompressed text.
+    """
+    from scipy.special import digamma  # slow to import
+
+    kept = traces["n_kept_tokens"].astype("float64")
+    none = traces["compressor"] == NONE
+    full = traces["prompt_id"].map(kept[none].groupby(traces["prompt_id"][none]).first())
+    steps = digamma(full + n_tokens) - digamma(full)  # of 1 / (full + t), summed
+    sums = ((full - kept) * steps).to_numpy()
+    return np.divide(sums, n_tokens, out=np.zeros(len(sums)), where=n_tokens > 0)
 
 
 def _scores(live: pd.DataFrame) -> Floats:

@@ -6,9 +6,10 @@ One that reaches SAFE at the onset or later, or never, keeps its outcome; under 
 many tokens later, since the guard rewinds. Protocol v1 counts wrong answers as failures, and those have no
 onset: whenever SAFE fires it counts as in time, which is one of v1's mistakes.
 
-**Memory.** What a trace saves is the mean, over its decoding steps t, of 1 - held / full, where full = prompt
-+ t tokens. A step is compressed, held = kept + t, unless the controller is in SAFE after the token before it;
-then held = full. Which steps are in SAFE is known as far as the recording goes:
+**Memory.** What a trace saves is the mean, over its decoding steps t, of 1 - held / full, where full = the
+entries that the uncompressed model keeps of the prompt (all of them, but for sliding windows) + t. A step is
+compressed, held = kept + t, unless the controller is in SAFE after the token before it; then held = full.
+Which steps are in SAFE is known as far as the recording goes:
 
 - What follows in a trace that fails and is switched in time is not recorded. It is taken to hold the full
   cache from then on, to the end of the recording. A live guard saves more, since such a trace mostly ends
@@ -56,11 +57,10 @@ def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        trace_id, prompt_id, compressor, ratio, n_prompt_tokens, n_tokens, spared (KV pairs evicted), onset
+        trace_id, prompt_id, compressor, ratio, n_tokens, kept (KV pairs of the prompt), onset
         (NaN: none) and the kind of catastrophe that begins there; deadline, the first token at which an alarm
-        comes too late; failed (in the protocol's sense), each kind
-        of catastrophe, and correct (NaN: not scored), these also of the prompt's ``none`` trace, with
-        ``_uncompressed`` after the name.
+        comes too late; failed (in the protocol's sense), each kind of catastrophe, and correct (NaN: not
+        scored); these and kept also of the prompt's ``none`` trace, with ``_uncompressed`` after the name.
 
     Raises
     ------
@@ -75,15 +75,13 @@ def recorded(traces: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
         "failed": protocol.failed(traces),
         **kinds,
         "correct": traces["correct"].astype("float64").to_numpy(),
+        "kept": traces["n_kept_tokens"].to_numpy(dtype=np.float64),
     }
     twin = _uncompressed_rows(traces)
-    prompt = traces["n_prompt_tokens"].to_numpy(dtype=np.int64)
     return pd.DataFrame(
         {
             **{name: traces[name].to_numpy() for name in ("trace_id", "prompt_id", "compressor", "ratio")},
-            "n_prompt_tokens": prompt,
             "n_tokens": traces["token_ids"].map(len).to_numpy(dtype=np.int64),
-            "spared": prompt - traces["n_kept_tokens"].to_numpy(dtype=np.float64),
             "onset": traces[protocol.onset].astype("float64").to_numpy(),
             "deadline": traces[protocol.onset].astype("float64").to_numpy() + protocol.grace,
             "kind": kinds_of(traces[f"{protocol.onset}_by"]),
@@ -145,7 +143,8 @@ def simulate(traces: pd.DataFrame, safe: Bools) -> pd.DataFrame:
     compressed = generated.copy()
     compressed[:, 1:] &= ~safe[:, :-1]
     compressed[rescued] &= t <= safe_at[rescued, None]
-    saved = traces["spared"].to_numpy()[:, None] / (traces["n_prompt_tokens"].to_numpy()[:, None] + t)
+    full = traces["kept_uncompressed"].to_numpy()[:, None]
+    saved = (full - traces["kept"].to_numpy()[:, None]) / (full + t)
     outcomes: dict[str, NDArray[Any]] = {}
     for name in _OUTCOMES:
         without, uncompressed = traces[name].to_numpy(), traces[f"{name}_uncompressed"].to_numpy()

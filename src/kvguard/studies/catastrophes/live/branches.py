@@ -19,6 +19,7 @@ import torch
 
 from kvguard.engine.batch import Batch
 from kvguard.engine.columns import SIGNALS
+from kvguard.engine.layers import sliding_windows
 from kvguard.engine.memory import within_memory
 from kvguard.engine.presses import Condition
 from kvguard.engine.requests import Decoding, Request
@@ -176,9 +177,9 @@ def _run(
     report_row = reporter(live, loaded, [Sample.of(live.sweep.prompts.iloc[i]) for i, _ in keys], report)
     answers = Answers(loaded.tokenizer, live.task.answered)
     if part.policy == STOP_AT_ANSWER:
-        made = []
+        made, windows = [], sliding_windows(loaded.model)
         for place, (row, n_prompt) in enumerate(zip(recorded, frame["n_prompt_tokens"], strict=True)):
-            made.append(stop_at_answer(row, int(n_prompt), answers))
+            made.append(stop_at_answer(row, int(n_prompt), answers, windows))
             report_row(place, made[-1])
         return made, plan.batch_size
     thinking = thinking_mask(loaded.tokenizer, live.featurize.thinking_words)

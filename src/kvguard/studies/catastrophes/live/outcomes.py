@@ -129,7 +129,7 @@ def arms_of(live: pd.DataFrame, regime: str) -> Arms:
     found[UNCOMPRESSED] = none.loc[static["prompt_id"]].reset_index()
     arms = {policy: _arm(rows, static) for policy, rows in found.items()}
     arms[ALWAYS_SAFE] = arms[UNCOMPRESSED] | {"safe": np.ones(len(cases), dtype=bool)}
-    arms[ORACLE] = _oracle(static, arms[STATIC], arms[UNCOMPRESSED])
+    arms[ORACLE] = _oracle(static, found[UNCOMPRESSED], arms[STATIC], arms[UNCOMPRESSED])
     cluster, prompts = pd.factorize(cases["prompt_id"])
     return Arms(cases, cluster, len(prompts), arms, [arms[ROLLBACK], *repeats] if repeats else [])
 
@@ -158,18 +158,25 @@ def _has(rows: pd.DataFrame, kind: str) -> NDArray[np.bool_]:
     return rows["catastrophes"].map(lambda found: kind in found).to_numpy(dtype=bool)
 
 
-def _oracle(rows: pd.DataFrame, static: Arm, uncompressed: Arm) -> Arm:
+def _oracle(rows: pd.DataFrame, none: pd.DataFrame, static: Arm, uncompressed: Arm) -> Arm:
     """Return what is reached by restoring exactly the failing traces, each at its onset.
 
     They are taken to end as the uncompressed ones do, and to hold the full cache from the onset to the end
     of their recordings.
+
+    Parameters
+    ----------
+    rows, none
+        The static rows, and the uncompressed ones of the same prompts.
     """
+    lengths, forgotten = _sliding(none)
     failed = static["failed"]
     onset = np.where(failed, rows["onset"].fillna(NO_ONSET).to_numpy(dtype=np.int64), static["n_tokens"])
-    saved = [
-        (1 - held[:n] / (n_prompt + np.arange(n))).sum() / max(len(held), 1)
-        for held, n_prompt, n in zip(rows["kv_tokens"], rows["n_prompt_tokens"], onset, strict=True)
-    ]
+    saved = []
+    for held, n_prompt, n in zip(rows["kv_tokens"], rows["n_prompt_tokens"], onset, strict=True):
+        fed = n_prompt + np.arange(n)
+        full = fed - np.interp(fed, lengths, forgotten)
+        saved.append((1 - held[:n] / full).sum() / max(len(held), 1))
     names = ("failed", *DETECTORS, "correct", "correct_last")
     ends = {name: np.where(failed, uncompressed[name], static[name]) for name in names}
     none = np.zeros(len(rows), dtype=np.int64)
@@ -185,6 +192,17 @@ def _oracle(rows: pd.DataFrame, static: Arm, uncompressed: Arm) -> Arm:
         "n_rewinds": none,
         "n_rewound": none,
     }
+
+
+def _sliding(none: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Return lengths, and how many entries of so many tokens an uncompressed model does not hold. [N], [N]"""
+    held = np.concatenate([np.zeros(1), *none["kv_tokens"]])
+    fed = [
+        n_prompt + np.arange(len(row))
+        for n_prompt, row in zip(none["n_prompt_tokens"], none["kv_tokens"], strict=True)
+    ]
+    lengths, first = np.unique(np.concatenate([np.zeros(1), *fed]), return_index=True)
+    return lengths, lengths - held[first]
 
 
 def add_policies(results: Results, arms: Arms, regime: str, weights: Floats, seed: int) -> None:

@@ -17,10 +17,12 @@ import pandas as pd
 import torch
 
 from kvguard.engine.batch import Batch
+from kvguard.engine.layers import sliding_windows
 from kvguard.engine.loop import Generated, finished
 from kvguard.engine.memory import within_memory
 from kvguard.engine.requests import Decoding
 from kvguard.guard import VERSION
+from kvguard.guard.actions import saved
 from kvguard.models.load import LoadedModel
 from kvguard.store.parts import Part, digest, fingerprint, slices
 from kvguard.store.schemas import conform
@@ -146,7 +148,7 @@ def make_switch_parts(
                 "token_ids": tokens,
                 "text": [text_of(loaded, ids, stops) for ids in tokens],
                 "stop_reason": stop,
-                "kv_saved": _saved(cases, kept) / np.maximum(lengths, 1),
+                "kv_saved": _saved(cases, kept, sliding_windows(loaded.model)) / np.maximum(lengths, 1),
                 "safe_at": kept.astype(np.int32),
                 "n_steps": lengths,
                 "n_restores": np.int32(1),
@@ -187,9 +189,7 @@ def _tokens(made: Generated) -> list[np.ndarray]:
     return [made.token_ids[row, :n] for row, n in enumerate(made.lengths)]
 
 
-def _saved(cases: pd.DataFrame, kept: np.ndarray) -> np.ndarray:
+def _saved(cases: pd.DataFrame, kept: np.ndarray, windows: Sequence[int | None]) -> np.ndarray:
     """Return the sum of 1 - held / full over the steps before the cache was restored. [R]"""
-    sums = []
-    for held, n_prompt, n in zip(cases["kv_tokens"], cases["n_prompt_tokens"], kept, strict=True):
-        sums.append(float((1 - held[:n] / (n_prompt + np.arange(n))).sum()))
-    return np.array(sums)
+    rows = zip(cases["kv_tokens"], cases["n_prompt_tokens"], kept, strict=True)
+    return np.array([saved(held, n_prompt, 0, n, windows) for held, n_prompt, n in rows])
