@@ -4,6 +4,7 @@ import made_up
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from kvguard.guard.controller import ControllerParams
 from kvguard.studies.catastrophes.chapter import figures
@@ -142,6 +143,20 @@ def test_live_runs_without_failures_or_a_second_regime_still_make_figures(tmp_pa
     once = results[~results["table"].isin(["policies-decoding", "switch"])]
     for name, frame in (("undefined", undefined), ("once", once)):
         assert all(path.is_file() for path in figures.live_figures(frame, latency, tmp_path / name, TITLE))
+
+
+def test_what_was_not_run_live_has_no_panel(tmp_path):
+    results, latency = made_up.results("live-validate", "reference", HEADLINE), made_up.latency("reference")
+    left_out = results["table"].isin(["policies-decoding", "switch"])
+    left_out |= (results["table"] == "gap") & results["subject"].str.startswith("restart")
+    sizes = []
+    for name, frame in (("all", results), ("some", results[~left_out])):
+        figures.live_figures(frame, latency, tmp_path / name, TITLE)
+        sizes.append({path.stem: Image.open(path).size for path in (tmp_path / name).iterdir()})
+    whole, some = sizes
+    for name, n_panels, n_left in (("cbr-by-policy", 2, 1), ("frontier", 2, 1), ("causality-gap", 3, 2)):
+        assert some[name][0] == whole[name][0] * n_left // n_panels
+    assert some["switch-time"][1] < whole["switch-time"][1]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,16 @@ def policies_table(regime: str) -> str:
     return f"policies-{regime}"
 
 
+def _regimes(results: pd.DataFrame) -> dict[str, str]:
+    """Return the regimes that were run; none was: the first, for an empty panel."""
+    run = {
+        regime: spelled
+        for regime, spelled in REGIMES.items()
+        if policies_table(regime) in set(results["table"])
+    }
+    return run or dict(list(REGIMES.items())[:1])
+
+
 def conditions_of(subjects: list[str]) -> list[str]:
     """Return the conditions that subjects like ``rollback/snapkv@0.75`` name, in their order."""
     return list(dict.fromkeys(subject.partition("/")[2] for subject in subjects if "/" in subject))
@@ -96,12 +106,13 @@ def conditions_of(subjects: list[str]) -> list[str]:
 
 def _rates(results: pd.DataFrame, title: str, path: Path) -> Path:
     """Draw the CBR of every policy, a row for each condition and one for all of them together."""
-    known = [results.loc[results["table"] == policies_table(regime), "subject"] for regime in REGIMES]
+    regimes = _regimes(results)
+    known = [results.loc[results["table"] == policies_table(regime), "subject"] for regime in regimes]
     rows = ["", *conditions_of([subject for subjects in known for subject in subjects])]
     heading = titled(results, "Catastrophes, live", title)
     size = (5.2, 1.6 + 0.95 * len(rows))
-    with canvas(path, heading, (1, len(REGIMES)), size, sharex=True, sharey=True) as (axes,):
-        for axis, (regime, spelled) in zip(axes, REGIMES.items(), strict=True):
+    with canvas(path, heading, (1, len(regimes)), size, sharex=True, sharey=True) as (axes,):
+        for axis, (regime, spelled) in zip(axes, regimes.items(), strict=True):
             found = metric(results, policies_table(regime), "cbr")
             for place, policy in enumerate(POLICIES):
                 shift = (place - (len(POLICIES) - 1) / 2) * 0.8 / len(POLICIES)
@@ -116,7 +127,7 @@ def _rates(results: pd.DataFrame, title: str, path: Path) -> Path:
         )  # fmt: skip
         axes[0].set_yticks(range(len(rows)), [row or _POOLED for row in rows])
         axes[0].set_ylim(len(rows) - 0.4, -0.6)
-        _shared_legend(axes, 4)
+        _shared_legend(axes, 2 * len(regimes))
     return path
 
 
@@ -145,8 +156,9 @@ def _shared_legend(axes: Sequence[Axes], columns: int) -> None:
 def _frontier(results: pd.DataFrame, title: str, path: Path) -> Path:
     """Draw memory saved against CBR, with the line of those who guard by lot and the oracle's point."""
     heading = titled(results, "What memory costs in catastrophes", title)
-    with canvas(path, heading, (1, len(REGIMES)), (5.6, 4.6), sharex=True, sharey=True) as (axes,):
-        for axis, (regime, spelled) in zip(axes, REGIMES.items(), strict=True):
+    regimes = _regimes(results)
+    with canvas(path, heading, (1, len(regimes)), (5.6, 4.6), sharex=True, sharey=True) as (axes,):
+        for axis, (regime, spelled) in zip(axes, regimes.items(), strict=True):
             table = policies_table(regime)
             saved, failed = metric(results, table, "kv_saved"), metric(results, table, "cbr")
             ends = ["always_safe", "static"]
@@ -168,7 +180,7 @@ def _frontier(results: pd.DataFrame, title: str, path: Path) -> Path:
             linewidth=1, label="CBR of guard: rollback, simulated offline",
         )  # fmt: skip
         axes[0].set_ylabel("CBR (share of traces)")
-        _shared_legend(axes, 3)
+        _shared_legend(axes, 1 + len(regimes))
     return path
 
 
@@ -176,8 +188,10 @@ def _gap(results: pd.DataFrame, title: str, path: Path) -> Path:
     """Draw, for each action, predicted against really prevented as shares of the failing traces."""
     heading = titled(results, "Does the forecast come true?", title)
     cells = (("both", "predicted_only"), ("prevented_only", "neither"))
-    with canvas(path, heading, (1, len(ACTIONS)), (4.7, 3.9)) as (axes,):
-        for axis, action in zip(axes, ACTIONS, strict=True):
+    known = metric(results, "gap", "gap").index
+    actions = [action for action in ACTIONS if action in known] or ACTIONS
+    with canvas(path, heading, (1, len(actions)), (4.7, 3.9)) as (axes,):
+        for axis, action in zip(axes, actions, strict=True):
             numbers = {name: _one(results, "gap", action, name) for row in cells for name in row}
             shares = np.array([[numbers[name]["value"] for name in row] for row in cells])
             axis.imshow(shares, cmap="Blues", vmin=0, vmax=1.4)
@@ -202,7 +216,11 @@ def _switch(results: pd.DataFrame, title: str, path: Path) -> Path:
     found = {name: metric(results, "switch", name) for name in ("recovered", "correct", "n_traces")}
     offsets = sorted(found["recovered"].index, key=float, reverse=True)
     counts = found["n_traces"]["value"].reindex(offsets)
-    with canvas(path, heading, size=(7.2, 4.2)) as ((axis,),):
+    with canvas(path, heading, size=(7.2, 4.2) if offsets else (7.2, 1.6)) as ((axis,),):
+        if not offsets:
+            axis.set_axis_off()
+            axis.text(0.5, 0.5, "not run: live_validate.switch_traces is 0", ha="center", color=GREY)
+            return path
         if "0" in offsets:
             axis.axvline(offsets.index("0"), color=PALE, linewidth=6, zorder=0, label="the onset")
         for name, label, colour, marker in (
