@@ -204,8 +204,8 @@ def _gap(results: pd.DataFrame, title: str, path: Path) -> Path:
             axis.grid(visible=False)
             gap, n_failed = (_one(results, "gap", action, name) for name in ("gap", "n_failed"))
             axis.set_title(
-                f"{action}, {n_failed['value']:.0f} failing traces; CBR live\n"
-                "minus simulated: " + _spelled(gap).replace(" %\n", " points ")
+                f"{action}, {n_failed['value']:.0f} failing traces\n"
+                "CBR, live minus simulated:\n" + _spelled(gap).replace(" %\n", " points ")
             )
     return path
 
