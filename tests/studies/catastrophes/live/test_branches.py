@@ -184,7 +184,7 @@ def test_a_stop_string_after_the_answer_is_the_static_text_cut_there(
     answers, n_prompt = Seventh(first), 50
     cut = 0
     for row in trunk:
-        done, ends = stop_at_answer(row, n_prompt, answers), answers.ends(row.token_ids.tolist())
+        done, ends = stop_at_answer(row, n_prompt, answers, [None]), answers.ends(row.token_ids.tolist())
         if not ends or ends[0] >= len(row.token_ids):
             assert done is row
             continue
