@@ -18,6 +18,7 @@ from kvguard.engine.presses import build_press
 from kvguard.guard.drift import Drift
 from kvguard.guard.session import Guard
 from kvguard.models.load import LoadedModel, load_model
+from kvguard.stage import one_line_errors
 from kvguard.stats.binomial import rate
 from kvguard.studies.catastrophes.params import load_params
 from kvguard.sweep.plan import stop_strings
@@ -71,6 +72,7 @@ def delays(calibration: Scores, live: Scores, orders: int, seed: int) -> list[in
 @click.option(
     "--other", "others", multiple=True, help="NAME=FILE: other problems, in GSM8K's form; again for more."
 )
+@one_line_errors
 def main(
     model: str,
     bundle: Path | None,
@@ -83,6 +85,9 @@ def main(
     others: tuple[str, ...],
 ) -> None:
     """Measure, and print a line for each kind of traffic."""
+    sources = [entry.partition("=") for entry in others]
+    if unnamed := [name for name, _, source in sources if not source]:
+        raise click.UsageError(f"--other {unnamed[0]}: give NAME=FILE")
     params = load_params(params_path)
     guard = Guard.load(bundle or Path("models") / model)
     loaded = load_model(model, params.spec(model), "cpu")
@@ -93,7 +98,7 @@ def main(
         f"snapkv@{severe:g}": (task, severe),
     }
     alike = task.name if isinstance(task, Gsm8k) else "gsm8k"
-    for name, _, source in (other.partition("=") for other in others):
+    for name, _, source in sources:
         kinds[name] = (make_task(alike, source=source, n_shots=task.n_shots and 1), ratio)
     rng = np.random.default_rng(7)
     same: list[int | None] = []

@@ -5,6 +5,7 @@
     python benchmarks/serve.py delay --model reference
     python benchmarks/serve.py memory --model reference
     python benchmarks/serve.py transformers --folder DIR
+    python benchmarks/serve.py alone --folder DIR
     python benchmarks/serve.py waiting --beside 2
     python benchmarks/serve.py soak --minutes 10
 
@@ -413,6 +414,43 @@ def transformers(
         click.echo(f"kvguard {found[0]:.0f}, transformers serve {found[1]:.0f} tokens/s: {ratios[-1]:.1f}x")
     counted = [ratio for ratio in ratios if ratio == ratio]
     click.echo(f"median of {len(counted)}: {median(counted or [float('nan')]):.1f}x")
+
+
+@main.command()
+@click.option("--folder", required=True, type=click.Path(exists=True), help="A model's folder.")
+@NEW
+@click.option("--clients", default=16, show_default=True)
+@click.option("--steps", default=40, show_default=True, help="Decoding steps that are timed.")
+def alone(folder: str, new: int, clients: int, steps: int) -> None:
+    """What forward passes alone allow of those chats: prompts one by one, then steps of all clients."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chats = [[{"role": "user", "content": text}] for text in texts(1)[:clients]]
+    written = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    prompts = [
+        torch.tensor([tokenizer.encode(text, add_special_tokens=False)], dtype=torch.long) for text in written
+    ]
+
+    def seconds(what: Callable[[], object], times: int) -> float:
+        started = time.perf_counter()
+        for _ in range(times):
+            what()
+        return (time.perf_counter() - started) / times
+
+    cache, shortest = DynamicCache(config=model.config), min(ids.shape[1] for ids in prompts)
+    token = torch.ones(clients, 1, dtype=torch.long)
+    with torch.inference_mode():
+        model(torch.cat([ids[:, :shortest] for ids in prompts]), past_key_values=cache)
+        prefill = seconds(lambda: [model(ids, logits_to_keep=1) for ids in prompts], 1)
+        step = seconds(lambda: model(token, past_key_values=cache), steps)
+    rate = clients * new / (prefill + new * step)
+    click.echo(
+        f"prefill {1000 * prefill / clients:.0f} ms each, a step {1000 * step:.0f} ms: {rate:.0f} tokens/s"
+    )
 
 
 @main.command()
